@@ -1,0 +1,91 @@
+//! What executors run: each action is one pass over memory.
+//!
+//! Lowering turns runs of steps into actions. Sources are own spans or arrivals, destinations are
+//! own spans or sends; "receive, reduce and forward" is one action, and so is "reduce `n` arrivals
+//! and send the result to `n` peers".
+
+use crate::Span;
+
+/// Where an operand of a [`Action::Move`] comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A span of this rank.
+    Own(Span),
+    /// The next message of a peer.
+    Arrival {
+        /// Sender.
+        peer: u32,
+    },
+}
+
+/// Where the result of a [`Action::Move`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A span of this rank that a later step, or the caller, reads.
+    Own(Span),
+    /// A span that only backs the sends of this action: it need not be written where the result
+    /// can go to the peers without it. Its content is undefined afterwards. At most one, and only
+    /// beside sends.
+    Backing(Span),
+    /// The next message to a peer. Its bytes equal those of the action's `Own` or `Backing` span
+    /// (a `Move` from one own span without such a destination sends the source itself).
+    Send {
+        /// Receiver.
+        peer: u32,
+        /// As in [`Step::Send`](crate::Step::Send).
+        settled: bool,
+    },
+}
+
+/// One action of one rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Folds `sources` left to right, element by element, and puts the result into every
+    /// destination. All spans and messages have the length of `shape`. One source is a copy.
+    ///
+    /// Works slice by slice: a slice is done when it is there from every arrival. An action that
+    /// has no credit to forward a slice writes its own span and posts that.
+    Move {
+        /// First operand in [`Program::sources`].
+        first_source: u32,
+        /// How many operands; at least 1.
+        sources: u32,
+        /// First result in [`Program::destinations`].
+        first_destination: u32,
+        /// How many results; at least 1.
+        destinations: u32,
+        /// A span as long as every operand and result.
+        shape: Span,
+        /// An own destination may overlap what earlier sends of this rank still read: each slice
+        /// of it is written only when those bytes have been consumed.
+        guarded: bool,
+        /// The own destination may be offered to the only arrival's sender when the round starts
+        /// (see [`Step::Recv`](crate::Step::Recv)).
+        early: bool,
+    },
+    /// As [`Step::Flush`](crate::Step::Flush).
+    Flush {
+        /// What is about to be written.
+        span: Span,
+    },
+}
+
+/// One rank's actions for one round of one collective.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Whose it is.
+    pub rank: u32,
+    /// How many ranks take part.
+    pub ranks: u32,
+    /// As in [`Plan`](crate::Plan).
+    pub chunks: u32,
+    /// As in [`Plan`](crate::Plan), for the scratch chunks that an action still names; the others
+    /// were replaced by arrivals.
+    pub scratch: Vec<u32>,
+    /// What to do, in order.
+    pub actions: Vec<Action>,
+    /// Operands of the moves.
+    pub sources: Vec<Source>,
+    /// Results of the moves.
+    pub destinations: Vec<Destination>,
+}

@@ -1,0 +1,86 @@
+//! The algorithms: pure functions that write plans.
+
+use std::fmt;
+
+use crate::{Collective, Plan};
+
+/// How a collective is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Algorithm {
+    /// All-reduce around a ring.
+    Ring = 1,
+    /// All-reduce over two binary trees.
+    DoubleTree = 2,
+    /// All-reduce by recursive doubling.
+    Doubling = 3,
+    /// All-reduce: everyone sends all to all and reduces.
+    OneShot = 4,
+    /// All-reduce: each rank reduces its part from all and sends it to all.
+    TwoShot = 5,
+    /// Broadcast down a binomial tree.
+    Tree = 6,
+    /// Barrier by dissemination.
+    Dissemination = 7,
+}
+
+impl Algorithm {
+    /// All algorithms.
+    pub const ALL: [Algorithm; 7] = [
+        Algorithm::Ring,
+        Algorithm::DoubleTree,
+        Algorithm::Doubling,
+        Algorithm::OneShot,
+        Algorithm::TwoShot,
+        Algorithm::Tree,
+        Algorithm::Dissemination,
+    ];
+
+    /// Name on the command line and in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Ring => "ring",
+            Algorithm::DoubleTree => "double-tree",
+            Algorithm::Doubling => "doubling",
+            Algorithm::OneShot => "one-shot",
+            Algorithm::TwoShot => "two-shot",
+            Algorithm::Tree => "tree",
+            Algorithm::Dissemination => "dissemination",
+        }
+    }
+
+    /// The algorithm with a number, as records carry it.
+    pub fn from_number(number: u8) -> Option<Algorithm> {
+        Self::ALL.into_iter().find(|a| *a as u8 == number)
+    }
+
+    /// The algorithm with a name.
+    pub fn from_name(name: &str) -> Option<Algorithm> {
+        Self::ALL.into_iter().find(|a| a.name() == name)
+    }
+
+    /// Whether the algorithm carries out this collective.
+    pub const fn serves(self, collective: Collective) -> bool {
+        match self {
+            Algorithm::Tree => matches!(collective, Collective::Broadcast { .. }),
+            Algorithm::Dissemination => matches!(collective, Collective::Barrier),
+            _ => matches!(collective, Collective::AllReduce),
+        }
+    }
+
+    /// Writes the plan of `rank` among `ranks`.
+    ///
+    /// # Panics
+    /// If the algorithm does not serve the collective, or a rank is not below `ranks`.
+    pub fn plan(self, collective: Collective, rank: u32, ranks: u32) -> Plan {
+        assert!(self.serves(collective), "{self} does not serve {collective:?}");
+        assert!(rank < ranks, "rank {rank} of {ranks}");
+        unimplemented!()
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,16 @@
+//! Collective algorithms as data.
+//!
+//! An algorithm does no input or output: it returns a [`Plan`], one rank's steps for one
+//! collective, in chunks and never in bytes. Everything else consumes plans: the checker proves
+//! them, the cost model predicts them, [`lower`] turns them into the [`Program`] that executors
+//! run. This crate imports nothing.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod action;
+mod algorithms;
+mod plan;
+
+pub use action::{Action, Destination, Program, Source};
+pub use algorithms::Algorithm;
+pub use plan::{Collective, Plan, Space, Span, Step};

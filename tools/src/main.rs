@@ -1,0 +1,2 @@
+//! The program `ringtree`.
+fn main() {}

@@ -1,0 +1,21 @@
+//! Links between ranks, and how ranks find each other.
+//!
+//! A [`Link`] is a connection to one peer, made by one transport: shared memory ([`shm`]), TCP
+//! ([`tcp`]) or simulation ([`sim`]). It moves messages in slices and knows nothing of collectives
+//! or reduction. An [`endpoint::Endpoint`] makes links; [`rendezvous`] is where the ranks of a job exchange
+//! addresses; every connection proves the job's secret first ([`secure`]).
+#![deny(missing_docs)]
+
+pub mod endpoint;
+mod link;
+pub mod memory;
+pub mod rendezvous;
+pub mod secure;
+pub mod shm;
+pub mod sim;
+pub mod tcp;
+
+pub use link::{
+    Arrival, CHANNELS, Channel, Link, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag,
+    TransportKind,
+};

@@ -1,0 +1,278 @@
+//! A connection to one peer: what every transport offers to the executor.
+//!
+//! All calls return at once. A link carries independent *channels*; on each, messages arrive in
+//! the order in which they were posted. A message travels as slices (frames): the sender's side
+//! decides where they end, and it changes no bit. A slice leaves only against a credit of its
+//! channel, so that a channel that nobody reads never stops another one. The link's slots are one
+//! fixed budget that the channels in use divide ([`Link::divide`]).
+//!
+//! The set of transports is closed, so that the inner loop is a match and not a virtual call.
+
+use std::os::fd::RawFd;
+
+use crate::{shm, sim, tcp};
+
+/// Number of a channel on a link: a lane of a collective, or [`POINT_TO_POINT`].
+pub type Channel = usize;
+
+/// Lanes that a communicator may have in flight at once: channels `0 .. MAX_LANES`. Sixteen, since
+/// trees need twice their depth to pipeline and 64 ranks have depth 6.
+pub const MAX_LANES: usize = 16;
+
+/// The channel of send and receive, apart from the lanes of collectives.
+pub const POINT_TO_POINT: Channel = MAX_LANES;
+
+/// Channels of a link.
+pub const CHANNELS: usize = MAX_LANES + 1;
+
+/// What every frame says about the operation that it belongs to. A frame with another tag than
+/// the receiver's means that the ranks called different things: it is looked at, never consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Tag {
+    /// Number of the operation in its communicator (point to point: on its channel), wrapping.
+    pub sequence: u32,
+    /// Digest of the call: collective, count, type, operation, root, algorithm.
+    pub digest: u32,
+}
+
+/// The oldest slice that has arrived on a channel and is not released yet.
+///
+/// `data` points to `len` readable bytes until the slice is released or the link is dropped.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// First byte that is not released.
+    pub data: *const u8,
+    /// Bytes from there to the end of the slice; 0 for an empty message.
+    pub len: usize,
+    /// The slice is its message's last.
+    pub last: bool,
+    /// Which operation it belongs to.
+    pub tag: Tag,
+}
+
+/// Room for one slice in the peer's slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// First writable byte, aligned to 64.
+    pub data: *mut u8,
+    /// Writable bytes.
+    pub len: usize,
+}
+
+/// Which transport made a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TransportKind {
+    /// Shared memory of one host.
+    Shm,
+    /// TCP sockets.
+    Tcp,
+    /// Simulation on virtual time.
+    Sim,
+}
+
+impl std::fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TransportKind::Shm => "shm",
+            TransportKind::Tcp => "tcp",
+            TransportKind::Sim => "sim",
+        })
+    }
+}
+
+/// Why a link ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The peer closed its side, or its process ended.
+    #[error("rank {peer} closed the {transport} link")]
+    Closed {
+        /// The peer.
+        peer: u32,
+        /// By which transport it was reached.
+        transport: TransportKind,
+    },
+    /// The operating system reported an error.
+    #[error("the {transport} link to rank {peer} failed: {reason}")]
+    Failed {
+        /// The peer.
+        peer: u32,
+        /// By which transport it was reached.
+        transport: TransportKind,
+        /// What the system said.
+        reason: String,
+    },
+    /// The peer sent something that no correct peer sends.
+    #[error("rank {peer} broke the {transport} link's protocol: {reason}")]
+    Protocol {
+        /// The peer.
+        peer: u32,
+        /// By which transport it was reached.
+        transport: TransportKind,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// A connection to one peer.
+#[derive(Debug)]
+pub enum Link {
+    /// Shared memory.
+    Shm(shm::ShmLink),
+    /// TCP.
+    Tcp(tcp::TcpLink),
+    /// Simulation.
+    Sim(sim::SimLink),
+}
+
+/// Passes a call on to the transport.
+macro_rules! each {
+    ($link:expr, $l:ident => $call:expr) => {
+        match $link {
+            Link::Shm($l) => $call,
+            Link::Tcp($l) => $call,
+            Link::Sim($l) => $call,
+        }
+    };
+}
+
+impl Link {
+    /// The rank at the other end.
+    pub fn peer(&self) -> u32 {
+        each!(self, l => l.peer())
+    }
+
+    /// The transport that made the link.
+    pub fn kind(&self) -> TransportKind {
+        match self {
+            Link::Shm(_) => TransportKind::Shm,
+            Link::Tcp(_) => TransportKind::Tcp,
+            Link::Sim(_) => TransportKind::Sim,
+        }
+    }
+
+    /// Divides the slots among `lanes` lanes from now on. Slices that are under way keep theirs
+    /// until they are consumed.
+    pub fn divide(&mut self, lanes: usize) {
+        each!(self, l => l.divide(lanes))
+    }
+
+    /// Posts bytes on a channel, as the continuation of the channel's open message; `last` ends
+    /// the message. As much as credits allow leaves at once, the rest when [`Link::poll`] finds
+    /// credits. Never blocks. An empty message (`len == 0`, `last`) is one empty frame.
+    ///
+    /// # Safety
+    /// `data .. data + len` must stay readable and unchanged until [`Link::sent_bytes`] of the
+    /// channel has passed the value that [`Link::posted_bytes`] has after this call, or the link
+    /// is dropped.
+    #[inline]
+    pub unsafe fn post(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        // SAFETY: the caller's promise is passed on.
+        each!(self, l => unsafe { l.post(channel, tag, data, len, last) })
+    }
+
+    /// Payload bytes ever posted or committed on a channel.
+    #[inline]
+    pub fn posted_bytes(&self, channel: Channel) -> u64 {
+        each!(self, l => l.posted_bytes(channel))
+    }
+
+    /// Payload bytes of a channel that the link no longer reads from the caller's memory, counted
+    /// from the beginning of the link. Reaches [`Link::posted_bytes`] when everything has left.
+    #[inline]
+    pub fn sent_bytes(&self, channel: Channel) -> u64 {
+        each!(self, l => l.sent_bytes(channel))
+    }
+
+    /// Room for one slice of the channel's open message, written in place by the caller and sent
+    /// by [`Link::commit`]. `None`: no credit, something posted is still waiting on this channel, or
+    /// this transport sends only from the caller's memory. Reserving and not committing is
+    /// allowed, and reserving again gives the same room.
+    #[inline]
+    pub fn reserve(&mut self, channel: Channel) -> Option<Slot> {
+        each!(self, l => l.reserve(channel))
+    }
+
+    /// Sends the first `len` bytes of the slot that [`Link::reserve`] gave on this channel.
+    #[inline]
+    pub fn commit(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        each!(self, l => l.commit(channel, tag, len, last))
+    }
+
+    /// The oldest slice on a channel that is not released, if one is there.
+    #[inline]
+    pub fn arrival(&mut self, channel: Channel) -> Result<Option<Arrival>, LinkError> {
+        each!(self, l => l.arrival(channel))
+    }
+
+    /// Releases the first `len` bytes of the arrival; all of them (or 0 of an empty one) give the
+    /// slot and its credit back.
+    #[inline]
+    pub fn release(&mut self, channel: Channel, len: usize) -> Result<(), LinkError> {
+        each!(self, l => l.release(channel, len))
+    }
+
+    /// Whether [`Link::receive`] spares a copy, so that it is worth calling instead of
+    /// [`Link::arrival`] where the bytes are only wanted in one place.
+    #[inline]
+    pub fn receives_directly(&self) -> bool {
+        matches!(self, Link::Tcp(_))
+    }
+
+    /// Receives what is there of the channel's oldest message straight into `into`, at most `len`
+    /// bytes and never past the end of the message. Returns the number of bytes, and whether the
+    /// message has ended with them. Bytes of a message whose tag is not `tag` are never written:
+    /// such a frame is left for [`Link::arrival`] to show, and 0 is returned.
+    ///
+    /// # Safety
+    /// `into .. into + len` must be writable.
+    #[inline]
+    pub unsafe fn receive(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        into: *mut u8,
+        len: usize,
+    ) -> Result<(usize, bool), LinkError> {
+        // SAFETY: the caller's promise is passed on.
+        each!(self, l => unsafe { l.receive(channel, tag, into, len) })
+    }
+
+    /// Moves what can be moved: sends what is posted as far as credits go, takes in what has come.
+    /// Returns whether anything moved. `now_ns` is the time on the clock that the executor uses.
+    #[inline]
+    pub fn poll(&mut self, now_ns: u64) -> Result<bool, LinkError> {
+        each!(self, l => l.poll(now_ns))
+    }
+
+    /// The descriptor to wait on before the next [`Link::poll`], and whether to wait for
+    /// writability too. `None`: the peer rings the endpoint's bell instead, once
+    /// [`Link::set_parked`] has told it to.
+    pub fn descriptor(&self) -> Option<(RawFd, bool)> {
+        each!(self, l => l.descriptor())
+    }
+
+    /// Tells the peer whether this side sleeps and must be woken by its bell.
+    pub fn set_parked(&self, parked: bool) {
+        each!(self, l => l.set_parked(parked))
+    }
+
+    /// Says goodbye and gives everything back; waits at most until `deadline` for what is posted or
+    /// under way to reach the peer's kernel or memory. A peer that reads on gets everything that
+    /// was sent, then [`LinkError::Closed`].
+    pub fn close(self, deadline: std::time::Instant) {
+        each!(self, l => l.close(deadline))
+    }
+}
