@@ -14,6 +14,7 @@ pub mod secure;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
+pub mod wait;
 
 pub use link::{
     Arrival, CHANNELS, Channel, Link, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag,

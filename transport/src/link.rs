@@ -265,7 +265,7 @@ impl Link {
     }
 
     /// Tells the peer whether this side sleeps and must be woken by its bell.
-    pub fn set_parked(&self, parked: bool) {
+    pub fn set_parked(&mut self, parked: bool) {
         each!(self, l => l.set_parked(parked))
     }
 
