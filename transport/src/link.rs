@@ -113,6 +113,17 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// The rank at the other end.
+    pub fn peer(&self) -> u32 {
+        match self {
+            LinkError::Closed { peer, .. }
+            | LinkError::Failed { peer, .. }
+            | LinkError::Protocol { peer, .. } => *peer,
+        }
+    }
+}
+
 /// A connection to one peer.
 #[derive(Debug)]
 pub enum Link {

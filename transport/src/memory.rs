@@ -49,7 +49,10 @@ impl SharedMemory {
     /// As [`SharedMemory::create`].
     pub fn create_for_readers(len_bytes: usize) -> io::Result<SharedMemory> {
         let memory = SharedMemory::create_unsealed(len_bytes)?;
-        fcntl(&memory.file, FcntlArg::F_ADD_SEALS(SEALS | SealFlag::from_bits_retain(FUTURE_WRITE)))?;
+        fcntl(
+            &memory.file,
+            FcntlArg::F_ADD_SEALS(SEALS | SealFlag::from_bits_retain(FUTURE_WRITE)),
+        )?;
         Ok(memory)
     }
 
@@ -72,8 +75,7 @@ impl SharedMemory {
     }
 
     fn create_unsealed(len_bytes: usize) -> io::Result<SharedMemory> {
-        let file =
-            memfd_create("ringtree", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let file = memfd_create("ringtree", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, i64::try_from(len_bytes).map_err(io::Error::other)?)?;
         SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)
     }
@@ -230,7 +232,8 @@ mod tests {
         let memory = SharedMemory::create(4096).unwrap();
         let fd = memory.descriptor().try_clone_to_owned().unwrap();
         assert!(SharedMemory::open(fd, 8192).is_err());
-        let open = memfd_create("open", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let open =
+            memfd_create("open", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
         nix::unistd::ftruncate(&open, 4096).unwrap();
         let refused = SharedMemory::open(open, 4096).unwrap_err();
         assert!(refused.to_string().contains("not sealed"), "{refused}");

@@ -10,7 +10,9 @@ use std::time::Instant;
 use super::layout::{Half, LINES, SLOT_BYTES, SLOTS};
 use super::ring::{BODY_WORDS, Reader, Writer};
 use crate::memory::SharedMemory;
-use crate::{Arrival, CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind};
+use crate::{
+    Arrival, CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind,
+};
 
 /// Payload bytes that a line carries itself: its body less the tag.
 const INLINE_BYTES: usize = (BODY_WORDS - 1) * 8;
@@ -367,8 +369,7 @@ impl ShmLink {
     /// Whether a line and a slot are free.
     #[inline]
     fn credit(&mut self, channel: Channel) -> Result<bool, LinkError> {
-        let limit =
-            if channel == POINT_TO_POINT { POINT_TO_POINT_SLOTS } else { self.lane_slots };
+        let limit = if channel == POINT_TO_POINT { POINT_TO_POINT_SLOTS } else { self.lane_slots };
         let enough = |link: &ShmLink| {
             let send = &link.sends[channel];
             send.ring.has_room() && send.slots_in_use < limit && link.free_slots != 0
