@@ -10,6 +10,7 @@
 mod action;
 mod algorithms;
 mod lower;
+mod notation;
 mod plan;
 
 pub use action::{Action, Destination, Program, Source};
