@@ -1,1 +1,6 @@
 //! Collective communication between processes.
+
+pub mod reduce;
+mod types;
+
+pub use types::{DataType, Element, Op};
