@@ -9,11 +9,13 @@
 pub mod endpoint;
 mod link;
 pub mod memory;
+pub mod process;
 pub mod rendezvous;
 pub mod secure;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
+pub mod wait;
 
 pub use link::{
     Arrival, CHANNELS, Channel, Link, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag,

@@ -9,8 +9,11 @@
 
 mod action;
 mod algorithms;
+mod lower;
+mod notation;
 mod plan;
 
 pub use action::{Action, Destination, Program, Source};
 pub use algorithms::Algorithm;
+pub use lower::lower;
 pub use plan::{Collective, Plan, Space, Span, Step};
