@@ -7,6 +7,8 @@
 #![deny(missing_docs)]
 
 pub mod endpoint;
+mod fields;
+pub mod interfaces;
 mod link;
 pub mod memory;
 pub mod process;
