@@ -1,1 +1,9 @@
 //! Collective communication between processes.
+#![deny(missing_docs)]
+
+pub mod control;
+pub mod record;
+mod types;
+
+pub use ringtree_plan::Algorithm;
+pub use types::{DataType, Element, Op};

@@ -9,6 +9,7 @@
 pub mod endpoint;
 mod link;
 pub mod memory;
+pub mod process;
 pub mod rendezvous;
 pub mod secure;
 pub mod shm;
