@@ -16,7 +16,7 @@ const BATCH_FRAMES: usize = 8;
 
 /// No further frame joins a batch of this many bytes of payload: a batch is sent whole before
 /// another channel has its turn.
-const BATCH_BYTES: usize = 2 * SLICE_BYTES;
+const BATCH_BYTES: usize = 4 * SLICE_BYTES;
 
 /// The sending half of a link.
 #[derive(Debug)]
@@ -117,10 +117,9 @@ impl Sender {
         }
     }
 
-    /// Puts the last frame behind what is in the batch.
+    /// Makes the last frame the next to be written; nothing else may be under way.
     pub fn say_goodbye(&mut self, credits: &mut Credits) {
-        let header = Header::control(Kind::Goodbye, false, credits.pay());
-        self.batch.push(header, 0, std::ptr::null());
+        self.push_control(Kind::Goodbye, false, credits);
     }
 
     /// Makes the next batch of frames, taking the waiting channels in turn. Returns whether there is
@@ -135,14 +134,17 @@ impl Sender {
             bytes += self.take_frame(channel, credits);
         }
         if self.waiting != 0 && credits.must_ask(self.waiting) {
-            let header = Header::control(Kind::Credit, true, credits.pay());
-            self.batch.push(header, 0, std::ptr::null());
+            self.push_control(Kind::Credit, true, credits);
             credits.asked_for_all();
         } else if self.batch.is_empty() && credits.due() {
-            let header = Header::control(Kind::Credit, false, credits.pay());
-            self.batch.push(header, 0, std::ptr::null());
+            self.push_control(Kind::Credit, false, credits);
         }
         !self.batch.is_empty()
+    }
+
+    fn push_control(&mut self, kind: Kind, ask: bool, credits: &mut Credits) {
+        let header = Header::control(kind, ask, credits.pay());
+        self.batch.push(header, 0, std::ptr::null());
     }
 
     /// The next channel in turn that waits and has a credit.
