@@ -116,7 +116,7 @@ impl<L: Listener> Drop for Acceptor<L> {
         {
             let mut state = self.shared.lock();
             state.stopping = true;
-            state.handshakes.values().for_each(|socket| socket.shutdown());
+            state.handshakes.values().for_each(|socket| socket.sever());
         }
         self.shared.changed.notify_all();
         // On Linux this wakes the thread in accept(), which then gets an error.

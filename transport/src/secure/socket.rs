@@ -26,7 +26,7 @@ pub trait Socket: AsFd + From<OwnedFd> + Send + Sync + 'static {
     fn peer_name(&self) -> String;
 
     /// Ends both directions: whoever waits on the socket wakes.
-    fn shutdown(&self) {
+    fn sever(&self) {
         // An error means that the connection has ended already.
         let _ = socket::shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
     }
