@@ -11,11 +11,13 @@ mod fields;
 pub mod interfaces;
 mod link;
 pub mod memory;
+pub mod process;
 pub mod rendezvous;
 pub mod secure;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
+pub mod wait;
 
 pub use link::{
     Arrival, CHANNELS, Channel, Link, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag,
