@@ -104,11 +104,6 @@ impl<L: Listener> Acceptor<L> {
         };
         Ok(Acceptor { shared, thread: Some(thread) })
     }
-
-    /// The listening socket.
-    pub(crate) fn listener(&self) -> &L {
-        &self.shared.listener
-    }
 }
 
 impl<L: Listener> Drop for Acceptor<L> {
