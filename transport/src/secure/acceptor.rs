@@ -104,11 +104,6 @@ impl<L: Listener> Acceptor<L> {
         };
         Ok(Acceptor { shared, thread: Some(thread) })
     }
-
-    /// The listening socket.
-    pub(crate) fn listener(&self) -> &L {
-        &self.shared.listener
-    }
 }
 
 impl<L: Listener> Drop for Acceptor<L> {
@@ -116,7 +111,7 @@ impl<L: Listener> Drop for Acceptor<L> {
         {
             let mut state = self.shared.lock();
             state.stopping = true;
-            state.handshakes.values().for_each(|socket| socket.shutdown());
+            state.handshakes.values().for_each(|socket| socket.sever());
         }
         self.shared.changed.notify_all();
         // On Linux this wakes the thread in accept(), which then gets an error.
