@@ -78,7 +78,9 @@ mod sealed {
 }
 
 /// A Rust type that can be an element.
-pub trait Element: sealed::Sealed + Copy + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static {
+pub trait Element:
+    sealed::Sealed + Copy + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static
+{
     /// Its [`DataType`].
     const DATA_TYPE: DataType;
 }

@@ -7,6 +7,8 @@
 #![deny(missing_docs)]
 
 pub mod endpoint;
+mod fields;
+pub mod interfaces;
 mod link;
 pub mod memory;
 pub mod process;
@@ -15,6 +17,7 @@ pub mod secure;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
+pub mod wait;
 
 pub use link::{
     Arrival, CHANNELS, Channel, Link, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag,

@@ -113,6 +113,17 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// The rank at the other end.
+    pub fn peer(&self) -> u32 {
+        match self {
+            LinkError::Closed { peer, .. }
+            | LinkError::Failed { peer, .. }
+            | LinkError::Protocol { peer, .. } => *peer,
+        }
+    }
+}
+
 /// A connection to one peer.
 #[derive(Debug)]
 pub enum Link {
@@ -265,7 +276,7 @@ impl Link {
     }
 
     /// Tells the peer whether this side sleeps and must be woken by its bell.
-    pub fn set_parked(&self, parked: bool) {
+    pub fn set_parked(&mut self, parked: bool) {
         each!(self, l => l.set_parked(parked))
     }
 

@@ -1,1 +1,241 @@
-//! (in work)
+//! Memory that another process can map, and the bell that wakes a sleeping thread.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// What every shared file must be sealed with: no size that can change under a mapping (an access
+/// behind a shrunk end would be SIGBUS), and no seal that can be added.
+const SEALS: SealFlag =
+    SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+
+/// `F_SEAL_FUTURE_WRITE` (Linux 5.1): mappings made from now on cannot write.
+const FUTURE_WRITE: i32 = 0x0010;
+
+/// A mapping of a sealed memory file. It has no name in any file system; whoever is to map it
+/// gets its descriptor.
+#[derive(Debug)]
+pub struct SharedMemory {
+    start: NonNull<u8>,
+    len_bytes: usize,
+    file: OwnedFd,
+}
+
+// SAFETY: the mapping belongs to the value and stays until it is dropped; what several threads or
+// processes do with its bytes is each user's own protocol.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as above; no method touches the bytes.
+unsafe impl Sync for SharedMemory {}
+
+impl SharedMemory {
+    /// Creates `len_bytes` (more than 0) zero bytes. Pages are taken when they are first touched.
+    ///
+    /// # Errors
+    /// What the system says, for example that memory or descriptors have run out.
+    pub fn create(len_bytes: usize) -> io::Result<SharedMemory> {
+        let memory = SharedMemory::create_unsealed(len_bytes)?;
+        fcntl(&memory.file, FcntlArg::F_ADD_SEALS(SEALS))?;
+        Ok(memory)
+    }
+
+    /// As [`SharedMemory::create`], and whoever gets the descriptor can only read.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::create`].
+    pub fn create_for_readers(len_bytes: usize) -> io::Result<SharedMemory> {
+        let memory = SharedMemory::create_unsealed(len_bytes)?;
+        fcntl(
+            &memory.file,
+            FcntlArg::F_ADD_SEALS(SEALS | SealFlag::from_bits_retain(FUTURE_WRITE)),
+        )?;
+        Ok(memory)
+    }
+
+    /// Maps a file that another process created, for reading only.
+    ///
+    /// # Errors
+    /// The file is not sealed or not `len_bytes` long, or what the system says.
+    pub fn open_for_reading(file: OwnedFd, len_bytes: usize) -> io::Result<SharedMemory> {
+        let file = checked(file, len_bytes)?;
+        SharedMemory::map(file, len_bytes, libc::PROT_READ)
+    }
+
+    /// Maps a file that another process created with [`SharedMemory::create`].
+    ///
+    /// # Errors
+    /// The file is not sealed or not `len_bytes` long, or what the system says.
+    pub fn open(file: OwnedFd, len_bytes: usize) -> io::Result<SharedMemory> {
+        let file = checked(file, len_bytes)?;
+        SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    fn create_unsealed(len_bytes: usize) -> io::Result<SharedMemory> {
+        let file = memfd_create("ringtree", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        nix::unistd::ftruncate(&file, i64::try_from(len_bytes).map_err(io::Error::other)?)?;
+        SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    fn map(file: OwnedFd, len_bytes: usize, protection: i32) -> io::Result<SharedMemory> {
+        // SAFETY: a new mapping at an address that the system chooses touches no existing memory.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len_bytes,
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range was just mapped. A forked child must not keep the peer's memory alive;
+        // large pages are a wish that the system may refuse.
+        unsafe {
+            libc::madvise(start, len_bytes, libc::MADV_DONTFORK);
+            if len_bytes >= 2 << 20 {
+                libc::madvise(start, len_bytes, libc::MADV_HUGEPAGE);
+            }
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
+        Ok(SharedMemory { start, len_bytes, file })
+    }
+
+    /// First byte; aligned to a page.
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// The descriptor to hand over.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Replaces the pages by private zero pages at the same address, so that no other process can
+    /// write into them any more: how a peer is fenced that cannot be killed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn detach(&self) -> io::Result<()> {
+        // SAFETY: the range is this value's own mapping; it stays readable and writable.
+        let start = unsafe {
+            libc::mmap(
+                self.start.as_ptr().cast(),
+                self.len_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by this value and nothing else owns it.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len_bytes) };
+    }
+}
+
+/// The file, if it is sealed and `len_bytes` long.
+fn checked(file: OwnedFd, len_bytes: usize) -> io::Result<OwnedFd> {
+    let seals = SealFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GET_SEALS)?);
+    if !seals.contains(SEALS) {
+        return Err(io::Error::other("the peer's shared memory is not sealed"));
+    }
+    let file = File::from(file);
+    let actual = file.metadata()?.len();
+    if actual != len_bytes as u64 {
+        let message = format!("the peer's shared memory has {actual} bytes, not {len_bytes}");
+        return Err(io::Error::other(message));
+    }
+    Ok(file.into())
+}
+
+/// Wakes a thread that sleeps on its descriptor.
+#[derive(Debug)]
+pub struct Bell(EventFd);
+
+impl Bell {
+    /// A silent bell.
+    ///
+    /// # Errors
+    /// Descriptors have run out.
+    pub fn new() -> io::Result<Bell> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Bell(EventFd::from_value_and_flags(0, flags)?))
+    }
+
+    /// Makes the descriptor readable. A full counter is readable already.
+    pub fn ring(&self) {
+        let _ = self.0.write(1);
+    }
+
+    /// Makes the descriptor silent again.
+    pub fn silence(&self) {
+        let _ = self.0.read();
+    }
+
+    /// What to poll for readability.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_mapping_sees_what_the_first_wrote() {
+        let first = SharedMemory::create(8192).unwrap();
+        let fd = first.descriptor().try_clone_to_owned().unwrap();
+        let second = SharedMemory::open(fd, 8192).unwrap();
+        // SAFETY: both mappings are 8192 bytes long and nobody else uses them.
+        unsafe {
+            first.start().add(5000).write(7);
+            assert_eq!(second.start().add(5000).read(), 7);
+            second.detach().unwrap();
+            first.start().add(5000).write(8);
+            assert_eq!(second.start().add(5000).read(), 0);
+        }
+    }
+
+    #[test]
+    fn a_reader_cannot_map_for_writing() {
+        let memory = SharedMemory::create_for_readers(4096).unwrap();
+        let fd = || memory.descriptor().try_clone_to_owned().unwrap();
+        assert!(SharedMemory::open(fd(), 4096).is_err());
+        let reader = SharedMemory::open_for_reading(fd(), 4096).unwrap();
+        // SAFETY: both mappings are 4096 bytes long and nobody else uses them.
+        unsafe {
+            memory.start().write(9);
+            assert_eq!(reader.start().read(), 9);
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_size_or_without_seals_is_refused() {
+        let memory = SharedMemory::create(4096).unwrap();
+        let fd = memory.descriptor().try_clone_to_owned().unwrap();
+        assert!(SharedMemory::open(fd, 8192).is_err());
+        let open =
+            memfd_create("open", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        nix::unistd::ftruncate(&open, 4096).unwrap();
+        let refused = SharedMemory::open(open, 4096).unwrap_err();
+        assert!(refused.to_string().contains("not sealed"), "{refused}");
+    }
+}

@@ -58,6 +58,10 @@ pub enum Action {
         shape: Span,
         /// An own destination may overlap what earlier sends of this rank still read: each slice
         /// of it is written only when those bytes have been consumed.
+        ///
+        /// Ranks may wait for each other's consumption in such actions, and whoever waits does not
+        /// consume: the arrivals of a guarded action must be taken through slots (which frees the
+        /// sender's memory as soon as a slice has left), never lent from the sender's memory.
         guarded: bool,
         /// The own destination may be offered to the only arrival's sender when the round starts
         /// (see [`Step::Recv`](crate::Step::Recv)).

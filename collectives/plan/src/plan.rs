@@ -67,6 +67,17 @@ impl Span {
             || (in_place && self.space != Space::Scratch && other.space != Space::Scratch);
         same && self.start < other.end() && other.start < self.end()
     }
+
+    /// Whether every chunk of `inner` is one of this span's where the call is in place.
+    pub(crate) fn covers(self, inner: Span) -> bool {
+        let same = (self.space == Space::Scratch) == (inner.space == Space::Scratch);
+        same && self.start <= inner.start && inner.end() <= self.end()
+    }
+
+    /// Its chunks, as indices into tables.
+    pub(crate) fn chunks(self) -> std::ops::Range<usize> {
+        self.start as usize..self.end() as usize
+    }
 }
 
 /// One step of one rank.
@@ -126,6 +137,33 @@ pub enum Step {
         /// What is about to be written.
         span: Span,
     },
+}
+
+impl Step {
+    /// A send that is flushed when the round ends, if not before.
+    pub const fn send(peer: u32, src: Span) -> Step {
+        Step::Send { peer, src, settled: false }
+    }
+
+    /// A send whose consumption a later receive proves.
+    pub const fn send_settled(peer: u32, src: Span) -> Step {
+        Step::Send { peer, src, settled: true }
+    }
+
+    /// A receive into a span that cannot be offered from the start.
+    pub const fn recv(peer: u32, dst: Span) -> Step {
+        Step::Recv { peer, dst, early: false }
+    }
+
+    /// A receive into a span that may be offered when the round starts.
+    pub const fn recv_early(peer: u32, dst: Span) -> Step {
+        Step::Recv { peer, dst, early: true }
+    }
+
+    /// `dst = src op arrival`.
+    pub const fn recv_reduce(peer: u32, src: Span, dst: Span) -> Step {
+        Step::RecvReduce { peer, src, dst }
+    }
 }
 
 /// One rank's steps for one round of one collective.

@@ -2,7 +2,15 @@
 
 use std::fmt;
 
-use crate::{Collective, Plan};
+use crate::{Collective, Plan, Span, Step};
+
+mod dissemination;
+mod double_tree;
+mod doubling;
+mod one_shot;
+mod ring;
+mod tree;
+mod two_shot;
 
 /// How a collective is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,8 +83,34 @@ impl Algorithm {
     pub fn plan(self, collective: Collective, rank: u32, ranks: u32) -> Plan {
         assert!(self.serves(collective), "{self} does not serve {collective:?}");
         assert!(rank < ranks, "rank {rank} of {ranks}");
-        unimplemented!()
+        match (self, collective) {
+            (Algorithm::Dissemination, _) => dissemination::plan(rank, ranks),
+            (Algorithm::Tree, Collective::Broadcast { root }) => tree::plan(root, rank, ranks),
+            _ if ranks == 1 => copy_only(),
+            (Algorithm::Ring, _) => ring::plan(rank, ranks),
+            (Algorithm::DoubleTree, _) => double_tree::plan(rank, ranks),
+            (Algorithm::Doubling, _) => doubling::plan(rank, ranks),
+            (Algorithm::OneShot, _) => one_shot::plan(rank, ranks),
+            (Algorithm::TwoShot, _) => two_shot::plan(rank, ranks),
+            (Algorithm::Tree, _) => unreachable!("a tree serves broadcasts only"),
+        }
     }
+}
+
+/// All-reduce of a rank that is alone.
+fn copy_only() -> Plan {
+    let copy = Step::Copy { src: Span::input(0, 1), dst: Span::output(0, 1) };
+    Plan { rank: 0, ranks: 1, chunks: 1, scratch: vec![], steps: vec![copy], sources: vec![] }
+}
+
+/// The rank `distance` after `rank` on the circle of `ranks`; both are below `ranks`.
+const fn after(rank: u32, distance: u32, ranks: u32) -> u32 {
+    if rank < ranks - distance { rank + distance } else { rank - (ranks - distance) }
+}
+
+/// The rank `distance` before `rank` on the circle of `ranks`; both are below `ranks`.
+const fn before(rank: u32, distance: u32, ranks: u32) -> u32 {
+    if rank >= distance { rank - distance } else { rank + (ranks - distance) }
 }
 
 impl fmt::Display for Algorithm {

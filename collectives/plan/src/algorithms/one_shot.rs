@@ -1,0 +1,43 @@
+//! All-reduce in one exchange: every rank sends all to all and reduces, for small messages.
+//!
+//! The all-to-all broadcast with local reduction of Thakur, Rabenseifner and Gropp, "Optimization
+//! of collective communication operations in MPICH", International Journal of High Performance
+//! Computing Applications 19 (2005); with direct reading of peers' memory it is the one-shot kernel
+//! of vLLM and TensorRT-LLM.
+//!
+//! One chunk. Four ranks, what rank 1 does:
+//!
+//! ```text
+//! sends      In[0] to 2, to 3, to 0
+//! receives   In[0] of 0, of 3, of 2
+//! reduces    In[0] of 0, 1, 2 and 3, in this order, into Out[0]
+//! ```
+
+use super::{after, before};
+use crate::{Plan, Span, Step};
+
+/// Rank `rank`'s plan; at least 2 ranks.
+///
+/// In place, the result overwrites what was sent, hence the flush. It stands after the receives,
+/// since before them it would wait for ranks that wait for this one.
+pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
+    let own = Span::input(0, 1);
+    let receivers = (1..ranks).map(|distance| after(rank, distance, ranks));
+    let senders = (1..ranks).map(|distance| before(rank, distance, ranks));
+
+    let mut steps = Vec::with_capacity(2 * ranks as usize);
+    steps.extend(receivers.map(|peer| Step::send(peer, own)));
+    steps.extend(senders.map(|peer| Step::recv(peer, Span::scratch(peer, 1))));
+    steps.push(Step::Flush { span: own });
+    steps.push(Step::Reduce { first: 0, count: ranks, dst: Span::output(0, 1) });
+
+    let operand = |peer| if peer == rank { own } else { Span::scratch(peer, 1) };
+    Plan {
+        rank,
+        ranks,
+        chunks: 1,
+        scratch: vec![0; ranks as usize],
+        steps,
+        sources: (0..ranks).map(operand).collect(),
+    }
+}

@@ -1,0 +1,49 @@
+//! All-reduce around a ring: reduce-scatter, then all-gather.
+//!
+//! Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
+//! Journal of Parallel and Distributed Computing 69 (2009).
+//!
+//! The round is cut into as many chunks as there are ranks. Chunk `c` starts at rank `c`, goes once
+//! around and gains every rank's contribution; from rank `c - 1`, where it is complete, it goes
+//! around again. Four ranks, what each sends to the next one in each of the `2 (n - 1)` turns (`*`:
+//! complete):
+//!
+//! ```text
+//! turn   0 -> 1   1 -> 2   2 -> 3   3 -> 0
+//!   1       0        1        2        3
+//!   2       3        0        1        2
+//!   3       2        3        0        1
+//!   4       1*       2*       3*       0*
+//!   5       0*       1*       2*       3*
+//!   6       3*       0*       1*       2*
+//! ```
+
+use super::{after, before};
+use crate::{Plan, Span, Step};
+
+/// Rank `rank`'s plan; at least 2 ranks.
+///
+/// The sends of incomplete chunks are settled: when the chunk comes back complete, the next rank
+/// has read what it was sent. For the same reason the span of a complete chunk is free as soon as
+/// the previous rank can send it.
+pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
+    let (previous, next) = (before(rank, 1, ranks), after(rank, 1, ranks));
+    let mut steps = Vec::with_capacity(4 * (ranks as usize - 1));
+
+    steps.push(Step::send_settled(next, Span::input(rank, 1)));
+    for turn in 1..ranks {
+        let chunk = before(rank, turn, ranks);
+        let (own, sum) = (Span::input(chunk, 1), Span::output(chunk, 1));
+        let complete = turn == ranks - 1;
+        steps.push(Step::recv_reduce(previous, own, sum));
+        steps.push(Step::Send { peer: next, src: sum, settled: !complete });
+    }
+    for turn in 0..ranks - 1 {
+        let sum = Span::output(before(rank, turn, ranks), 1);
+        steps.push(Step::recv_early(previous, sum));
+        if turn + 2 < ranks {
+            steps.push(Step::send(next, sum));
+        }
+    }
+    Plan { rank, ranks, chunks: ranks, scratch: vec![], steps, sources: vec![] }
+}

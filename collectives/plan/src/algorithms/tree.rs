@@ -1,0 +1,39 @@
+//! Broadcast down a binomial tree, from any root.
+//!
+//! Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH",
+//! International Journal of High Performance Computing Applications 19 (2005), section 4.2.
+//!
+//! One chunk. Ranks count from the root on, around the circle. A rank's parent is its number
+//! without the lowest bit; the child with the largest subtree is served first. Four ranks:
+//!
+//! ```text
+//! turn 0     0 -> 2
+//! turn 1     0 -> 1     2 -> 3
+//! ```
+
+use super::{after, before};
+use crate::{Plan, Span, Step};
+
+/// Rank `rank`'s plan to receive, or to give, what `root` has; at least 1 rank.
+pub(super) fn plan(root: u32, rank: u32, ranks: u32) -> Plan {
+    let place = before(rank, root, ranks);
+    let (given, got) = (Span::input(0, 1), Span::output(0, 1));
+    let mut steps = vec![];
+    if place == 0 {
+        steps.extend(children(place, ranks).map(|c| Step::send(after(root, c, ranks), given)));
+        steps.push(Step::Copy { src: given, dst: got });
+    } else {
+        let parent = place & (place - 1);
+        steps.push(Step::recv_early(after(root, parent, ranks), got));
+        steps.extend(children(place, ranks).map(|c| Step::send(after(root, c, ranks), got)));
+    }
+    Plan { rank, ranks, chunks: 1, scratch: vec![], steps, sources: vec![] }
+}
+
+/// The places below `place`, the largest subtree first.
+fn children(place: u32, ranks: u32) -> impl Iterator<Item = u32> {
+    // The root's lowest bit is as good as the first one that is too large for any rank.
+    let bits = if place == 0 { u32::BITS } else { place.trailing_zeros() };
+    let reach = bits.min(u32::BITS - (ranks - 1).leading_zeros());
+    (0..reach).rev().map(move |bit| place + (1 << bit)).filter(move |&child| child < ranks)
+}

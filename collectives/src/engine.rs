@@ -1,0 +1,412 @@
+//! The part of a communicator that one thread at a time drives: its links, its prepared
+//! operations, and the wait for them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
+use ringtree_transport::endpoint::Endpoint;
+use ringtree_transport::memory::Bell;
+use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
+use ringtree_transport::{Link, POINT_TO_POINT, Tag};
+
+use crate::control::{AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion};
+use crate::executor::{Fault, Operation, Schedule, Status};
+use crate::record::{CallKind, CallRecord};
+use crate::{Algorithm, DataType, Error, Op, reduce};
+
+/// Operations that are kept prepared. A training step has some tens of different calls; beyond
+/// this the oldest knowledge is dropped as a whole.
+const PREPARED_MOST: usize = 256;
+
+/// An operation that has not moved for so long tells the arbiter.
+const STALL: Duration = Duration::from_millis(100);
+
+/// How long a rank waits for the arbiter's verdict once it knows that something is wrong.
+const VERDICT_WAIT: Duration = Duration::from_secs(3);
+
+/// One call, as far as it decides what is prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Call {
+    pub(crate) stream: Stream,
+    pub(crate) record: CallRecord,
+    pub(crate) schedule: Schedule,
+}
+
+/// See the file's description.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    wiring: Wiring,
+    driver: Driver,
+    prepared: Prepared,
+    sequence: u32,
+    sent: Vec<u32>,
+    received: Vec<u32>,
+    failed: Option<Error>,
+}
+
+/// The links, and what it takes to make them.
+#[derive(Debug)]
+pub(crate) struct Wiring {
+    pub(crate) rank: u32,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) addresses: Vec<Vec<u8>>,
+    pub(crate) links: Vec<Option<Link>>,
+}
+
+/// What a wait looks at beside the links.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) policy: WaitPolicy,
+    pub(crate) sleeper: Sleeper,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) abort: Arc<AbortWord>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) recorder: Arc<FlightRecorder>,
+    pub(crate) timeout: Duration,
+}
+
+/// Operations by call, the last one at hand.
+#[derive(Debug, Default)]
+struct Prepared {
+    operations: Vec<(Call, Operation)>,
+    by_call: HashMap<Call, usize>,
+    last: usize,
+}
+
+impl Engine {
+    pub(crate) fn new(wiring: Wiring, driver: Driver) -> Engine {
+        let ranks = wiring.addresses.len();
+        Engine {
+            wiring,
+            driver,
+            prepared: Prepared::default(),
+            sequence: 0,
+            sent: vec![0; ranks],
+            received: vec![0; ranks],
+            failed: None,
+        }
+    }
+
+    /// The error that ended the communicator, if one has.
+    pub(crate) fn check(&mut self) -> Result<(), Error> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        if self.driver.abort.is_set() {
+            return Err(self.fail(Error::Argument("the communicator has ended".to_string())));
+        }
+        Ok(())
+    }
+
+    /// Makes a call's operation, its links and its memory ready, without running it.
+    pub(crate) fn prepare(&mut self, call: &Call) -> Result<(), Error> {
+        self.check()?;
+        let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
+        let peers = self.prepared.operations[index].1.peers().to_vec();
+        self.connect(&peers)
+    }
+
+    /// Runs a call to its end.
+    ///
+    /// # Safety
+    /// `input` must be readable and `output` writable for the call's count of elements until this
+    /// returns; they are the same or do not overlap.
+    pub(crate) unsafe fn run(
+        &mut self,
+        call: &Call,
+        input: *const u8,
+        output: *mut u8,
+    ) -> Result<(), Error> {
+        self.check()?;
+        let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
+        let missing = self.prepared.operations[index].1.peers().iter();
+        if missing.clone().any(|&peer| self.wiring.links[peer as usize].is_none()) {
+            let peers: Vec<u32> = missing.copied().collect();
+            self.connect(&peers)?;
+        }
+        let sequence = self.next_sequence(call.stream);
+        let operation = &mut self.prepared.operations[index].1;
+        let tag = Tag { sequence, digest: operation.digest() };
+        let named = Named { stream: call.stream, sequence, record: call.record };
+        let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { operation.start(tag, input, output, &mut self.wiring.links) };
+        let result = self.driver.drive(operation, named, &mut self.wiring.links);
+        match result {
+            Ok(()) => {
+                self.driver.recorder.end(ticket);
+                Ok(())
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Makes the links to all other ranks.
+    pub(crate) fn warm_up(&mut self) -> Result<(), Error> {
+        self.check()?;
+        let all: Vec<u32> = (0..self.wiring.addresses.len() as u32).collect();
+        self.connect(&all)
+    }
+
+    /// The link to a peer, if it has been made.
+    pub(crate) fn link(&self, peer: u32) -> Option<&Link> {
+        self.wiring.links.get(peer as usize)?.as_ref()
+    }
+
+    /// Lets go of everything; peers get what was sent to them.
+    pub(crate) fn close(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        for link in self.wiring.links.iter_mut().filter_map(Option::take) {
+            if self.failed.is_none() {
+                link.close(deadline);
+            }
+        }
+    }
+
+    fn connect(&mut self, peers: &[u32]) -> Result<(), Error> {
+        let deadline = Instant::now() + self.driver.timeout;
+        for &peer in peers {
+            if peer == self.wiring.rank || self.wiring.links[peer as usize].is_some() {
+                continue;
+            }
+            let abort = self.driver.abort.clone();
+            let address = &self.wiring.addresses[peer as usize];
+            match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
+                Ok(link) => self.wiring.links[peer as usize] = Some(link),
+                Err(error) => return Err(self.fail(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn next_sequence(&mut self, stream: Stream) -> u32 {
+        let counter = match stream {
+            Stream::Collective => &mut self.sequence,
+            Stream::SendTo(peer) => &mut self.sent[peer as usize],
+            Stream::ReceiveFrom(peer) => &mut self.received[peer as usize],
+        };
+        *counter = counter.wrapping_add(1);
+        *counter
+    }
+
+    /// Remembers the error that ends the communicator, a verdict before anything else, and drops
+    /// the links: from here on nothing reads or writes the caller's memory.
+    fn fail(&mut self, error: Error) -> Error {
+        let verdict = self.driver.abort.verdict().map(Error::Verdict);
+        let error = verdict.unwrap_or(error);
+        self.wiring.links.iter_mut().for_each(|link| *link = None);
+        self.failed = Some(error.clone());
+        error
+    }
+}
+
+impl Prepared {
+    /// The index of a call's operation, which is made if it is new.
+    #[inline]
+    fn find(&mut self, call: &Call, rank: u32, ranks: usize) -> usize {
+        if self.operations.get(self.last).is_some_and(|(key, _)| key == call) {
+            return self.last;
+        }
+        self.last = match self.by_call.get(call) {
+            Some(&index) => index,
+            None => self.add(call, rank, ranks as u32),
+        };
+        self.last
+    }
+
+    fn add(&mut self, call: &Call, rank: u32, ranks: u32) -> usize {
+        if self.operations.len() >= PREPARED_MOST {
+            self.operations.clear();
+            self.by_call.clear();
+        }
+        self.operations.push((*call, operation(call, rank, ranks)));
+        self.by_call.insert(*call, self.operations.len() - 1);
+        self.operations.len() - 1
+    }
+}
+
+/// Plans and lowers a call.
+fn operation(call: &Call, rank: u32, ranks: u32) -> Operation {
+    let record = &call.record;
+    let data_type = DataType::from_number(record.data_type).unwrap_or(DataType::F32);
+    let op = Op::from_number(record.operation).unwrap_or(Op::Sum);
+    let collective = match record.kind {
+        CallKind::AllReduce => Some(Collective::AllReduce),
+        CallKind::Broadcast => Some(Collective::Broadcast { root: record.root }),
+        CallKind::Barrier => Some(Collective::Barrier),
+        CallKind::PointToPoint => None,
+    };
+    let algorithm = Algorithm::from_number(record.algorithm);
+    let (program, channel) = match (collective, algorithm, call.stream) {
+        (Some(collective), Some(algorithm), _) => {
+            (lower(&algorithm.plan(collective, rank, ranks)), 0)
+        }
+        (_, _, stream) => (point_to_point(stream, rank, ranks), POINT_TO_POINT),
+    };
+    let kernel = reduce::kernel(data_type, op);
+    Operation::new(program, data_type, kernel, record.count, call.schedule, channel, record.digest())
+}
+
+/// One message to or from a peer.
+fn point_to_point(stream: Stream, rank: u32, ranks: u32) -> Program {
+    let whole = Span::output(0, 1);
+    let (source, destination) = match stream {
+        Stream::SendTo(peer) => {
+            (Source::Own(Span::input(0, 1)), Destination::Send { peer, settled: false })
+        }
+        Stream::ReceiveFrom(peer) => (Source::Arrival { peer }, Destination::Own(whole)),
+        Stream::Collective => (Source::Own(whole), Destination::Own(whole)),
+    };
+    let action = Action::Move {
+        first_source: 0,
+        sources: 1,
+        first_destination: 0,
+        destinations: 1,
+        shape: whole,
+        guarded: false,
+        early: false,
+    };
+    Program {
+        rank,
+        ranks,
+        chunks: 1,
+        scratch: Vec::new(),
+        actions: vec![action],
+        sources: vec![source],
+        destinations: vec![destination],
+    }
+}
+
+impl Driver {
+    /// Drives an operation to its end, however long its peers take within the deadline.
+    fn drive(
+        &mut self,
+        operation: &mut Operation,
+        named: Named,
+        links: &mut [Option<Link>],
+    ) -> Result<(), Error> {
+        let mut wait = Wait::default();
+        loop {
+            match operation.poll(links, 0) {
+                Ok(Status::Done) => return Ok(()),
+                Ok(Status::Moved) => {
+                    wait = Wait::default();
+                    continue;
+                }
+                Ok(Status::Blocked) => {}
+                Err(fault) => return Err(self.report(fault, named)),
+            }
+            if self.abort.is_set() {
+                return Err(self.verdict_or(Error::Timeout {
+                    operation: named,
+                    waiting_for: operation.waiting_for(),
+                    timeout: self.timeout,
+                }));
+            }
+            match self.policy.next(wait.looks) {
+                Stage::Spin => wait.looks += 1,
+                Stage::Yielded => {
+                    wait.looks += 1;
+                    if wait.looks % 64 == 0 {
+                        self.watch(&mut wait, operation, named)?;
+                    }
+                }
+                Stage::Sleep => {
+                    let longest = self.watch(&mut wait, operation, named)?;
+                    let poll = |links: &mut [Option<Link>]| {
+                        !matches!(operation.poll(links, 0), Ok(Status::Blocked))
+                    };
+                    let moved = self.sleep(links, longest, poll);
+                    if moved {
+                        wait = Wait::default();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sleeps until something may have moved. Returns whether `poll` moved something before that.
+    fn sleep(
+        &mut self,
+        links: &mut [Option<Link>],
+        longest: Duration,
+        poll: impl FnOnce(&mut [Option<Link>]) -> bool,
+    ) -> bool {
+        let abort = &self.abort;
+        let mut moved = false;
+        self.sleeper.sleep(links, &self.bell, longest, |links| {
+            moved = poll(links);
+            moved || abort.is_set()
+        });
+        moved
+    }
+
+    /// Looks at the clock: tells the arbiter of a stall, ends the wait at the deadline. Returns
+    /// how long the thread may sleep until it must look again.
+    fn watch(
+        &mut self,
+        wait: &mut Wait,
+        operation: &Operation,
+        named: Named,
+    ) -> Result<Duration, Error> {
+        let now = Instant::now();
+        let since = *wait.since.get_or_insert(now);
+        let stalled = now - since;
+        let waiting_for = || operation.waiting_for();
+        let stall = |deadline_passed| Stall {
+            operation: named,
+            waiting_for: waiting_for(),
+            stalled_ms: stalled.as_millis() as u64,
+            deadline_passed,
+        };
+        if stalled >= self.timeout {
+            self.control.stalled(stall(true));
+            let timeout = self.timeout;
+            let waiting_for = waiting_for();
+            return Err(self.verdict_or(Error::Timeout { operation: named, waiting_for, timeout }));
+        }
+        if stalled >= STALL && !wait.reported {
+            wait.reported = true;
+            self.control.stalled(stall(false));
+        }
+        let next = if wait.reported { self.timeout } else { STALL.min(self.timeout) };
+        Ok(next.saturating_sub(stalled).max(Duration::from_millis(1)))
+    }
+
+    /// Tells the arbiter of a fault and waits for what it decides.
+    fn report(&mut self, fault: Fault, operation: Named) -> Error {
+        match fault {
+            Fault::Link(error) => {
+                let peer = error.peer();
+                let reason = error.to_string();
+                self.control.link_failed(LinkFailure { peer, reason, operation: Some(operation) });
+                self.verdict_or(Error::Link { operation, error })
+            }
+            Fault::Mismatch { peer, theirs } => {
+                self.control.suspect_mismatch(Suspicion {
+                    operation,
+                    peer,
+                    peer_sequence: theirs.sequence,
+                    peer_digest: theirs.digest,
+                });
+                let waiting_for = vec![peer];
+                self.verdict_or(Error::Timeout { operation, waiting_for, timeout: VERDICT_WAIT })
+            }
+        }
+    }
+
+    /// The arbiter's verdict, or `otherwise` where none comes.
+    fn verdict_or(&mut self, otherwise: Error) -> Error {
+        self.abort.await_verdict(Instant::now() + VERDICT_WAIT).map_or(otherwise, Error::Verdict)
+    }
+}
+
+/// A wait without progress.
+#[derive(Default)]
+struct Wait {
+    looks: u32,
+    since: Option<Instant>,
+    reported: bool,
+}

@@ -1,0 +1,94 @@
+//! What can go wrong, and whom it names.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringtree_transport::LinkError;
+use ringtree_transport::endpoint::EndpointError;
+use ringtree_transport::rendezvous::StoreError;
+
+use crate::control::{ControlError, Operation, Verdict};
+
+/// Why a call failed. After anything but [`Error::Argument`] the communicator is over: every
+/// later call returns the same error, and it can only be dropped.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The environment or the settings are missing, malformed or contradict each other.
+    #[error("{0}")]
+    Settings(String),
+    /// The call makes no sense; nothing was sent, and the communicator goes on.
+    #[error("{0}")]
+    Argument(String),
+    /// The ranks did not find each other.
+    #[error("rendezvous: {0}")]
+    Rendezvous(Arc<StoreError>),
+    /// The control connection could not be made.
+    #[error("control: {0}")]
+    Control(Arc<ControlError>),
+    /// A rank could not be reached.
+    #[error("{0}")]
+    Endpoint(Arc<EndpointError>),
+    /// Memory or descriptors have run out.
+    #[error("memory: {0}")]
+    Memory(Arc<io::Error>),
+    /// All survivors got this verdict: who died, stopped, came late, left or called something
+    /// else.
+    #[error("{0}")]
+    Verdict(Arc<Verdict>),
+    /// A link failed and no verdict came that explains it.
+    #[error("{operation}: {error}")]
+    Link {
+        /// What was running.
+        operation: Operation,
+        /// What the link said.
+        error: LinkError,
+    },
+    /// Time without progress ran out and no verdict came that explains it.
+    #[error(
+        "{operation}: no progress for {timeout:?}, waiting for rank(s) {waiting_for:?}; if they \
+         only need longer, raise RINGTREE_TIMEOUT"
+    )]
+    Timeout {
+        /// What was running.
+        operation: Operation,
+        /// Who did not move.
+        waiting_for: Vec<u32>,
+        /// The limit.
+        timeout: Duration,
+    },
+}
+
+impl Error {
+    /// The verdict, where there is one.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        match self {
+            Error::Verdict(verdict) => Some(verdict),
+            _ => None,
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Error {
+        Error::Rendezvous(Arc::new(error))
+    }
+}
+
+impl From<ControlError> for Error {
+    fn from(error: ControlError) -> Error {
+        Error::Control(Arc::new(error))
+    }
+}
+
+impl From<EndpointError> for Error {
+    fn from(error: EndpointError) -> Error {
+        Error::Endpoint(Arc::new(error))
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Error {
+        Error::Memory(Arc::new(error))
+    }
+}

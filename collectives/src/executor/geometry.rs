@@ -1,0 +1,162 @@
+//! From chunks to bytes: the only place where remainders and empty chunks exist.
+
+use ringtree_plan::{Space, Span};
+
+/// Chunks begin at multiples of this many bytes of their round, so that vectors and cache lines
+/// are whole.
+const CHUNK_ALIGNMENT_BYTES: u64 = 64;
+
+/// How a buffer of elements is cut into rounds, and a round into chunks. Any count works.
+#[derive(Clone, Debug)]
+pub struct Geometry {
+    count: u64,
+    element_bytes: u64,
+    chunks: u64,
+    round_elements: u64,
+    scratch: Vec<u32>,
+    scratch_stride_bytes: u64,
+}
+
+/// A range of bytes in one space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSpan {
+    /// First byte, from the beginning of the buffer (scratch: of the lane's scratch).
+    pub offset: usize,
+    /// Length.
+    pub len: usize,
+}
+
+impl Geometry {
+    /// `count` elements of `element_bytes` in rounds of about `round_bytes`, each of `chunks`
+    /// chunks; `scratch` as in a plan.
+    pub fn new(
+        count: u64,
+        element_bytes: usize,
+        chunks: u32,
+        scratch: &[u32],
+        round_bytes: usize,
+    ) -> Geometry {
+        let element_bytes = element_bytes as u64;
+        let unit = CHUNK_ALIGNMENT_BYTES / element_bytes;
+        let round_elements = (round_bytes as u64 / element_bytes).div_ceil(unit).max(1) * unit;
+        let mut geometry = Geometry {
+            count,
+            element_bytes,
+            chunks: u64::from(chunks.max(1)),
+            round_elements,
+            scratch: scratch.to_vec(),
+            scratch_stride_bytes: 0,
+        };
+        let longest = geometry.longest_chunk_elements() * element_bytes;
+        geometry.scratch_stride_bytes = longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES);
+        geometry
+    }
+
+    /// Rounds; at least 1, since ranks meet even when there is nothing to move.
+    pub fn rounds(&self) -> u64 {
+        self.count.div_ceil(self.round_elements).max(1)
+    }
+
+    /// Bytes of scratch that a lane needs.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.len() * self.scratch_stride_bytes as usize
+    }
+
+    /// Where a span of a round lies. A span of scratch has at most one chunk.
+    pub fn bytes(&self, round: u64, span: Span) -> ByteSpan {
+        let start = round * self.round_elements;
+        let len = self.round_elements.min(self.count - start.min(self.count));
+        let (offset, elements) = match span.space {
+            Space::Scratch => {
+                debug_assert!(span.len <= 1, "scratch chunks are not contiguous");
+                let offset = u64::from(span.start) * self.scratch_stride_bytes;
+                let like = u64::from(self.scratch[span.start as usize]);
+                let elements =
+                    self.boundary(len, like + u64::from(span.len)) - self.boundary(len, like);
+                (offset, elements)
+            }
+            Space::Input | Space::Output => {
+                let first = self.boundary(len, u64::from(span.start));
+                let end = self.boundary(len, u64::from(span.end()));
+                ((start + first) * self.element_bytes, end - first)
+            }
+        };
+        ByteSpan { offset: offset as usize, len: (elements * self.element_bytes) as usize }
+    }
+
+    /// First element of a chunk in a round of `len` elements.
+    #[inline]
+    fn boundary(&self, len: u64, chunk: u64) -> u64 {
+        if chunk == 0 {
+            return 0;
+        }
+        if chunk >= self.chunks {
+            return len;
+        }
+        let unit = CHUNK_ALIGNMENT_BYTES / self.element_bytes;
+        (len.div_ceil(unit) * chunk / self.chunks * unit).min(len)
+    }
+
+    fn longest_chunk_elements(&self) -> u64 {
+        let unit = CHUNK_ALIGNMENT_BYTES / self.element_bytes;
+        let len = self.round_elements.min(self.count);
+        len.div_ceil(unit).div_ceil(self.chunks) * unit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_every_round_without_gap_or_overlap() {
+        for count in [0_u64, 1, 2, 3, 15, 16, 17, 1000, 4097] {
+            for chunks in [1_u32, 2, 3, 7, 64] {
+                for round_bytes in [64, 100, 1 << 12, 1 << 20] {
+                    for element_bytes in [2, 4, 8] {
+                        covers(&Geometry::new(count, element_bytes, chunks, &[], round_bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    fn covers(geometry: &Geometry) {
+        let mut next = 0;
+        for round in 0..geometry.rounds() {
+            for chunk in 0..geometry.chunks as u32 {
+                let part = geometry.bytes(round, Span::output(chunk, 1));
+                assert_eq!(part.offset, next, "{geometry:?} round {round} chunk {chunk}");
+                next += part.len;
+            }
+            let whole = geometry.bytes(round, Span::input(0, geometry.chunks as u32));
+            assert_eq!(whole.offset + whole.len, next);
+        }
+        assert_eq!(next as u64, geometry.count * geometry.element_bytes);
+    }
+
+    #[test]
+    fn scratch_chunks_have_room_for_the_chunk_that_they_are_like() {
+        for count in [1_u64, 100, 1000, 100_000] {
+            let geometry = Geometry::new(count, 4, 3, &[1, 1, 0, 2], 1 << 14);
+            for round in 0..geometry.rounds() {
+                for (index, like) in [1, 1, 0, 2].into_iter().enumerate() {
+                    let part = geometry.bytes(round, Span::scratch(index as u32, 1));
+                    assert_eq!(part.len, geometry.bytes(round, Span::input(like, 1)).len);
+                    assert!(
+                        part.offset + part.len
+                            <= (index + 1) * geometry.scratch_stride_bytes as usize
+                    );
+                }
+            }
+            assert_eq!(geometry.scratch_bytes(), 4 * geometry.scratch_stride_bytes as usize);
+        }
+    }
+
+    #[test]
+    fn more_than_four_gibibytes() {
+        let geometry = Geometry::new(3 << 30, 4, 2, &[], 1 << 20);
+        let last = geometry.bytes(geometry.rounds() - 1, Span::output(1, 1));
+        assert_eq!(last.offset + last.len, 12 << 30);
+    }
+}

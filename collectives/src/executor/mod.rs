@@ -1,0 +1,253 @@
+//! Runs programs over links.
+//!
+//! An [`Operation`] is a program bound to memory and to a schedule of rounds and lanes. Its state
+//! is a counter a lane, so that it can be resumed anywhere: whoever calls [`Operation::poll`]
+//! drives it, be that the caller of a blocking call, a progress thread, or a simulator on virtual
+//! time. It neither blocks nor allocates while it runs, and reads no clock.
+
+mod geometry;
+mod lane;
+mod moves;
+#[cfg(test)]
+mod tests;
+
+pub use geometry::{ByteSpan, Geometry};
+
+use ringtree_plan::{Action, Destination, Program, Source};
+use ringtree_transport::{Channel, Link, LinkError, Tag};
+
+use crate::DataType;
+use crate::reduce::Kernel;
+use lane::Lane;
+
+/// How a collective is cut: how many rounds are in flight at once, and how long one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Schedule {
+    /// Rounds in flight.
+    pub lanes: usize,
+    /// Bytes of a round.
+    pub round_bytes: usize,
+}
+
+/// What a call of [`Operation::poll`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Every lane is done: the result is in the output, and no link reads the caller's memory.
+    Done,
+    /// Something moved; call again.
+    Moved,
+    /// Nothing could move.
+    Blocked,
+}
+
+/// Why an operation cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A link that is needed failed.
+    Link(LinkError),
+    /// A peer's frame belongs to another call than this rank's.
+    Mismatch {
+        /// The peer.
+        peer: u32,
+        /// What its frame says.
+        theirs: Tag,
+    },
+}
+
+/// A program with its memory, ready to run any number of times.
+#[derive(Debug)]
+pub struct Operation {
+    program: Program,
+    geometry: Geometry,
+    kernel: Kernel,
+    element_bytes: usize,
+    lanes: Vec<Lane>,
+    peers: Vec<u32>,
+    /// The first error of each peer's link, by position in `peers`.
+    failures: Vec<Option<LinkError>>,
+    scratch: Scratch,
+    digest: u32,
+    tag: Tag,
+    input: *const u8,
+    output: *mut u8,
+    /// Addresses of the slice in hand; kept so that nothing is allocated while running.
+    sources: Vec<*const u8>,
+    destinations: Vec<*mut u8>,
+    /// For each send of the slice in hand: whether it goes through a slot.
+    slotted: Vec<bool>,
+}
+
+// SAFETY: the addresses are used only inside `poll`, whose caller vouches for them.
+unsafe impl Send for Operation {}
+
+impl Operation {
+    /// Prepares a program for `count` elements; its lanes use the channels from `first_channel`,
+    /// and its frames carry `digest`. Everything that the runs need is allocated here.
+    pub fn new(
+        program: Program,
+        data_type: DataType,
+        kernel: Kernel,
+        count: u64,
+        schedule: Schedule,
+        first_channel: Channel,
+        digest: u32,
+    ) -> Operation {
+        let element_bytes = data_type.size_bytes();
+        let (chunks, scratch) = (program.chunks, &program.scratch);
+        let geometry = Geometry::new(count, element_bytes, chunks, scratch, schedule.round_bytes);
+        let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
+        let peers = peers(&program);
+        Operation {
+            scratch: Scratch::new(lanes * geometry.scratch_bytes()),
+            lanes: (0..lanes)
+                .map(|lane| Lane::new(lane, lanes, first_channel + lane, &program))
+                .collect(),
+            failures: vec![None; peers.len()],
+            sources: Vec::with_capacity(program.ranks as usize + 1),
+            destinations: Vec::with_capacity(program.ranks as usize + 1),
+            slotted: Vec::with_capacity(program.ranks as usize),
+            peers,
+            program,
+            geometry,
+            kernel,
+            element_bytes,
+            digest,
+            tag: Tag::default(),
+            input: std::ptr::null(),
+            output: std::ptr::null_mut(),
+        }
+    }
+
+    /// The ranks that this rank exchanges messages with.
+    pub fn peers(&self) -> &[u32] {
+        &self.peers
+    }
+
+    /// What its frames say about the call.
+    pub fn digest(&self) -> u32 {
+        self.digest
+    }
+
+    /// Begins a run. In place is `input == output`.
+    ///
+    /// # Safety
+    /// From here until `poll` has returned [`Status::Done`], or the links are dropped after an
+    /// error, `input` must be readable and `output` writable for the operation's count of
+    /// elements, and nobody else may touch them; they are the same or do not overlap.
+    pub unsafe fn start(
+        &mut self,
+        tag: Tag,
+        input: *const u8,
+        output: *mut u8,
+        links: &mut [Option<Link>],
+    ) {
+        self.tag = tag;
+        self.input = input;
+        self.output = output;
+        self.lanes.iter_mut().for_each(Lane::restart);
+        let lanes = self.lanes.len();
+        for &peer in &self.peers {
+            if let Some(link) = &mut links[peer as usize] {
+                link.divide(lanes);
+            }
+        }
+        self.failures.fill(None);
+    }
+
+    /// Moves what can be moved. `links` has an entry for each rank; those of [`Operation::peers`]
+    /// must be there. `now_ns` is passed on to the links.
+    ///
+    /// # Errors
+    /// A link that a lane waits for failed, or a peer called something else.
+    #[inline]
+    pub fn poll(&mut self, links: &mut [Option<Link>], now_ns: u64) -> Result<Status, Fault> {
+        let mut done = true;
+        let mut moved = false;
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].is_done(self.geometry.rounds()) {
+                continue;
+            }
+            moved |= self.advance(lane, links)?;
+            done &= self.lanes[lane].is_done(self.geometry.rounds());
+        }
+        if done {
+            return Ok(Status::Done);
+        }
+        for (index, &peer) in self.peers.iter().enumerate() {
+            let Some(link) = &mut links[peer as usize] else { continue };
+            match link.poll(now_ns) {
+                Ok(link_moved) => moved |= link_moved,
+                // A peer that has finished may leave: its end matters only to a lane that waits
+                // for it.
+                Err(error) => self.failures[index] = Some(error),
+            }
+        }
+        if moved {
+            return Ok(Status::Moved);
+        }
+        self.blocked()
+    }
+
+    /// The peers that lanes wait for, each once.
+    pub fn waiting_for(&self) -> Vec<u32> {
+        let mut peers: Vec<u32> = self.lanes.iter().filter_map(Lane::waits_for).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+
+    /// A lane that waits for a peer whose link failed ends the operation.
+    fn blocked(&self) -> Result<Status, Fault> {
+        for lane in &self.lanes {
+            let Some(peer) = lane.waits_for() else { continue };
+            let index = self.peers.binary_search(&peer).unwrap_or(usize::MAX);
+            if let Some(Some(error)) = self.failures.get(index) {
+                return Err(Fault::Link(error.clone()));
+            }
+        }
+        Ok(Status::Blocked)
+    }
+}
+
+/// Every peer of a program, in ascending order.
+fn peers(program: &Program) -> Vec<u32> {
+    let mut peers: Vec<u32> = Vec::new();
+    for action in &program.actions {
+        let Action::Move { first_source, sources, first_destination, destinations, .. } = *action
+        else {
+            continue;
+        };
+        let sources = &program.sources[first_source as usize..][..sources as usize];
+        let destinations =
+            &program.destinations[first_destination as usize..][..destinations as usize];
+        peers.extend(sources.iter().filter_map(|source| match *source {
+            Source::Arrival { peer } => Some(peer),
+            Source::Own(_) => None,
+        }));
+        peers.extend(destinations.iter().filter_map(|destination| match *destination {
+            Destination::Send { peer, .. } => Some(peer),
+            _ => None,
+        }));
+    }
+    peers.sort_unstable();
+    peers.dedup();
+    peers
+}
+
+/// Scratch memory of all lanes, aligned to cache lines.
+#[derive(Debug)]
+struct Scratch(Vec<CacheLine>);
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+impl Scratch {
+    fn new(bytes: usize) -> Scratch {
+        Scratch(vec![CacheLine([0; 64]); bytes.div_ceil(64)])
+    }
+
+    fn start(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr().cast()
+    }
+}

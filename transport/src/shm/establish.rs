@@ -1,0 +1,158 @@
+//! How two sides come to share memory: each hands its half's descriptor over the socket, and proves
+//! that it sees the other's by repeating the nonce that it finds there.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use super::ShmLink;
+use super::layout::{HALF_BYTES, Half};
+use crate::memory::SharedMemory;
+use crate::{LinkError, TransportKind, wait};
+
+/// What travels beside the descriptor: length of the half, and whether this side's kernel can
+/// order a sleeper's memory accesses for everyone.
+const HELLO_BYTES: usize = 16;
+
+impl ShmLink {
+    /// Makes the link to `peer` over a connected socket on which both sides have proven who they
+    /// are. Both call it; the socket stays with the link.
+    ///
+    /// # Errors
+    /// [`LinkError::Failed`] where the two do not share memory, where memory or descriptors have
+    /// run out, or when `deadline` passes.
+    pub fn establish(
+        stream: UnixStream,
+        peer: u32,
+        deadline: Instant,
+    ) -> Result<ShmLink, LinkError> {
+        establish(stream, peer, deadline).map_err(|error| LinkError::Failed {
+            peer,
+            transport: TransportKind::Shm,
+            reason: error.to_string(),
+        })
+    }
+}
+
+fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<ShmLink> {
+    stream.set_nonblocking(false)?;
+    let mine = SharedMemory::create_for_readers(HALF_BYTES)?;
+    let nonce = random()?;
+    nonce_of(&mine).store(nonce, Ordering::Release);
+    let can_order = wait::register_membarrier();
+    send_half(&stream, &mine, can_order)?;
+    let (theirs, they_can_order) = receive_half(&stream, deadline)?;
+    let mut seen = nonce_of(&theirs).load(Ordering::Acquire).to_le_bytes();
+    (&stream).write_all(&seen)?;
+    set_timeout(&stream, deadline)?;
+    (&stream).read_exact(&mut seen)?;
+    if u64::from_le_bytes(seen) != nonce {
+        return Err(io::Error::other("the peer reads another memory than this side writes"));
+    }
+    stream.set_read_timeout(None)?;
+    stream.set_nonblocking(true)?;
+    Ok(ShmLink::new(peer, stream, mine, theirs, !(can_order && they_can_order)))
+}
+
+fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::Result<()> {
+    let mut hello = [0; HELLO_BYTES];
+    hello[..8].copy_from_slice(&(HALF_BYTES as u64).to_le_bytes());
+    hello[8] = u8::from(can_order);
+    let descriptors = [half.descriptor().as_raw_fd()];
+    let message = [ControlMessage::ScmRights(&descriptors)];
+    let sent = sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(&hello)],
+        &message,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    if sent == HELLO_BYTES { Ok(()) } else { Err(io::Error::other("the hello did not fit")) }
+}
+
+fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMemory, bool)> {
+    set_timeout(stream, deadline)?;
+    let mut hello = [0; HELLO_BYTES];
+    let mut space = nix::cmsg_space!([RawFd; 4]);
+    let mut parts = [IoSliceMut::new(&mut hello)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut files = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = part {
+            // SAFETY: the kernel has just made these descriptors for this process.
+            files.extend(descriptors.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let received = message.bytes;
+    let file = files.pop().filter(|_| received == HELLO_BYTES && files.is_empty());
+    let file = file.ok_or_else(|| io::Error::other("the peer sent no memory"))?;
+    let len_bytes = u64::from_le_bytes(hello[..8].try_into().map_err(io::Error::other)?);
+    if len_bytes != HALF_BYTES as u64 {
+        return Err(io::Error::other("the peer's version lays its memory out differently"));
+    }
+    Ok((SharedMemory::open_for_reading(file, HALF_BYTES)?, hello[8] == 1))
+}
+
+fn set_timeout(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))
+}
+
+fn nonce_of(half: &SharedMemory) -> &std::sync::atomic::AtomicU64 {
+    // SAFETY: the mapping is HALF_BYTES long, aligned to a page, and lives as long as the borrow.
+    unsafe { &(*half.start().cast::<Half>()).nonce }
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deadline() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn a_byte_crosses_between_the_two_ends() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let other = std::thread::spawn(move || ShmLink::establish(b, 0, deadline()).unwrap());
+        let mut first = ShmLink::establish(a, 1, deadline()).unwrap();
+        let mut second = other.join().unwrap();
+        let tag = crate::Tag { sequence: 3, digest: 9 };
+        // SAFETY: a constant stays readable for ever.
+        unsafe { first.post(0, tag, b"x".as_ptr(), 1, true).unwrap() };
+        let arrival = second.arrival(0).unwrap().unwrap();
+        assert_eq!((arrival.len, arrival.last, arrival.tag), (1, true, tag));
+        // SAFETY: the arrival has one byte and is not released.
+        assert_eq!(unsafe { *arrival.data }, b'x');
+        second.release(0, 1).unwrap();
+        assert!(second.arrival(0).unwrap().is_none());
+        drop(first);
+        assert!(matches!(second.poll(0), Err(LinkError::Closed { peer: 0, .. })));
+    }
+
+    #[test]
+    fn a_peer_that_sends_no_memory_is_refused() {
+        let (a, b) = UnixStream::pair().unwrap();
+        (&b).write_all(&[0; HELLO_BYTES]).unwrap();
+        let refused = ShmLink::establish(a, 1, deadline()).unwrap_err();
+        assert!(refused.to_string().contains("sent no memory"), "{refused}");
+    }
+
+    #[test]
+    fn a_silent_peer_ends_at_the_deadline() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(ShmLink::establish(a, 1, soon).is_err());
+    }
+}

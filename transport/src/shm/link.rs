@@ -1,0 +1,533 @@
+//! A shared-memory link: one ring of lines a channel and direction, and a pool of slots.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
+
+use super::layout::{Half, LINES, SLOT_BYTES, SLOTS};
+use super::ring::{BODY_WORDS, Reader, Writer};
+use crate::memory::SharedMemory;
+use crate::{
+    Arrival, CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind,
+};
+
+/// Payload bytes that a line carries itself: its body less the tag.
+const INLINE_BYTES: usize = (BODY_WORDS - 1) * 8;
+
+/// Slots kept for send and receive; the lanes divide the others.
+const POINT_TO_POINT_SLOTS: usize = 4;
+
+/// Most slots of one lane: more would push the data out of the cache before the peer reads it.
+const MOST_SLOTS_PER_LANE: usize = 8;
+
+/// The upper half of a line's header: flags and the length of the payload.
+const LAST: u32 = 1 << 31;
+const IN_SLOT: u32 = 1 << 30;
+const LEN_MASK: u32 = (1 << 24) - 1;
+
+/// No slot.
+const NONE: u8 = u8::MAX;
+
+/// A link over shared memory.
+#[derive(Debug)]
+pub struct ShmLink {
+    peer: u32,
+    /// Wakes a sleeping peer, and ends when its process ends.
+    socket: UnixStream,
+    mine: SharedMemory,
+    theirs: SharedMemory,
+    sends: Box<[SendChannel]>,
+    receives: Box<[ReceiveChannel]>,
+    /// The slots that no frame uses.
+    free_slots: u32,
+    lane_slots: usize,
+    /// The channels on which something posted waits.
+    waiting: u32,
+    /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
+    /// has no `membarrier` that would spare it.
+    fenced: bool,
+    socket_ended: bool,
+}
+
+// SAFETY: the raw pointers inside point into the two mappings, which move with the link; the link
+// is used by one thread at a time.
+unsafe impl Send for ShmLink {}
+
+#[derive(Debug)]
+struct SendChannel {
+    ring: Writer,
+    /// Lines whose slots are back in the pool.
+    reaped: u32,
+    /// The slot of each line under way.
+    slot_of_line: [u8; LINES],
+    slots_in_use: usize,
+    reserved: u8,
+    queue: VecDeque<Posted>,
+    posted_bytes: u64,
+    sent_bytes: u64,
+}
+
+/// Bytes of the caller that wait for credit.
+#[derive(Debug)]
+struct Posted {
+    data: *const u8,
+    len: usize,
+    last: bool,
+    tag: Tag,
+}
+
+#[derive(Debug)]
+struct ReceiveChannel {
+    ring: Reader,
+    current: Option<Arrival>,
+}
+
+impl ShmLink {
+    /// A link over two halves that both sides have mapped.
+    pub(super) fn new(
+        peer: u32,
+        socket: UnixStream,
+        mine: SharedMemory,
+        theirs: SharedMemory,
+        fenced: bool,
+    ) -> ShmLink {
+        let (ours, other) = (mine.start().cast::<Half>(), theirs.start().cast::<Half>());
+        let sends = (0..CHANNELS)
+            // SAFETY: the halves are whole (their length was checked), zero at first, and live
+            // as long as the link; each ring has one writer and one reader, the two ends.
+            .map(|c| unsafe {
+                SendChannel::new(Writer::new(
+                    (&raw const (*ours).lines[c]).cast(),
+                    &raw const (*other).consumed[c],
+                    LINES as u32,
+                ))
+            })
+            .collect();
+        let receives = (0..CHANNELS)
+            // SAFETY: as above.
+            .map(|c| unsafe {
+                let lines = (&raw const (*other).lines[c]).cast();
+                let ring = Reader::new(lines, &raw const (*ours).consumed[c], LINES as u32);
+                ReceiveChannel { ring, current: None }
+            })
+            .collect();
+        ShmLink {
+            peer,
+            socket,
+            mine,
+            theirs,
+            sends,
+            receives,
+            free_slots: u32::MAX,
+            lane_slots: MOST_SLOTS_PER_LANE,
+            waiting: 0,
+            fenced,
+            socket_ended: false,
+        }
+    }
+
+    pub(crate) fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    pub(crate) fn divide(&mut self, lanes: usize) {
+        let lanes = lanes.clamp(1, MAX_LANES);
+        self.lane_slots = ((SLOTS - POINT_TO_POINT_SLOTS) / lanes).clamp(1, MOST_SLOTS_PER_LANE);
+    }
+
+    #[inline]
+    pub(crate) unsafe fn post(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        let send = &mut self.sends[channel];
+        send.posted_bytes += len as u64;
+        if len <= INLINE_BYTES && send.queue.is_empty() && send.ring.has_room() {
+            // SAFETY: the caller promises `len` readable bytes.
+            unsafe { send.publish_inline(tag, data, len, last) };
+            self.wake_peer();
+            return Ok(());
+        }
+        if let Some(open) = send.queue.back_mut()
+            && !open.last
+            && open.data.wrapping_add(open.len) == data
+        {
+            open.len += len;
+            open.last = last;
+            return Ok(());
+        }
+        send.queue.push_back(Posted { data, len, last, tag });
+        self.waiting |= 1 << channel;
+        self.push(channel).map(|_| ())
+    }
+
+    #[inline]
+    pub(crate) fn posted_bytes(&self, channel: Channel) -> u64 {
+        self.sends[channel].posted_bytes
+    }
+
+    #[inline]
+    pub(crate) fn sent_bytes(&self, channel: Channel) -> u64 {
+        self.sends[channel].sent_bytes
+    }
+
+    #[inline]
+    pub(crate) fn reserve(&mut self, channel: Channel) -> Option<Slot> {
+        if self.waiting & 1 << channel != 0 {
+            return None;
+        }
+        if self.sends[channel].reserved == NONE {
+            if !self.credit(channel).ok()? {
+                return None;
+            }
+            self.sends[channel].reserved = self.take_slot(channel);
+        }
+        let slot = self.sends[channel].reserved;
+        Some(Slot { data: self.slot(slot), len: SLOT_BYTES })
+    }
+
+    #[inline]
+    pub(crate) fn commit(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        let slot = self.sends[channel].reserved;
+        assert!(slot != NONE && len <= SLOT_BYTES, "a commit follows its reserve");
+        let data = self.slot(slot);
+        let send = &mut self.sends[channel];
+        send.reserved = NONE;
+        send.posted_bytes += len as u64;
+        if len <= INLINE_BYTES {
+            // SAFETY: the slot has at least `len` bytes.
+            unsafe { send.publish_inline(tag, data, len, last) };
+            send.slots_in_use -= 1;
+            self.free_slots |= 1 << slot;
+        } else {
+            send.publish_slot(tag, slot, len, last);
+        }
+        self.wake_peer();
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn arrival(&mut self, channel: Channel) -> Result<Option<Arrival>, LinkError> {
+        let receive = &mut self.receives[channel];
+        if receive.current.is_some() {
+            return Ok(receive.current);
+        }
+        let Some((meta, body)) = receive.ring.peek() else { return Ok(None) };
+        let len = (meta & LEN_MASK) as usize;
+        // SAFETY: the line was peeked; the tag is its first word.
+        let tag = unpack(unsafe { (*body)[0] });
+        let data = if meta & IN_SLOT == 0 {
+            // SAFETY: the payload follows the tag inside the body.
+            (len <= INLINE_BYTES).then(|| unsafe { (&raw const (*body)[1]).cast::<u8>() })
+        } else {
+            // SAFETY: as for the tag; the number is checked before it is used.
+            let slot = unsafe { (*body)[1] } as usize;
+            (slot < SLOTS && len <= SLOT_BYTES).then(|| {
+                // SAFETY: the slot's number is below SLOTS.
+                let theirs = self.theirs.start().cast::<Half>();
+                unsafe { (&raw const (*theirs).slots.0[slot]).cast::<u8>() }
+            })
+        };
+        let Some(data) = data else { return Err(self.protocol("a frame longer than its place")) };
+        receive.current = Some(Arrival { data, len, last: meta & LAST != 0, tag });
+        Ok(receive.current)
+    }
+
+    #[inline]
+    pub(crate) fn release(&mut self, channel: Channel, len: usize) -> Result<(), LinkError> {
+        let receive = &mut self.receives[channel];
+        let Some(current) = &mut receive.current else {
+            return Err(self.protocol("nothing to release"));
+        };
+        assert!(len <= current.len, "more released than arrived");
+        current.len -= len;
+        current.data = current.data.wrapping_add(len);
+        if current.len == 0 {
+            receive.current = None;
+            receive.ring.advance();
+        }
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) unsafe fn receive(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        into: *mut u8,
+        len: usize,
+    ) -> Result<(usize, bool), LinkError> {
+        let mut done = 0;
+        while let Some(arrival) = self.arrival(channel)? {
+            if arrival.tag != tag || (done == len && arrival.len > 0) {
+                break;
+            }
+            let part = arrival.len.min(len - done);
+            // SAFETY: the arrival has `part` bytes and `into` has room for them.
+            unsafe { std::ptr::copy_nonoverlapping(arrival.data, into.add(done), part) };
+            self.release(channel, part)?;
+            done += part;
+            if arrival.last && part == arrival.len {
+                return Ok((done, true));
+            }
+        }
+        Ok((done, false))
+    }
+
+    #[inline]
+    pub(crate) fn poll(&mut self, _now_ns: u64) -> Result<bool, LinkError> {
+        let mut moved = false;
+        let mut rest = self.waiting;
+        while rest != 0 {
+            let channel = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            moved |= self.push(channel)?;
+        }
+        if !moved && self.peer_is_gone() && !self.has_arrivals() {
+            return Err(LinkError::Closed { peer: self.peer, transport: TransportKind::Shm });
+        }
+        Ok(moved)
+    }
+
+    pub(crate) fn descriptor(&self) -> Option<(RawFd, bool)> {
+        (!self.socket_ended).then(|| (self.socket.as_raw_fd(), false))
+    }
+
+    pub(crate) fn set_parked(&mut self, parked: bool) {
+        // SAFETY: the half lives as long as the link.
+        let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
+        state.parked.store(u32::from(parked), Ordering::SeqCst);
+        if !parked {
+            self.drain_socket();
+        }
+    }
+
+    pub(crate) fn close(mut self, deadline: Instant) {
+        // What is posted still borrows the caller's memory: it must be in slots before the end.
+        while self.waiting != 0 && Instant::now() < deadline {
+            match self.poll(0) {
+                Ok(true) => {}
+                Ok(false) => std::thread::yield_now(),
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Sends what waits on a channel as far as credits go. Returns whether anything moved.
+    fn push(&mut self, channel: Channel) -> Result<bool, LinkError> {
+        let mut moved = false;
+        while let Some(front) = self.sends[channel].queue.front() {
+            let (data, tag, part) = (front.data, front.tag, front.len.min(SLOT_BYTES));
+            let last = front.last && part == front.len;
+            if part <= INLINE_BYTES {
+                if !self.line_credit(channel)? {
+                    break;
+                }
+                // SAFETY: the caller of `post` promised the bytes until they are sent.
+                unsafe { self.sends[channel].publish_inline(tag, data, part, last) };
+            } else {
+                if !self.credit(channel)? {
+                    break;
+                }
+                let slot = self.take_slot(channel);
+                // SAFETY: as above; a slot has SLOT_BYTES bytes, and it is free.
+                unsafe { std::ptr::copy_nonoverlapping(data, self.slot(slot), part) };
+                self.sends[channel].publish_slot(tag, slot, part, last);
+            }
+            moved = true;
+            self.wake_peer();
+            self.sends[channel].advance_queue(part);
+        }
+        if self.sends[channel].queue.is_empty() {
+            self.waiting &= !(1 << channel);
+        }
+        Ok(moved)
+    }
+
+    /// Whether a line is free, after a look at the peer's counter if need be.
+    #[inline]
+    fn line_credit(&mut self, channel: Channel) -> Result<bool, LinkError> {
+        Ok(self.sends[channel].ring.has_room() || {
+            self.reap(channel)?;
+            self.sends[channel].ring.has_room()
+        })
+    }
+
+    /// Whether a line and a slot are free.
+    #[inline]
+    fn credit(&mut self, channel: Channel) -> Result<bool, LinkError> {
+        let limit = if channel == POINT_TO_POINT { POINT_TO_POINT_SLOTS } else { self.lane_slots };
+        let enough = |link: &ShmLink| {
+            let send = &link.sends[channel];
+            send.ring.has_room() && send.slots_in_use < limit && link.free_slots != 0
+        };
+        if enough(self) {
+            return Ok(true);
+        }
+        self.reap(channel)?;
+        if self.free_slots == 0 {
+            (0..CHANNELS).try_for_each(|other| self.reap(other))?;
+        }
+        Ok(enough(self))
+    }
+
+    /// Takes back the slots of the lines that the peer has consumed.
+    fn reap(&mut self, channel: Channel) -> Result<(), LinkError> {
+        let send = &mut self.sends[channel];
+        if send.ring.refresh().is_err() {
+            return Err(self.protocol("a counter of consumed lines that runs ahead"));
+        }
+        while send.reaped != send.ring.known_consumed() {
+            let slot = &mut send.slot_of_line[send.reaped as usize % LINES];
+            if *slot != NONE {
+                self.free_slots |= 1 << *slot;
+                send.slots_in_use -= 1;
+                *slot = NONE;
+            }
+            send.reaped = send.reaped.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn take_slot(&mut self, channel: Channel) -> u8 {
+        // The lowest free one, so that few slots are in use and they stay in the cache.
+        let slot = self.free_slots.trailing_zeros() as u8;
+        self.free_slots &= self.free_slots - 1;
+        self.sends[channel].slots_in_use += 1;
+        slot
+    }
+
+    #[inline]
+    fn slot(&self, slot: u8) -> *mut u8 {
+        let ours = self.mine.start().cast::<Half>();
+        // SAFETY: the number came from `take_slot` and is below SLOTS.
+        unsafe { (&raw mut (*ours).slots.0[slot as usize]).cast() }
+    }
+
+    /// Sends a byte to a peer that sleeps.
+    #[inline]
+    fn wake_peer(&self) {
+        if self.fenced {
+            fence(Ordering::SeqCst);
+        }
+        // SAFETY: the half lives as long as the link.
+        let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
+        if state.parked.load(Ordering::Relaxed) != 0 {
+            // A full socket means that the peer has been woken already.
+            let _ = (&self.socket).write(&[1]);
+        }
+    }
+
+    fn peer_is_gone(&mut self) -> bool {
+        // SAFETY: the half lives as long as the link.
+        let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
+        self.socket_ended || state.closed.load(Ordering::Acquire) != 0
+    }
+
+    fn has_arrivals(&self) -> bool {
+        self.receives.iter().any(|r| r.current.is_some() || r.ring.peek().is_some())
+    }
+
+    /// Takes in the bytes that woke this side; notices the end of the peer's process.
+    fn drain_socket(&mut self) {
+        let mut bytes = [0; 64];
+        loop {
+            match (&self.socket).read(&mut bytes) {
+                Ok(0) => self.socket_ended = true,
+                Ok(n) if n == bytes.len() => continue,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() != ErrorKind::WouldBlock => self.socket_ended = true,
+                _ => {}
+            }
+            return;
+        }
+    }
+
+    fn protocol(&self, reason: &str) -> LinkError {
+        let reason = reason.to_string();
+        LinkError::Protocol { peer: self.peer, transport: TransportKind::Shm, reason }
+    }
+}
+
+impl Drop for ShmLink {
+    fn drop(&mut self) {
+        // SAFETY: the half is still mapped.
+        let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
+        state.closed.store(1, Ordering::Release);
+        self.wake_peer();
+    }
+}
+
+impl SendChannel {
+    fn new(ring: Writer) -> SendChannel {
+        SendChannel {
+            ring,
+            reaped: 0,
+            slot_of_line: [NONE; LINES],
+            slots_in_use: 0,
+            reserved: NONE,
+            queue: VecDeque::with_capacity(8),
+            posted_bytes: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    /// # Safety
+    /// `data` must have `len` (at most `INLINE_BYTES`) readable bytes, and a line must be free.
+    #[inline]
+    unsafe fn publish_inline(&mut self, tag: Tag, data: *const u8, len: usize, last: bool) {
+        let meta = len as u32 | if last { LAST } else { 0 };
+        self.ring.publish(meta, |body| {
+            body[0] = pack(tag);
+            // SAFETY: the body has INLINE_BYTES bytes behind the tag.
+            unsafe { std::ptr::copy_nonoverlapping(data, body[1..].as_mut_ptr().cast(), len) };
+        });
+        self.sent_bytes += len as u64;
+    }
+
+    #[inline]
+    fn publish_slot(&mut self, tag: Tag, slot: u8, len: usize, last: bool) {
+        self.slot_of_line[self.ring.next() as usize % LINES] = slot;
+        let meta = len as u32 | IN_SLOT | if last { LAST } else { 0 };
+        self.ring.publish(meta, |body| {
+            body[0] = pack(tag);
+            body[1] = u64::from(slot);
+        });
+        self.sent_bytes += len as u64;
+    }
+
+    /// `part` bytes of the oldest posted piece have left.
+    fn advance_queue(&mut self, part: usize) {
+        if let Some(front) = self.queue.front_mut() {
+            front.data = front.data.wrapping_add(part);
+            front.len -= part;
+            if front.len == 0 {
+                self.queue.pop_front();
+            }
+        }
+    }
+}
+
+#[inline]
+fn pack(tag: Tag) -> u64 {
+    u64::from(tag.digest) << 32 | u64::from(tag.sequence)
+}
+
+#[inline]
+fn unpack(word: u64) -> Tag {
+    Tag { sequence: word as u32, digest: (word >> 32) as u32 }
+}
