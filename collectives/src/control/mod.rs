@@ -15,7 +15,10 @@
 //! the monitor first makes sure that a rank declared dead can write nothing any more, then sets the
 //! [`AbortWord`] that every wait looks at.
 
+mod arbiter;
 mod codec;
+mod judge;
+mod member;
 mod recorder;
 #[cfg(test)]
 mod testing;
