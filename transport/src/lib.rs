@@ -7,8 +7,11 @@
 #![deny(missing_docs)]
 
 pub mod endpoint;
+mod fields;
+pub mod interfaces;
 mod link;
 pub mod memory;
+pub mod process;
 pub mod rendezvous;
 pub mod secure;
 pub mod shm;

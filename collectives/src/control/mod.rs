@@ -1,0 +1,27 @@
+//! What happens when something goes wrong: who notices, who decides, who is told.
+//!
+//! ```text
+//!   driving thread --FlightRecorder--> monitor thread ==control connection==> service
+//!        ^                              (one a process)                      (one a job:
+//!        |                                   |                        an Arbiter a communicator)
+//!        +----------- AbortWord <------------+ <============== verdict ==============+
+//! ```
+//!
+//! The thread that drives an operation writes into the [`FlightRecorder`] what it does, and tells
+//! its [`Control`] when an operation makes no progress, a frame belongs to another call or a link
+//! fails. The monitor thread passes that on to the [`ControlService`], answers the service's
+//! questions from the recorder whatever the driving thread is doing, and watches the processes of
+//! local peers. The service decides one [`Verdict`] for a communicator and sends it to everyone;
+//! the monitor first makes sure that a rank declared dead can write nothing any more, then sets the
+//! [`AbortWord`] that every wait looks at.
+
+mod codec;
+mod recorder;
+#[cfg(test)]
+mod testing;
+mod verdict;
+mod wire;
+
+pub use recorder::{Entry, FlightRecorder, Operation, State, Stream, Ticket};
+pub use verdict::{Awaited, Death, Place, Side, Verdict};
+pub use wire::{LinkFailure, Stall, Suspicion};

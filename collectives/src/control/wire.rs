@@ -1,0 +1,296 @@
+//! The messages between monitors and the arbiter.
+//!
+//! A message is a version, a number for its kind, and its fields. It travels in one message of an
+//! authenticated stream, and is still checked and bounded: what a rank sends may be wrong.
+
+use super::codec::{Field, WireError, fields, variants};
+use super::recorder::{Entry, Operation};
+use super::verdict::Verdict;
+
+/// Version of the messages; peers of another version refuse each other.
+const VERSION: u8 = 1;
+
+/// The first message on a control connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Join {
+    /// Which communicator of the job.
+    pub communicator: u64,
+    /// The rank that joins.
+    pub rank: u32,
+    /// How many ranks there are.
+    pub ranks: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Its host's name.
+    pub host: String,
+}
+
+/// What a monitor says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ToArbiter {
+    /// An operation has made no progress for a while.
+    Stalled { stall: Stall },
+    /// A frame of another call was found.
+    SuspectMismatch { suspicion: Suspicion },
+    /// The link to a peer ended.
+    LinkFailed { failure: LinkFailure },
+    /// A peer's process ended.
+    ProcessEnded { peer: u32 },
+    /// The user gave up.
+    Abort { reason: String },
+    /// The rank leaves; `entries` are its last operations.
+    Goodbye { entries: Vec<Entry> },
+    /// Answer to a query: the rank's last operations.
+    Answer { query: u64, entries: Vec<Entry> },
+}
+
+/// What the arbiter says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ToMember {
+    /// The rank has joined; `arbiter` is the rank whose process hosts the arbiter, if it is one's.
+    Joined { arbiter: Option<u32> },
+    /// The rank may not join.
+    Refused { reason: String },
+    /// What are you doing?
+    Query { id: u64 },
+    /// The communicator has ended.
+    Verdict { verdict: Verdict },
+    /// The control service ends in good order; there is no verdict.
+    Closing {},
+}
+
+/// An operation that has made no progress for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stall {
+    /// Which one.
+    pub operation: Operation,
+    /// The ranks that it waits for; empty: nobody in particular.
+    pub waiting_for: Vec<u32>,
+    /// How long it has made no progress.
+    pub stalled_ms: u64,
+    /// That is longer than it may.
+    pub deadline_passed: bool,
+}
+
+/// A frame that belongs to another call than the one that looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// The operation that found it.
+    pub operation: Operation,
+    /// The rank that sent it.
+    pub peer: u32,
+    /// Number of the operation in the frame.
+    pub peer_sequence: u32,
+    /// Digest of the call in the frame.
+    pub peer_digest: u32,
+}
+
+/// A link that ended while an operation needed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkFailure {
+    /// The rank at its other end.
+    pub peer: u32,
+    /// What the link said.
+    pub reason: String,
+    /// The operation that needed it.
+    pub operation: Option<Operation>,
+}
+
+/// The message as bytes.
+pub(super) fn encode<M: Message>(message: &M) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    message.write(&mut out);
+    out
+}
+
+/// The message from bytes that came from outside.
+pub(super) fn decode<M: Message>(mut bytes: &[u8]) -> Result<M, WireError> {
+    match u8::read(&mut bytes)? {
+        VERSION => {}
+        version => return Err(WireError::Version { version }),
+    }
+    let message = M::read(&mut bytes)?;
+    match bytes.len() {
+        0 => Ok(message),
+        bytes => Err(WireError::Trailing { bytes }),
+    }
+}
+
+/// What can be a whole message.
+pub(super) trait Message: Field {}
+impl Message for Join {}
+impl Message for ToArbiter {}
+impl Message for ToMember {}
+
+fields!(Join { communicator, rank, ranks, pid, host });
+fields!(Stall { operation, waiting_for, stalled_ms, deadline_passed });
+fields!(Suspicion { operation, peer, peer_sequence, peer_digest });
+fields!(LinkFailure { peer, reason, operation });
+
+variants!(ToArbiter {
+    1 => Stalled { stall },
+    2 => SuspectMismatch { suspicion },
+    3 => LinkFailed { failure },
+    4 => ProcessEnded { peer },
+    5 => Abort { reason },
+    6 => Goodbye { entries },
+    7 => Answer { query, entries },
+});
+
+variants!(ToMember {
+    1 => Joined { arbiter },
+    2 => Refused { reason },
+    3 => Query { id },
+    4 => Verdict { verdict },
+    5 => Closing {},
+});
+
+variants!(Verdict {
+    1 => Died { rank, place, how, operation },
+    2 => Stopped { rank, place, awaited, last_seen },
+    3 => Late { rank, place, awaited, doing },
+    4 => Left { rank, by, operation },
+    5 => Mismatch { sequence, a, b },
+    6 => LinkBroken { a, b, reason },
+    7 => Aborted { by, reason },
+    8 => ArbiterLost { reason },
+});
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::*;
+    use crate::control::codec::{MAX_LIST, MAX_TEXT_BYTES};
+    use crate::control::testing::{Random, barrier, entry, operation};
+    use crate::control::{Awaited, Death, Place, Side, State, Stream};
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        for message in messages_to_arbiter() {
+            assert_eq!(decode::<ToArbiter>(&encode(&message)), Ok(message));
+        }
+        for message in messages_to_member() {
+            assert_eq!(decode::<ToMember>(&encode(&message)), Ok(message));
+        }
+        let join = Join { communicator: 9, rank: 1, ranks: 2, pid: 77, host: "höst".into() };
+        assert_eq!(decode::<Join>(&encode(&join)), Ok(join));
+    }
+
+    #[test]
+    fn messages_that_are_cut_or_go_on_are_refused() {
+        for message in messages_to_arbiter() {
+            let mut bytes = encode(&message);
+            for len in 0..bytes.len() {
+                assert_eq!(decode::<ToArbiter>(&bytes[..len]), Err(WireError::Truncated));
+            }
+            bytes.push(0);
+            assert_eq!(decode::<ToArbiter>(&bytes), Err(WireError::Trailing { bytes: 1 }));
+            bytes[0] = 200;
+            assert_eq!(decode::<ToArbiter>(&bytes), Err(WireError::Version { version: 200 }));
+        }
+    }
+
+    #[test]
+    fn random_and_mutated_bytes_are_decoded_or_refused() {
+        let mut random = Random::new(1);
+        for _ in 0..20_000 {
+            let len = random.below(200) as usize;
+            let mut bytes: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+            if let Some(version) = bytes.first_mut() {
+                *version = VERSION;
+            }
+            check_decoders(&bytes);
+        }
+        for message in messages_to_arbiter() {
+            for _ in 0..500 {
+                let mut bytes = encode(&message);
+                let index = random.below(bytes.len() as u64) as usize;
+                bytes[index] = random.next() as u8;
+                check_decoders(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn long_texts_and_lists_are_cut() {
+        let reason = "é".repeat(MAX_TEXT_BYTES);
+        let bytes = encode(&ToArbiter::Abort { reason: reason.clone() });
+        let Ok(ToArbiter::Abort { reason: cut }) = decode(&bytes) else { panic!("{bytes:?}") };
+        assert_eq!(cut, reason[..MAX_TEXT_BYTES]);
+        let stall = Stall {
+            operation: operation(Stream::Collective, 1, barrier()),
+            waiting_for: (0..5000).collect(),
+            stalled_ms: 1,
+            deadline_passed: false,
+        };
+        let bytes = encode(&ToArbiter::Stalled { stall });
+        let Ok(ToArbiter::Stalled { stall }) = decode(&bytes) else { panic!("{bytes:?}") };
+        assert_eq!(stall.waiting_for, (0..MAX_LIST as u32).collect::<Vec<_>>());
+    }
+
+    /// Whatever is decoded must be encoded to the same message again.
+    fn check_decoders(bytes: &[u8]) {
+        fn check<M: Message + PartialEq + Debug>(bytes: &[u8]) {
+            if let Ok(message) = decode::<M>(bytes) {
+                assert_eq!(decode::<M>(&encode(&message)), Ok(message));
+            }
+        }
+        check::<Join>(bytes);
+        check::<ToArbiter>(bytes);
+        check::<ToMember>(bytes);
+    }
+
+    fn messages_to_arbiter() -> Vec<ToArbiter> {
+        let operation = operation(Stream::SendTo(3), 7, barrier());
+        let stall =
+            Stall { operation, waiting_for: vec![1, 2], stalled_ms: 100, deadline_passed: true };
+        let suspicion = Suspicion { operation, peer: 2, peer_sequence: 8, peer_digest: 9 };
+        let failure = LinkFailure { peer: 5, reason: "reset".into(), operation: Some(operation) };
+        let entries = vec![
+            entry(operation, State::Running, Some(3)),
+            entry(operation, State::Completed, None),
+        ];
+        vec![
+            ToArbiter::Stalled { stall },
+            ToArbiter::SuspectMismatch { suspicion },
+            ToArbiter::LinkFailed { failure },
+            ToArbiter::ProcessEnded { peer: 1 },
+            ToArbiter::Abort { reason: "why".into() },
+            ToArbiter::Goodbye { entries: entries.clone() },
+            ToArbiter::Answer { query: 4, entries },
+        ]
+    }
+
+    fn messages_to_member() -> Vec<ToMember> {
+        let operation = operation(Stream::Collective, 7, barrier());
+        let entry = Some(entry(operation, State::Running, None));
+        let place = Some(Place { host: "a".into(), pid: 3 });
+        let awaited = Awaited { by: 1, operation };
+        let a = Side { rank: 0, stream: Stream::Collective, record: Some(barrier()) };
+        let b = Side { rank: 1, stream: Stream::ReceiveFrom(0), record: None };
+        let verdicts = vec![
+            Verdict::Died {
+                rank: 1,
+                place: place.clone(),
+                how: Death::ConnectionLost,
+                operation: Some(operation),
+            },
+            Verdict::Stopped { rank: 1, place: place.clone(), awaited, last_seen: entry },
+            Verdict::Late { rank: 1, place, awaited, doing: entry },
+            Verdict::Left { rank: 1, by: 2, operation: None },
+            Verdict::Mismatch { sequence: 4, a, b },
+            Verdict::LinkBroken { a: 1, b: 2, reason: "cut".into() },
+            Verdict::Aborted { by: 3, reason: "why".into() },
+            Verdict::ArbiterLost { reason: "gone".into() },
+        ];
+        let mut messages = vec![
+            ToMember::Joined { arbiter: Some(0) },
+            ToMember::Refused { reason: "no".into() },
+            ToMember::Query { id: 9 },
+            ToMember::Closing {},
+        ];
+        messages.extend(verdicts.into_iter().map(|verdict| ToMember::Verdict { verdict }));
+        messages
+    }
+}

@@ -1,0 +1,182 @@
+//! Bounded reading and writing of sockets: every wait has a deadline, and may be stopped.
+//!
+//! Calls never block in the kernel other than in `poll`, whatever mode the socket is in, and leave
+//! its mode and time-outs alone.
+
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, MsgFlags, Shutdown, getsockopt, sockopt};
+
+use super::SecureError;
+
+/// How often a wait looks at its stop callback.
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Longest single wait in the kernel: `poll` takes milliseconds in an `i32`.
+const POLL_LIMIT: Duration = Duration::from_secs(3600);
+
+/// A connected stream socket.
+pub trait Socket: AsFd + From<OwnedFd> + Send + Sync + 'static {
+    /// Who is at the other end, for people.
+    fn peer_name(&self) -> String;
+
+    /// Ends both directions: whoever waits on the socket wakes.
+    fn shutdown(&self) {
+        // An error means that the connection has ended already.
+        let _ = socket::shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+}
+
+impl Socket for TcpStream {
+    fn peer_name(&self) -> String {
+        self.peer_addr().map_or_else(|_| "a lost connection".into(), |address| address.to_string())
+    }
+}
+
+impl Socket for UnixStream {
+    fn peer_name(&self) -> String {
+        match getsockopt(self, sockopt::PeerCredentials) {
+            Ok(credentials) => format!("process {} of this host", credentials.pid()),
+            Err(_) => "a process of this host".into(),
+        }
+    }
+}
+
+/// How long a call may wait: until its deadline, or until `stop` says so. A deadline that has
+/// passed still lets what needs no waiting happen.
+pub(crate) struct Limit<'a> {
+    deadline: Instant,
+    stop: Option<&'a dyn Fn() -> bool>,
+}
+
+/// Why a wait ended without what it waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    TimedOut,
+    Stopped,
+    Failed(Errno),
+}
+
+impl<'a> Limit<'a> {
+    pub(crate) fn until(deadline: Instant) -> Limit<'static> {
+        Limit { deadline, stop: None }
+    }
+
+    pub(crate) fn stoppable(deadline: Instant, stop: &'a dyn Fn() -> bool) -> Limit<'a> {
+        Limit { deadline, stop: Some(stop) }
+    }
+
+    /// The same, and at most `limit` from now.
+    pub(crate) fn at_most(&self, limit: Duration) -> Limit<'a> {
+        Limit { deadline: self.deadline.min(Instant::now() + limit), stop: self.stop }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// How long to wait before asking again.
+    pub(crate) fn slice(&self) -> Result<Duration, Ended> {
+        if self.stop.is_some_and(|stop| stop()) {
+            return Err(Ended::Stopped);
+        }
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match left {
+            Duration::ZERO => Err(Ended::TimedOut),
+            _ => Ok(left.min(if self.stop.is_some() { STOP_INTERVAL } else { POLL_LIMIT })),
+        }
+    }
+
+    /// Waits until the descriptor is ready or has failed.
+    pub(crate) fn wait(&self, descriptor: &impl AsFd, events: PollFlags) -> Result<(), Ended> {
+        loop {
+            // Rounded up: a rest under a millisecond must not become a busy loop.
+            let slice = self.slice()? + Duration::from_micros(999);
+            let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(descriptor.as_fd(), events)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Ended::Failed(error)),
+            }
+        }
+    }
+}
+
+/// Appends what comes to `buffer` until it has `want_bytes`. What had come before an error stays
+/// there, so that the call can be repeated.
+pub(super) fn fill<S: Socket>(
+    socket: &S,
+    buffer: &mut Vec<u8>,
+    want_bytes: usize,
+    limit: &Limit<'_>,
+) -> Result<(), SecureError> {
+    let mut have = buffer.len();
+    buffer.resize(want_bytes, 0);
+    let mut outcome = Ok(());
+    while have < want_bytes && outcome.is_ok() {
+        let flags = MsgFlags::MSG_DONTWAIT;
+        match socket::recv(socket.as_fd().as_raw_fd(), &mut buffer[have..], flags) {
+            Ok(0) => outcome = Err(SecureError::Closed { peer: socket.peer_name() }),
+            Ok(len) => have += len,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => outcome = wait(socket, PollFlags::POLLIN, limit),
+            Err(error) => outcome = Err(failure(socket, error)),
+        }
+    }
+    buffer.truncate(have);
+    outcome
+}
+
+/// Sends all bytes.
+pub(super) fn write_all<S: Socket>(
+    socket: &S,
+    mut bytes: &[u8],
+    limit: &Limit<'_>,
+) -> Result<(), SecureError> {
+    while !bytes.is_empty() {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match socket::send(socket.as_fd().as_raw_fd(), bytes, flags) {
+            Ok(len) => bytes = &bytes[len..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => wait(socket, PollFlags::POLLOUT, limit)?,
+            Err(error) => return Err(failure(socket, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Ends the sending direction, and reads what the other side has under way, so that closing does
+/// not reset the connection before the other side has read what was written.
+pub(super) fn hang_up<S: Socket>(socket: &S, limit: &Limit<'_>) {
+    /// More than a handshake ever has under way.
+    const DRAIN_LIMIT_BYTES: usize = 64 * 1024;
+    if socket::shutdown(socket.as_fd().as_raw_fd(), Shutdown::Write).is_ok() {
+        let _ = fill(socket, &mut Vec::new(), DRAIN_LIMIT_BYTES, limit);
+    }
+}
+
+fn wait<S: Socket>(socket: &S, events: PollFlags, limit: &Limit<'_>) -> Result<(), SecureError> {
+    limit.wait(socket, events).map_err(|ended| ended.into_error(socket.peer_name()))
+}
+
+fn failure<S: Socket>(socket: &S, error: Errno) -> SecureError {
+    match error {
+        Errno::ECONNRESET | Errno::EPIPE => SecureError::Closed { peer: socket.peer_name() },
+        error => Ended::Failed(error).into_error(socket.peer_name()),
+    }
+}
+
+impl Ended {
+    pub(crate) fn into_error(self, peer: String) -> SecureError {
+        match self {
+            Ended::TimedOut => SecureError::TimedOut { peer },
+            Ended::Stopped => SecureError::Stopped { peer },
+            Ended::Failed(error) => SecureError::Failed { peer, reason: error.desc().into() },
+        }
+    }
+}
