@@ -31,11 +31,8 @@ const VERDICT_WAIT: Duration = Duration::from_secs(3);
 pub(crate) struct Call {
     pub(crate) stream: Stream,
     pub(crate) record: CallRecord,
-    pub(crate) schedule: ScheduleKey,
+    pub(crate) schedule: Schedule,
 }
-
-/// [`Schedule`] as part of a key.
-pub(crate) type ScheduleKey = (usize, usize);
 
 /// See the file's description.
 #[derive(Debug)]
@@ -65,7 +62,7 @@ pub(crate) struct Driver {
     pub(crate) sleeper: Sleeper,
     pub(crate) bell: Arc<Bell>,
     pub(crate) abort: Arc<AbortWord>,
-    pub(crate) control: Control,
+    pub(crate) control: Arc<Control>,
     pub(crate) recorder: Arc<FlightRecorder>,
     pub(crate) timeout: Duration,
 }
@@ -158,11 +155,6 @@ impl Engine {
         self.wiring.links.get(peer as usize)?.as_ref()
     }
 
-    /// Ends the communicator for every rank.
-    pub(crate) fn abort(&mut self, reason: &str) {
-        self.driver.control.abort(reason.to_string());
-    }
-
     /// Lets go of everything; peers get what was sent to them.
     pub(crate) fn close(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -253,9 +245,8 @@ fn operation(call: &Call, rank: u32, ranks: u32) -> Operation {
         }
         (_, _, stream) => (point_to_point(stream, rank, ranks), POINT_TO_POINT),
     };
-    let schedule = Schedule { lanes: call.schedule.0, round_bytes: call.schedule.1 };
     let kernel = reduce::kernel(data_type, op);
-    Operation::new(program, data_type, kernel, record.count, schedule, channel, record.digest())
+    Operation::new(program, data_type, kernel, record.count, call.schedule, channel, record.digest())
 }
 
 /// One message to or from a peer.

@@ -21,7 +21,7 @@ use crate::reduce::Kernel;
 use lane::Lane;
 
 /// How a collective is cut: how many rounds are in flight at once, and how long one is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Schedule {
     /// Rounds in flight.
     pub lanes: usize,

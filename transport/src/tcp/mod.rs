@@ -1,1 +1,32 @@
-//! (in work)
+//! Links over TCP sockets: any hosts.
+//!
+//! One socket carries all channels of a link as frames ([`frame`]): a 32-byte header and at most
+//! [`SLICE_BYTES`] of payload. The payload is written straight from the poster's memory and, where
+//! the receiver says where it wants it, read straight into its memory; otherwise it waits in one
+//! of the receiver's slots. A frame leaves only against a credit ([`credit`](self), in
+//! `credit.rs`), so the receiver can always take in what the socket holds, and a channel that
+//! nobody reads stops no other one.
+
+mod block;
+mod credit;
+pub mod frame;
+mod link;
+mod receiver;
+mod sender;
+mod socket;
+
+pub use link::TcpLink;
+
+/// Payload bytes of one frame at most. Measured: smaller slices lose bandwidth to their frames'
+/// system calls, larger ones to the caches.
+pub const SLICE_BYTES: usize = 256 << 10;
+
+/// Frames that a side of a link may have under way, sent and not yet released by the receiver: the
+/// receiver's slots. They are allocated when first needed.
+pub const SLOTS: usize = LANE_SLOTS + POINT_TO_POINT_SLOTS;
+
+/// Slots that the lanes of collectives divide: at least one each when all are in use.
+const LANE_SLOTS: usize = 30;
+
+/// Slots that only the point-to-point channel uses.
+const POINT_TO_POINT_SLOTS: usize = 2;

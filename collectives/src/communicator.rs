@@ -1,0 +1,513 @@
+//! The communicator: what a program calls.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringtree_plan::Collective;
+use ringtree_transport::TransportKind;
+
+use crate::bootstrap;
+use crate::control::{Control, Stream};
+use crate::engine::{Call, Engine};
+use crate::memory::Memory;
+use crate::progress::{Pending, Progress};
+use crate::record::{CallKind, CallRecord};
+use crate::selection::{self, Explanation, Shape};
+use crate::settings::Settings;
+use crate::{Algorithm, DataType, Element, Error, Op};
+
+/// No root.
+const NO_ROOT: u32 = u32::MAX;
+
+/// The ranks of a job, as one of them sees it.
+///
+/// **Agreement.** All ranks make the same collective calls in the same order. Where they do not,
+/// every rank gets an error that names both sides; no byte of a wrong call reaches anyone's
+/// memory.
+///
+/// **Threads.** A communicator may be used from several threads, and a process may have many.
+/// Calls run one after the other in the order in which they were posted: a blocking call waits for
+/// the asynchronous ones posted before it. Which of two threads posts first is the program's
+/// business, and must be the same on every rank.
+///
+/// **Failure.** No call waits for ever. After an error other than [`Error::Argument`] the
+/// communicator is over: it can only be dropped.
+#[derive(Debug)]
+pub struct Communicator {
+    inner: Arc<Inner>,
+    progress: Progress,
+}
+
+/// What the calling threads and the progress thread share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    rank: u32,
+    shape: Shape,
+    engine: Mutex<Engine>,
+    control: Arc<Control>,
+    hosted: Option<Arc<bootstrap::Hosted>>,
+}
+
+impl Inner {
+    pub(crate) fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    pub(crate) fn engine(&self) -> &Mutex<Engine> {
+        &self.engine
+    }
+}
+
+/// A call with an algorithm of the caller's choice: see [`Communicator::using`].
+#[derive(Clone, Copy, Debug)]
+pub struct Using<'a> {
+    communicator: &'a Communicator,
+    algorithm: Option<Algorithm>,
+}
+
+impl Communicator {
+    /// Joins the communicator that the environment describes (`RINGTREE_*`, else torchrun's
+    /// variables), and waits until all ranks have come.
+    ///
+    /// # Errors
+    /// Wrong or missing settings, a rank that does not come in time, a wrong secret.
+    pub fn from_env() -> Result<Communicator, Error> {
+        Communicator::with(Settings::from_env()?)
+    }
+
+    /// Joins the communicator that `settings` describe.
+    ///
+    /// # Errors
+    /// As [`Communicator::from_env`].
+    pub fn with(settings: Settings) -> Result<Communicator, Error> {
+        let joined = bootstrap::join(&settings)?;
+        Ok(Communicator {
+            inner: Arc::new(Inner {
+                rank: settings.rank,
+                shape: joined.shape,
+                engine: Mutex::new(joined.engine),
+                control: joined.control,
+                hosted: joined.hosted,
+            }),
+            progress: Progress::default(),
+        })
+    }
+
+    /// `ranks` communicators of this process, for threads that are ranks: the `i`-th is rank `i`.
+    ///
+    /// # Errors
+    /// Descriptors or memory have run out.
+    pub fn in_process(ranks: u32) -> Result<Vec<Communicator>, Error> {
+        Communicator::in_process_with(ranks, |_| {})
+    }
+
+    /// As [`Communicator::in_process`], with each rank's settings changed by `adjust` first.
+    ///
+    /// # Errors
+    /// As [`Communicator::in_process`].
+    pub fn in_process_with(
+        ranks: u32,
+        adjust: impl Fn(&mut Settings),
+    ) -> Result<Vec<Communicator>, Error> {
+        let (hosted, settings) = bootstrap::in_process(ranks)?;
+        let settings = settings.into_iter().map(|mut settings| {
+            adjust(&mut settings);
+            settings
+        });
+        let threads: Vec<_> = settings
+            .map(|settings| std::thread::spawn(move || Communicator::with(settings)))
+            .collect();
+        let mut communicators = Vec::with_capacity(ranks as usize);
+        for thread in threads {
+            let joined = thread.join().map_err(|_| Error::Settings("a rank panicked".into()))?;
+            let mut communicator = joined?;
+            if let Some(inner) = Arc::get_mut(&mut communicator.inner) {
+                inner.hosted = Some(hosted.clone());
+            }
+            communicators.push(communicator);
+        }
+        Ok(communicators)
+    }
+
+    /// This rank, below [`Communicator::ranks`].
+    pub fn rank(&self) -> u32 {
+        self.inner.rank
+    }
+
+    /// How many ranks there are.
+    pub fn ranks(&self) -> u32 {
+        self.inner.shape.ranks
+    }
+
+    /// What all ranks know of the machine, by which algorithms are chosen.
+    pub fn shape(&self) -> Shape {
+        self.inner.shape
+    }
+
+    /// Makes all links now, so that no later call has to.
+    ///
+    /// # Errors
+    /// A rank cannot be reached.
+    pub fn warm_up(&self) -> Result<(), Error> {
+        self.engine().warm_up()
+    }
+
+    /// The transport of the link to `peer`; `None` while there is no link.
+    pub fn transport_to(&self, peer: u32) -> Option<TransportKind> {
+        self.engine().link(peer).map(ringtree_transport::Link::kind)
+    }
+
+    /// The same calls by `algorithm` instead of the one that would be chosen.
+    pub fn using(&self, algorithm: Algorithm) -> Using<'_> {
+        Using { communicator: self, algorithm: Some(algorithm) }
+    }
+
+    /// Reduces `buffer` over all ranks, element by element, in place. Every rank gets the same
+    /// bits.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
+        self.chosen().all_reduce(buffer, op)
+    }
+
+    /// As [`Communicator::all_reduce`], from `input` into `output` of the same length.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        op: Op,
+    ) -> Result<(), Error> {
+        self.chosen().all_reduce_into(input, output, op)
+    }
+
+    /// Copies the root's `buffer` into everyone's.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn broadcast<T: Element>(&self, buffer: &mut [T], root: u32) -> Result<(), Error> {
+        self.chosen().broadcast(buffer, root)
+    }
+
+    /// As [`Communicator::broadcast`], from the root's `input` into everyone's `output`. The other
+    /// ranks' `input` is not read.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn broadcast_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        root: u32,
+    ) -> Result<(), Error> {
+        self.chosen().broadcast_into(input, output, root)
+    }
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn barrier(&self) -> Result<(), Error> {
+        let call = self.call(CallKind::Barrier, DataType::F32, 0, NO_ROOT, 0, None)?;
+        // SAFETY: a barrier touches no memory.
+        unsafe { self.engine().run(&call, std::ptr::null(), std::ptr::null_mut()) }
+    }
+
+    /// Sends `buffer` to `peer`, which calls [`Communicator::receive`] with the same count and
+    /// type. Returns when the buffer may be written again.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn send<T: Element>(&self, buffer: &[T], peer: u32) -> Result<(), Error> {
+        let call = self.point_to_point::<T>(Stream::SendTo(peer), buffer.len(), peer)?;
+        // SAFETY: the buffer is borrowed until the call has returned; a send writes nothing.
+        unsafe { self.engine().run(&call, buffer.as_ptr().cast(), std::ptr::null_mut()) }
+    }
+
+    /// Receives into `buffer` what `peer` sends.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn receive<T: Element>(&self, buffer: &mut [T], peer: u32) -> Result<(), Error> {
+        let call = self.point_to_point::<T>(Stream::ReceiveFrom(peer), buffer.len(), peer)?;
+        // SAFETY: the buffer is borrowed mutably until the call has returned.
+        unsafe { self.engine().run(&call, std::ptr::null(), buffer.as_mut_ptr().cast()) }
+    }
+
+    /// Posts an in-place all-reduce of a buffer that the call owns until [`Pending::wait`] gives
+    /// it back.
+    ///
+    /// # Errors
+    /// See [`Error`]; those of the operation itself come from [`Pending::wait`].
+    pub fn all_reduce_async<T, B>(&self, buffer: B, op: Op) -> Result<Pending<B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]> + Send + 'static,
+    {
+        self.chosen().all_reduce_async(buffer, op)
+    }
+
+    /// An in-place all-reduce that can be repeated with the least work a call: planned, with its
+    /// links made.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn prepare_all_reduce<T, B>(&self, buffer: B, op: Op) -> Result<Prepared<'_, T, B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]>,
+    {
+        self.chosen().prepare_all_reduce(buffer, op)
+    }
+
+    /// Zeroed memory for `count` elements that peers of the same host can map. A local call.
+    ///
+    /// # Errors
+    /// Memory or descriptors have run out.
+    pub fn alloc<T: Element>(&self, count: usize) -> Result<Memory<T>, Error> {
+        Ok(Memory::new(count)?)
+    }
+
+    /// The candidates for an all-reduce with their predicted times.
+    pub fn explain_all_reduce(&self, count: usize, data_type: DataType) -> Explanation {
+        let bytes = count as u64 * data_type.size_bytes() as u64;
+        selection::explain(Collective::AllReduce, bytes, self.inner.shape, None)
+    }
+
+    /// Ends the communicator for every rank: their running or next calls return an error that
+    /// names this rank and the reason.
+    pub fn abort(&self, reason: &str) {
+        self.inner.control.abort(reason);
+    }
+
+    fn chosen(&self) -> Using<'_> {
+        Using { communicator: self, algorithm: None }
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.progress.turn(&self.inner.engine)
+    }
+
+    /// The call with its choice of algorithm.
+    fn call(
+        &self,
+        kind: CallKind,
+        data_type: DataType,
+        operation: u8,
+        root: u32,
+        count: usize,
+        forced: Option<Algorithm>,
+    ) -> Result<Call, Error> {
+        let collective = match kind {
+            CallKind::AllReduce => Collective::AllReduce,
+            CallKind::Broadcast => Collective::Broadcast { root },
+            CallKind::Barrier | CallKind::PointToPoint => Collective::Barrier,
+        };
+        if let Some(algorithm) = forced.filter(|algorithm| !algorithm.serves(collective)) {
+            return Err(Error::Argument(format!("{algorithm} does not serve {collective:?}")));
+        }
+        if kind == CallKind::Broadcast && root >= self.ranks() {
+            let last = self.ranks() - 1;
+            return Err(Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}")));
+        }
+        let bytes = count as u64 * data_type.size_bytes() as u64;
+        let choice = selection::choose(collective, bytes, self.inner.shape, forced);
+        let record = CallRecord {
+            kind,
+            data_type: data_type as u8,
+            operation,
+            algorithm: choice.algorithm as u8,
+            root,
+            count: count as u64,
+        };
+        Ok(Call { stream: Stream::Collective, record, schedule: choice.schedule })
+    }
+
+    fn point_to_point<T: Element>(
+        &self,
+        stream: Stream,
+        count: usize,
+        peer: u32,
+    ) -> Result<Call, Error> {
+        if peer >= self.ranks() || peer == self.rank() {
+            let (rank, last) = (self.rank(), self.ranks() - 1);
+            return Err(Error::Argument(format!(
+                "rank {rank} cannot exchange with rank {peer}: peers are 0 to {last} without itself"
+            )));
+        }
+        let record = CallRecord {
+            kind: CallKind::PointToPoint,
+            data_type: T::DATA_TYPE as u8,
+            operation: 0,
+            algorithm: 0,
+            root: NO_ROOT,
+            count: count as u64,
+        };
+        Ok(Call { stream, record, schedule: selection::WHOLE })
+    }
+}
+
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        // What was posted is completed first: its buffers belong to the operations.
+        self.progress.finish();
+        self.inner.engine.lock().unwrap_or_else(PoisonError::into_inner).close();
+        self.inner.control.leave();
+        if let Some(hosted) = self.inner.hosted.as_ref().filter(|_| self.inner.rank == 0) {
+            hosted.see_out();
+        }
+    }
+}
+
+impl Using<'_> {
+    /// See [`Communicator::all_reduce`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
+        let call = self.all_reduce_call::<T>(buffer.len(), op)?;
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is borrowed mutably until the call has returned.
+        unsafe { self.communicator.engine().run(&call, start, start) }
+    }
+
+    /// See [`Communicator::all_reduce_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        op: Op,
+    ) -> Result<(), Error> {
+        same_length(input.len(), output.len())?;
+        let call = self.all_reduce_call::<T>(input.len(), op)?;
+        // SAFETY: both are borrowed until the call has returned, and cannot overlap.
+        unsafe {
+            let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
+            self.communicator.engine().run(&call, from, to)
+        }
+    }
+
+    /// See [`Communicator::broadcast`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn broadcast<T: Element>(&self, buffer: &mut [T], root: u32) -> Result<(), Error> {
+        let call = self.broadcast_call::<T>(buffer.len(), root)?;
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is borrowed mutably until the call has returned.
+        unsafe { self.communicator.engine().run(&call, start, start) }
+    }
+
+    /// See [`Communicator::broadcast_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn broadcast_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        root: u32,
+    ) -> Result<(), Error> {
+        same_length(input.len(), output.len())?;
+        let call = self.broadcast_call::<T>(input.len(), root)?;
+        // SAFETY: both are borrowed until the call has returned, and cannot overlap.
+        unsafe {
+            let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
+            self.communicator.engine().run(&call, from, to)
+        }
+    }
+
+    /// See [`Communicator::all_reduce_async`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce_async<T, B>(&self, mut buffer: B, op: Op) -> Result<Pending<B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]> + Send + 'static,
+    {
+        let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
+        let run = move |engine: &mut Engine, buffer: &mut B| {
+            let start = buffer.as_mut().as_mut_ptr().cast::<u8>();
+            // SAFETY: the operation owns the buffer until it is done.
+            unsafe { engine.run(&call, start, start) }
+        };
+        Ok(self.communicator.progress.post(&self.communicator.inner, buffer, run))
+    }
+
+    /// See [`Communicator::prepare_all_reduce`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn prepare_all_reduce<T, B>(
+        &self,
+        mut buffer: B,
+        op: Op,
+    ) -> Result<Prepared<'_, T, B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]>,
+    {
+        let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
+        self.communicator.engine().prepare(&call)?;
+        Ok(Prepared { communicator: self.communicator, call, buffer, _element: std::marker::PhantomData })
+    }
+
+    fn all_reduce_call<T: Element>(&self, count: usize, op: Op) -> Result<Call, Error> {
+        let kind = CallKind::AllReduce;
+        let (data_type, op) = (T::DATA_TYPE, op as u8);
+        self.communicator.call(kind, data_type, op, NO_ROOT, count, self.algorithm)
+    }
+
+    fn broadcast_call<T: Element>(&self, count: usize, root: u32) -> Result<Call, Error> {
+        let kind = CallKind::Broadcast;
+        self.communicator.call(kind, T::DATA_TYPE, 0, root, count, self.algorithm)
+    }
+}
+
+/// A call that can be repeated: see [`Communicator::prepare_all_reduce`].
+#[derive(Debug)]
+pub struct Prepared<'a, T, B> {
+    communicator: &'a Communicator,
+    call: Call,
+    buffer: B,
+    _element: std::marker::PhantomData<T>,
+}
+
+impl<T: Element, B: AsMut<[T]>> Prepared<'_, T, B> {
+    /// Runs the call on the buffer.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn run(&mut self) -> Result<(), Error> {
+        let buffer = self.buffer.as_mut();
+        if buffer.len() as u64 != self.call.record.count {
+            return Err(Error::Argument("the prepared buffer has changed its length".to_string()));
+        }
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is borrowed mutably until the call has returned.
+        unsafe { self.communicator.engine().run(&self.call, start, start) }
+    }
+
+    /// The buffer, between runs.
+    pub fn buffer(&mut self) -> &mut [T] {
+        self.buffer.as_mut()
+    }
+
+    /// Gives the buffer back.
+    pub fn into_inner(self) -> B {
+        self.buffer
+    }
+}
+
+fn same_length(input: usize, output: usize) -> Result<(), Error> {
+    if input == output {
+        return Ok(());
+    }
+    Err(Error::Argument(format!("the input has {input} elements and the output {output}")))
+}

@@ -1,0 +1,167 @@
+//! Which algorithm, how many lanes, how long a round: one pure function of facts that all ranks
+//! agree on, never of addresses, registration or place.
+
+use std::fmt;
+
+use ringtree_plan::Collective;
+
+use crate::Algorithm;
+use crate::executor::Schedule;
+
+/// What all ranks know of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Members of the communicator.
+    pub ranks: u32,
+    /// All of them share memory.
+    pub shared_memory: bool,
+}
+
+/// One message as a whole: send and receive.
+pub(crate) const WHOLE: Schedule = Schedule { lanes: 1, round_bytes: usize::MAX / 4 };
+
+/// How a call is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// Its lanes and rounds.
+    pub schedule: Schedule,
+}
+
+/// Time in which a message begins to arrive, and bytes a second of a link, as the choice assumes.
+/// Round figures of a 2-core machine: between processes that have a processor each, and over loopback.
+#[derive(Clone, Copy, Debug)]
+struct LinkFigures {
+    latency_s: f64,
+    bytes_per_s: f64,
+}
+
+const SHM: LinkFigures = LinkFigures { latency_s: 0.4e-6, bytes_per_s: 8e9 };
+const TCP: LinkFigures = LinkFigures { latency_s: 5e-6, bytes_per_s: 2.5e9 };
+
+/// One algorithm and the time that it is expected to take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// How it would be carried out.
+    pub choice: Choice,
+    /// Expected time in seconds.
+    pub predicted_s: f64,
+}
+
+/// The candidates of a call, best first, and why the first was taken.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Size of the buffer.
+    pub bytes: u64,
+    /// What is known of the machine.
+    pub shape: Shape,
+    /// All candidates, best first.
+    pub candidates: Vec<Candidate>,
+    /// The call named the algorithm itself.
+    pub forced: bool,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wire = if self.shape.shared_memory { "shared memory" } else { "TCP" };
+        writeln!(f, "{} bytes among {} ranks over {wire}:", self.bytes, self.shape.ranks)?;
+        for (index, candidate) in self.candidates.iter().enumerate() {
+            let Choice { algorithm, schedule } = candidate.choice;
+            let mark = match (index, self.forced) {
+                (0, true) => "  <- asked for",
+                (0, false) => "  <- chosen",
+                _ => "",
+            };
+            writeln!(
+                f,
+                "  {:<13} {:>12.1} us  {} lane(s) of {} bytes{mark}",
+                algorithm.name(),
+                candidate.predicted_s * 1e6,
+                schedule.lanes,
+                schedule.round_bytes,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The choice for a call of `bytes`; `forced` names the algorithm instead of the prediction.
+pub fn choose(
+    collective: Collective,
+    bytes: u64,
+    shape: Shape,
+    forced: Option<Algorithm>,
+) -> Choice {
+    let best = |best: Option<Candidate>, algorithm: Algorithm| {
+        let next = candidate(algorithm, bytes, shape);
+        Some(best.filter(|b| b.predicted_s <= next.predicted_s).unwrap_or(next))
+    };
+    let candidates = candidates(collective, forced);
+    candidates.fold(None, best).map_or_else(
+        || candidate(Algorithm::Dissemination, bytes, shape).choice,
+        |candidate| candidate.choice,
+    )
+}
+
+/// All candidates of a call with their predicted times.
+pub fn explain(
+    collective: Collective,
+    bytes: u64,
+    shape: Shape,
+    forced: Option<Algorithm>,
+) -> Explanation {
+    let mut candidates: Vec<Candidate> =
+        self::candidates(collective, None).map(|a| candidate(a, bytes, shape)).collect();
+    candidates.sort_by(|a, b| {
+        let key = |c: &Candidate| (Some(c.choice.algorithm) != forced, c.predicted_s);
+        key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
+    });
+    Explanation { bytes, shape, candidates, forced: forced.is_some() }
+}
+
+fn candidates(
+    collective: Collective,
+    forced: Option<Algorithm>,
+) -> impl Iterator<Item = Algorithm> {
+    Algorithm::ALL
+        .into_iter()
+        .filter(move |a| a.serves(collective) && forced.is_none_or(|forced| forced == *a))
+}
+
+fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
+    let schedule = schedule(algorithm, bytes, shape);
+    let predicted_s = predict(algorithm, bytes as f64, shape);
+    Candidate { choice: Choice { algorithm, schedule }, predicted_s }
+}
+
+/// Expected time: messages that follow one another, and bytes through the busiest rank. Ranks of
+/// one host share its memory, so that there everyone's bytes count.
+fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
+    let figures = if shape.shared_memory { SHM } else { TCP };
+    let n = f64::from(shape.ranks);
+    let depth = n.log2().ceil();
+    let per_message = figures.latency_s / 4.0;
+    let (messages, posts, moved) = match algorithm {
+        Algorithm::Ring => (2.0 * (n - 1.0), 0.0, 2.0 * (n - 1.0) / n * bytes),
+        Algorithm::DoubleTree => (2.0 * depth + 2.0, 0.0, 3.0 * bytes),
+        Algorithm::Doubling => (depth, 0.0, depth * bytes),
+        Algorithm::OneShot => (1.0, n - 2.0, (n - 1.0) * bytes),
+        Algorithm::TwoShot => (2.0, 2.0 * (n - 2.0), 2.0 * (n - 1.0) / n * bytes),
+        Algorithm::Tree | Algorithm::Dissemination => (depth, 0.0, depth * bytes),
+    };
+    messages * figures.latency_s + posts * per_message + moved / figures.bytes_per_s
+}
+
+/// Lanes and rounds of an algorithm.
+fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
+    let depth = (32 - (shape.ranks.max(1) - 1).leading_zeros()) as usize;
+    let (lanes, longest) = match algorithm {
+        // Trees need twice their depth in flight to keep every level busy.
+        Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),
+        Algorithm::Tree => (depth.clamp(2, 8), 256 << 10),
+        _ => (2, 1 << 20),
+    };
+    let _ = bytes;
+    Schedule { lanes, round_bytes: longest }
+}

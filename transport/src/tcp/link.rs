@@ -1,0 +1,340 @@
+//! One TCP connection as a link.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use super::credit::Credits;
+use super::receiver::{End, Read, Receiver, Wanted};
+use super::sender::Sender;
+use super::socket::{self, WaitFor};
+use crate::{Arrival, Channel, LinkError, Slot, Tag, TransportKind};
+
+/// Reads after which the caller has its turn again, whatever a peer sends.
+const READS_AT_ONCE: usize = 64;
+
+/// How often at least [`TcpLink::close`] looks whether the peer's kernel has everything, which no
+/// event tells.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// A link over one TCP connection. The methods are those of [`crate::Link`].
+#[derive(Debug)]
+pub struct TcpLink {
+    stream: TcpStream,
+    peer: u32,
+    sender: Box<Sender>,
+    receiver: Box<Receiver>,
+    credits: Box<Credits>,
+    /// A bit for each channel that was told that nothing is there since the socket was last read:
+    /// the others need not read it again.
+    told_nothing: u32,
+    /// [`TcpLink::arrival`] or [`TcpLink::receive`] has read the socket since the last poll.
+    read_lately: bool,
+    /// Why nothing more will come or go.
+    end: Option<LinkError>,
+}
+
+// SAFETY: the raw pointers inside are to memory that the posters keep readable, from any thread.
+unsafe impl Send for TcpLink {}
+
+impl TcpLink {
+    /// A link over a connected and authenticated stream to rank `peer`.
+    ///
+    /// # Errors
+    /// The stream cannot be made non-blocking, or is not connected.
+    pub fn new(stream: TcpStream, peer: u32) -> Result<TcpLink, LinkError> {
+        socket::prepare(&stream).map_err(|error| failed(peer, &error))?;
+        Ok(TcpLink {
+            stream,
+            peer,
+            sender: Box::new(Sender::new()),
+            receiver: Box::new(Receiver::new()),
+            credits: Box::new(Credits::new()),
+            told_nothing: 0,
+            read_lately: false,
+            end: None,
+        })
+    }
+
+    /// The rank at the other end.
+    pub fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    /// Divides the slots among `lanes` lanes.
+    pub fn divide(&mut self, lanes: usize) {
+        self.credits.divide(lanes);
+    }
+
+    /// Posts bytes on a channel.
+    ///
+    /// # Errors
+    /// The link has ended.
+    ///
+    /// # Safety
+    /// As of [`crate::Link::post`].
+    pub unsafe fn post(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        if let Some(end) = &self.end {
+            return Err(end.clone());
+        }
+        self.sender.queue(channel, tag, data, len, last);
+        if self.sender.socket_is_full() {
+            return Ok(());
+        }
+        self.flush().map(drop)
+    }
+
+    /// Payload bytes ever posted on a channel.
+    pub fn posted_bytes(&self, channel: Channel) -> u64 {
+        self.sender.posted_bytes(channel)
+    }
+
+    /// Payload bytes of a channel that the kernel has taken.
+    pub fn sent_bytes(&self, channel: Channel) -> u64 {
+        self.sender.sent_bytes(channel)
+    }
+
+    /// `None`: this transport sends only from the caller's memory.
+    pub fn reserve(&mut self, _channel: Channel) -> Option<Slot> {
+        None
+    }
+
+    /// Never right, since nothing can be reserved.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn commit(
+        &mut self,
+        _channel: Channel,
+        _tag: Tag,
+        _len: usize,
+        _last: bool,
+    ) -> Result<(), LinkError> {
+        Err(protocol(self.peer, "commit without a reserved slot"))
+    }
+
+    /// The oldest slice on a channel; reads the socket if none is there.
+    ///
+    /// # Errors
+    /// The link has ended, and everything that came on this channel is released.
+    pub fn arrival(&mut self, channel: Channel) -> Result<Option<Arrival>, LinkError> {
+        if !self.receiver.shows(channel) && self.may_read(channel) {
+            self.read_until(&mut None, |link, _| link.receiver.shows(channel));
+        }
+        match (self.receiver.arrival(channel), &self.end) {
+            (None, Some(end)) => Err(end.clone()),
+            (arrival, _) => Ok(arrival),
+        }
+    }
+
+    /// Releases the first `len` bytes of the arrival. The credit goes back with the next frame or
+    /// [`TcpLink::poll`].
+    ///
+    /// # Errors
+    /// None.
+    pub fn release(&mut self, channel: Channel, len: usize) -> Result<(), LinkError> {
+        self.receiver.release(channel, len, &mut self.credits);
+        Ok(())
+    }
+
+    /// Receives what is there of the channel's oldest message: what waits in slots is copied, and
+    /// the rest is read from the socket straight into `into`.
+    ///
+    /// # Errors
+    /// The link has ended, and everything that came on this channel was consumed.
+    ///
+    /// # Safety
+    /// `into .. into + len` must be writable.
+    pub unsafe fn receive(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        into: *mut u8,
+        len: usize,
+    ) -> Result<(usize, bool), LinkError> {
+        let mut wanted = Wanted { channel, tag, into, room: len, got: 0, ended: false };
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.receiver.take_stored(&mut wanted, &mut self.credits) };
+        if !self.is_served(&wanted) && self.may_read(channel) {
+            let mut direct = Some(wanted);
+            self.read_until(&mut direct, |link, wanted| {
+                wanted.as_ref().is_none_or(|wanted| link.is_served(wanted))
+            });
+            wanted = direct.unwrap_or(wanted);
+        }
+        match &self.end {
+            Some(end) if wanted.got == 0 && !wanted.ended && !self.receiver.shows(channel) => {
+                Err(end.clone())
+            }
+            _ => Ok((wanted.got, wanted.ended)),
+        }
+    }
+
+    /// Reads what the socket holds, and writes what is posted and the credits that are due. Just
+    /// after a call that read the socket it does not, so that a payload which arrives
+    /// meanwhile is left for [`TcpLink::receive`] to read straight to its place.
+    ///
+    /// # Errors
+    /// Something posted can no longer be sent, or the connection failed. That the peer closed the
+    /// link is no error to a side that waits for nothing.
+    pub fn poll(&mut self, _now_ns: u64) -> Result<bool, LinkError> {
+        let mut moved = false;
+        self.told_nothing = 0;
+        if !std::mem::take(&mut self.read_lately) {
+            moved = self.read_until(&mut None, |_, _| false);
+        }
+        match &self.end {
+            Some(LinkError::Closed { .. }) if !self.sender.has_unsent() => Ok(moved),
+            Some(end) => Err(end.clone()),
+            None => match self.flush() {
+                Err(LinkError::Closed { .. }) if !self.sender.has_unsent() => Ok(moved),
+                flushed => Ok(flushed? | moved),
+            },
+        }
+    }
+
+    /// The socket, and whether something waits for room in it. `None` once the peer has closed the
+    /// link, since the socket would never cease to be ready.
+    pub fn descriptor(&self) -> Option<(RawFd, bool)> {
+        match self.end {
+            Some(_) => None,
+            None => Some((self.stream.as_raw_fd(), self.sender.could_send(&self.credits))),
+        }
+    }
+
+    /// Nothing: the kernel wakes whoever waits on the socket.
+    pub fn set_parked(&self, _parked: bool) {}
+
+    /// Sends what is posted, says goodbye, and waits until the peer's kernel has everything, at most
+    /// until `deadline`. What comes meanwhile is thrown away.
+    pub fn close(mut self, deadline: Instant) {
+        self.drain_until(deadline, |link| !link.sender.has_unsent());
+        if self.end.is_none() && !self.sender.socket_is_full() {
+            self.sender.say_goodbye(&mut self.credits);
+            self.drain_until(deadline, |link| !link.sender.socket_is_full());
+        }
+        if self.stream.shutdown(Shutdown::Write).is_ok() {
+            self.await_acknowledgement(deadline);
+        }
+    }
+
+    /// Sends and throws away what comes, until `done`, the end of the link or the deadline.
+    fn drain_until(&mut self, deadline: Instant, done: impl Fn(&TcpLink) -> bool) {
+        loop {
+            self.read_lately = false;
+            if self.poll(0).is_err() || self.end.is_some() || done(self) {
+                return;
+            }
+            self.receiver.release_all(&mut self.credits);
+            if Instant::now() >= deadline {
+                return;
+            }
+            let what = if self.sender.could_send(&self.credits) {
+                WaitFor::InputOrRoom
+            } else {
+                WaitFor::Input
+            };
+            socket::wait(&self.stream, what, Duration::MAX, deadline);
+        }
+    }
+
+    /// Waits until the peer's kernel has everything. Data that comes meanwhile is read: closing a
+    /// socket that holds any would reset the connection.
+    fn await_acknowledgement(&mut self, deadline: Instant) {
+        let mut ended = false;
+        let mut longest = Duration::from_micros(50);
+        while socket::unacknowledged_bytes(&self.stream).is_ok_and(|bytes| bytes > 0)
+            && Instant::now() < deadline
+        {
+            let what = if ended { WaitFor::Time } else { WaitFor::Input };
+            socket::wait(&self.stream, what, longest, deadline);
+            longest = (longest * 2).min(LOOK_EVERY);
+            ended = ended || socket::discard(&self.stream, deadline);
+        }
+        socket::discard(&self.stream, deadline);
+    }
+
+    /// Whether nothing is gained by reading on.
+    fn is_served(&self, wanted: &Wanted) -> bool {
+        wanted.ended || (wanted.room == 0 && wanted.got > 0) || self.receiver.shows(wanted.channel)
+    }
+
+    /// Whether a call for this channel may find something in the socket.
+    fn may_read(&mut self, channel: Channel) -> bool {
+        let bit = 1 << channel;
+        let fresh = self.told_nothing != 0 && self.told_nothing & bit == 0;
+        if fresh {
+            self.told_nothing |= bit;
+            return false;
+        }
+        self.told_nothing = bit;
+        self.read_lately = true;
+        true
+    }
+
+    /// Reads until the socket is empty or enough is there. Returns whether anything came.
+    fn read_until(
+        &mut self,
+        wanted: &mut Option<Wanted>,
+        enough: impl Fn(&TcpLink, &Option<Wanted>) -> bool,
+    ) -> bool {
+        let fd = self.stream.as_raw_fd();
+        for count in 0..READS_AT_ONCE {
+            if self.end.is_some() {
+                return count > 0;
+            }
+            // SAFETY: `wanted` is made by `receive` from what its caller promised.
+            match unsafe { self.receiver.read(fd, wanted, &mut self.credits) } {
+                Ok(Read::Nothing) => return count > 0,
+                Ok(Read::Drained) => return true,
+                Ok(Read::More) => {}
+                Err(End::Closed) => {
+                    socket::acknowledge_now(fd);
+                    self.end = Some(closed(self.peer));
+                }
+                Err(End::Failed(error)) => self.end = Some(failed(self.peer, &error)),
+                Err(End::Protocol(reason)) => self.end = Some(protocol(self.peer, reason)),
+            }
+            if enough(self, wanted) {
+                break;
+            }
+        }
+        self.told_nothing = 0;
+        true
+    }
+
+    fn flush(&mut self) -> Result<bool, LinkError> {
+        // SAFETY: posters keep their memory readable until it counts as sent.
+        let flushed = unsafe { self.sender.flush(self.stream.as_raw_fd(), &mut self.credits) };
+        flushed.map_err(|error| {
+            // What has arrived can still be read, so this is not the link's end.
+            failed(self.peer, &error)
+        })
+    }
+}
+
+fn closed(peer: u32) -> LinkError {
+    LinkError::Closed { peer, transport: TransportKind::Tcp }
+}
+
+fn protocol(peer: u32, reason: &str) -> LinkError {
+    LinkError::Protocol { peer, transport: TransportKind::Tcp, reason: reason.to_owned() }
+}
+
+/// What a system error means: that the peer is gone, or that something else is wrong.
+fn failed(peer: u32, error: &io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::NotConnected => closed(peer),
+        _ => LinkError::Failed { peer, transport: TransportKind::Tcp, reason: error.to_string() },
+    }
+}

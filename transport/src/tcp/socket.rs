@@ -1,0 +1,174 @@
+//! The system calls of a TCP link: vectored, non-blocking reads and writes of raw memory, and what
+//! the socket can be asked and told.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// Congestion controls that reach full bandwidth on loopback, best first. BBR reaches half of it.
+const FOR_LOOPBACK: [&[u8]; 2] = [b"cubic", b"reno"];
+
+/// Bytes that are thrown away at once.
+const DISCARD_BYTES: usize = 1 << 20;
+
+/// Makes the socket non-blocking and quick, and chooses its congestion control.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
+        // Only a process with privilege may choose any; another keeps what it has.
+        let _ = FOR_LOOPBACK.iter().find(|name| set_congestion_control(stream, name).is_ok());
+    }
+    Ok(())
+}
+
+fn set_congestion_control(stream: &TcpStream, name: &[u8]) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and `name` is readable for its length.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CONGESTION,
+            name.as_ptr().cast(),
+            name.len() as libc::socklen_t,
+        )
+    };
+    check(result as isize).map(drop)
+}
+
+/// An empty range, to fill arrays with.
+pub(super) const NO_RANGE: libc::iovec = range(std::ptr::null_mut(), 0);
+
+/// A range of memory to read from or write to.
+pub(super) const fn range(data: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: data.cast(), iov_len: len }
+}
+
+/// Sends as much of the ranges as the socket takes. A full socket is an error of kind
+/// `WouldBlock`.
+///
+/// # Safety
+/// Every range must be readable.
+pub(super) unsafe fn send(fd: RawFd, ranges: &[libc::iovec]) -> io::Result<usize> {
+    let message = message(ranges);
+    uninterrupted(|| {
+        // SAFETY: the message names readable ranges that outlive the call.
+        unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
+    })
+}
+
+/// Receives what the socket holds into the ranges, in order. 0 is the end of the stream; an empty
+/// socket is an error of kind `WouldBlock`.
+///
+/// # Safety
+/// Every range must be writable.
+pub(super) unsafe fn receive(fd: RawFd, ranges: &[libc::iovec]) -> io::Result<usize> {
+    let mut message = message(ranges);
+    uninterrupted(|| {
+        // SAFETY: the message names writable ranges that outlive the call.
+        unsafe { libc::recvmsg(fd, &mut message, libc::MSG_DONTWAIT) }
+    })
+}
+
+/// Tells the peer's kernel at once what has arrived, since the peer waits for that to close its
+/// side; by itself the kernel waits 40 ms for something to send along.
+pub(super) fn acknowledge_now(fd: RawFd) {
+    let on: libc::c_int = 1;
+    // SAFETY: the option is one int. A failure costs time only.
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+}
+
+/// Throws away what the socket holds, until `deadline` at most. Returns whether nothing more will
+/// come.
+pub(super) fn discard(stream: &TcpStream, deadline: Instant) -> bool {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    while Instant::now() < deadline {
+        // SAFETY: with MSG_TRUNC, TCP drops the bytes and writes nothing (tcp(7)).
+        let call = || unsafe {
+            libc::recv(stream.as_raw_fd(), std::ptr::null_mut(), DISCARD_BYTES, flags)
+        };
+        match uninterrupted(call) {
+            Ok(0) => {
+                acknowledge_now(stream.as_raw_fd());
+                return true;
+            }
+            Ok(_) => acknowledge_now(stream.as_raw_fd()),
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+    false
+}
+
+fn message(ranges: &[libc::iovec]) -> libc::msghdr {
+    // SAFETY: a `msghdr` of zeros is valid: no name, no control data, no ranges.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = ranges.as_ptr().cast_mut();
+    message.msg_iovlen = ranges.len() as _;
+    message
+}
+
+fn uninterrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match check(call()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes, the end of the stream included, that the peer's kernel has not acknowledged.
+pub(super) fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    check(result as isize)?;
+    Ok(bytes.max(0) as usize)
+}
+
+/// What to wait for on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitFor {
+    /// Something to read.
+    Input,
+    /// Something to read, or room to write.
+    InputOrRoom,
+    /// Nothing but the time.
+    Time,
+}
+
+/// Sleeps until what is waited for is there, at most for `longest` and until `deadline`.
+/// Waking early is allowed.
+pub(super) fn wait(stream: &TcpStream, what: WaitFor, longest: Duration, deadline: Instant) {
+    let time = longest.min(deadline.saturating_duration_since(Instant::now()));
+    let mut entry = libc::pollfd {
+        fd: match what {
+            WaitFor::Time => -1,
+            WaitFor::Input | WaitFor::InputOrRoom => stream.as_raw_fd(),
+        },
+        events: match what {
+            WaitFor::InputOrRoom => libc::POLLIN | libc::POLLOUT,
+            WaitFor::Input | WaitFor::Time => libc::POLLIN,
+        },
+        revents: 0,
+    };
+    let time = libc::timespec {
+        tv_sec: time.as_secs().min(i32::MAX as u64) as libc::time_t,
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    // SAFETY: one entry and a time that live through the call, and no mask. A failure is a short
+    // sleep.
+    unsafe { libc::ppoll(&mut entry, 1, &time, std::ptr::null()) };
+}
