@@ -39,15 +39,16 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
 ///
 /// With depth `d = floor(log2 n)`, and `t` and `f` for the transfer and the reduction of a chunk,
 /// which is half of a round, a round alone takes `2 d a + (4 d - 2) t + (2 d - 1) f`: there are `d`
-/// hops up and `d` down, most of which pass a port that serves two children. Messages of the two trees
-/// that meet at a port, and a last level that is full, may cost up to `2 t` more.
+/// hops up and `d` down, most of which pass a port that serves two children. Messages of the two
+/// trees that meet at a port, and a last level that is full, may cost up to `2 t` more.
 ///
 /// In the pipeline each round adds what it costs the busiest rank: its ports pass 4 chunks (two to
 /// or from its children, one its parent, one the other tree) and it folds twice; 2 ranks need half
-/// of that, and the ports of 3 ranks three quarters. But lane after lane is idle where a round alone
-/// takes longer than the other lanes keep the ports busy: then the rounds of one lane add up. The
-/// formula is the larger of the two, and good to 1 % where one of them clearly is, with no more
-/// lanes than a hundredth of the rounds or so: as many first rounds leave the leaves at once.
+/// of that, and the ports of 3 ranks three quarters. With too few lanes to keep the ports busy while
+/// a round goes up and down, the rounds of one lane add up instead. The formula is the larger of the
+/// two. It is good to 1 % where one is clearly larger, and where the lanes are no more than about a
+/// fiftieth of the rounds: the first rounds of all lanes leave the leaves at once, which costs a
+/// transfer a lane.
 pub(super) fn closed_form(ranks: u32, machine: &Machine, work: &Work) -> f64 {
     let depth = f64::from(ranks.ilog2());
     let chunk_bytes = work.round_bytes() / 2.0;
