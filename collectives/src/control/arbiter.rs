@@ -184,11 +184,6 @@ impl Arbiter {
         members.chain([survey_ms]).flatten().min()
     }
 
-    /// Whether any rank is still connected.
-    pub(super) fn is_in_use(&self) -> bool {
-        self.members.values().any(|member| member.presence == Presence::Joined)
-    }
-
     /// Whether every rank has been here, so that nobody else can come.
     pub(super) fn is_complete(&self) -> bool {
         self.members.len() == self.ranks as usize
