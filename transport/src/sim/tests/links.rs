@@ -186,8 +186,7 @@ fn closed_peer_is_an_error_only_to_who_wants_something() {
     assert_eq!(poll(&mut b), Ok(false));
     assert!(b.arrival(0).unwrap().is_none());
     network.advance_to(100);
-    assert_eq!(poll(&mut b), Ok(true));
-    assert_eq!(poll(&mut b), Ok(false));
+    assert_eq!(poll(&mut b), Ok(false), "a goodbye is no progress");
     assert!(is_closed(b.arrival(0)));
     assert!(is_closed(receive(&mut b, POINT_TO_POINT, 1)));
     assert!(is_closed(post(&mut b, 0, &bytes)));
