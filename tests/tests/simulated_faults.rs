@@ -85,6 +85,27 @@ fn barrier_survives_every_fault() {
     }
 }
 
+#[test]
+fn bits_do_not_depend_on_who_is_late() {
+    for algorithm in Algorithm::ALL {
+        let collectives =
+            [Collective::AllReduce, Collective::Broadcast { root: 3 }, Collective::Barrier];
+        let collective = collectives.into_iter().find(|&c| algorithm.serves(c)).unwrap();
+        let case = Case { algorithm, collective, ranks: 5, in_place: true };
+        let run = |seed| {
+            let network = Network::new(Config { seed, jitter_ns: 20_000, ..CONFIG });
+            network.add_rule(Rule::Frame(Match::any().rank(seed as u32 % 5), FrameEffect::Slow(3)));
+            run(&case, &network, |rank, index| 1.0 / (1 + rank * 31 + index) as f32)
+        };
+        let first = run(0);
+        assert!(!first.iter().any(Outcome::is_error), "{algorithm}: {first:?}");
+        assert!(first.iter().all(|outcome| outcome == &first[0]), "{algorithm}: ranks differ");
+        for seed in 1..50 {
+            assert_eq!(run(seed), first, "{algorithm}, seed {seed}");
+        }
+    }
+}
+
 const RANKS: [u32; 5] = [2, 3, 4, 5, 8];
 
 fn all_reduce_survives(algorithm: Algorithm) {

@@ -109,6 +109,11 @@ impl SimLink {
         self.channels[channel].sent_bytes
     }
 
+    /// See [`Link::is_waiting`](crate::Link::is_waiting).
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        self.waiting & 1 << channel != 0
+    }
+
     /// See [`Link::reserve`](crate::Link::reserve).
     pub fn reserve(&mut self, channel: Channel) -> Option<Slot> {
         let mut state = self.network.lock();
@@ -258,7 +263,7 @@ impl SimLink {
     /// Whether something waits that may leave.
     fn can_send(&self, state: &State) -> bool {
         let may_leave = |(channel, own): (Channel, &ChannelEnd)| {
-            self.waiting & 1 << channel != 0
+            self.is_waiting(channel)
                 && (own.reserved.is_some() || state.has_credit(self.end, channel))
         };
         self.waiting != 0
