@@ -288,6 +288,14 @@ impl Link {
         each!(self, l => l.set_parked(parked))
     }
 
+    /// The process at the other end, where it is one of this host and the kernel says so.
+    pub fn peer_process(&self) -> Option<u32> {
+        match self {
+            Link::Shm(link) => link.peer_process(),
+            Link::Tcp(_) | Link::Sim(_) => None,
+        }
+    }
+
     /// Says goodbye and gives everything back; waits at most until `deadline` for what is posted or
     /// under way to reach the peer's kernel or memory. A peer that reads on gets everything that
     /// was sent, then [`LinkError::Closed`].
