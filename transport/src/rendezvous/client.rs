@@ -1,13 +1,13 @@
 //! A rank's connection to the store.
 
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::wire::{Reply, Request, decode_answer};
-use crate::secure::{Job, Purpose, SecureError, SecureStream, initiate};
+use crate::secure::{Job, Limit, Purpose, SecureError, SecureStream, dial, initiate};
 
 /// First and longest rest between two attempts to connect.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -113,25 +113,15 @@ fn attempt(
     let mut reason = "the name has no address".to_owned();
     let resolved = address.to_socket_addrs().map_err(|error| Attempt::Failed(error.to_string()))?;
     for resolved in resolved {
-        match dial(resolved, deadline) {
-            Ok(stream) => {
-                let deadline = deadline.min(Instant::now() + ATTEMPT_LIMIT);
-                match initiate(stream, job, purpose, hello, deadline) {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) if error.is_transient() => reason = error.to_string(),
-                    Err(error) => return Err(Attempt::Hopeless(error)),
-                }
-            }
+        let deadline = deadline.min(Instant::now() + ATTEMPT_LIMIT);
+        match dial(resolved, None, &Limit::until(deadline)) {
+            Ok(stream) => match initiate(stream, job, purpose, hello, deadline) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if error.is_transient() => reason = error.to_string(),
+                Err(error) => return Err(Attempt::Hopeless(error)),
+            },
             Err(error) => reason = error.to_string(),
         }
     }
     Err(Attempt::Failed(reason))
-}
-
-fn dial(address: SocketAddr, deadline: Instant) -> std::io::Result<TcpStream> {
-    // Zero is not a time-out that connect_timeout takes.
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let stream = TcpStream::connect_timeout(&address, left.min(ATTEMPT_LIMIT))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }

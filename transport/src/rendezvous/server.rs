@@ -36,7 +36,7 @@ pub fn listen(address: &str) -> Result<TcpListener, StoreError> {
 pub struct Server {
     address: SocketAddr,
     hub: Arc<dyn Hub>,
-    _acceptor: Acceptor<TcpListener>,
+    acceptor: Acceptor<TcpListener>,
 }
 
 /// The part of the service that the server's owner uses.
@@ -79,7 +79,7 @@ impl Server {
         let hub = Arc::new(HubOf { store, on_control, clients: Mutex::default() });
         let acceptor = Acceptor::start(listener, job, hub.clone())
             .map_err(|error| failed(address.to_string(), error))?;
-        Ok(Server { address, hub, _acceptor: acceptor })
+        Ok(Server { address, hub, acceptor })
     }
 
     /// Where it listens.
@@ -96,7 +96,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The acceptor, dropped after this, joins the threads.
-        self.hub.stop();
+        if self.acceptor.is_own() {
+            self.hub.stop();
+        }
     }
 }
 
