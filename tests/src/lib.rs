@@ -1,1 +1,7 @@
-//! Shared helpers of the tests in this folder.
+//! Shared helpers of the tests in this folder: jobs of real processes.
+#![deny(missing_docs)]
+
+pub mod clock;
+pub mod counts;
+pub mod job;
+pub mod sockets;
