@@ -4,12 +4,14 @@
 //!
 //! | step | what it does, and says |
 //! | --- | --- |
-//! | `all-reduce TYPE OP COUNT`, `broadcast TYPE COUNT ROOT`, `barrier`, `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | a call: `done`, or `error KIND RANKS MESSAGE`; then `values V,V`, the buffer's distinct values |
+//! | `all-reduce TYPE OP COUNT`, `broadcast TYPE COUNT ROOT`, `barrier`, `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | a call: `done`, or `error KIND RANKS MESSAGE` |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
 //! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
 //! | `wait` | `waiting`; goes on when a line comes on standard input |
+//! | `values` | `values V,V`: what is in the last call's buffer, each value once |
 //! | `fill`, `check` | writes a pattern into the last call's buffer; `intact` or `touched` |
 //! | `usage` | `usage US`: processor time of the process so far |
+//! | `rest SECONDS` | does nothing |
 //! | `churn TIMES` | communicators of threads of this process come and go: `counts BEFORE... AFTER...` |
 //! | `warm-up`, `abort REASON`, `leave` | what [`Communicator`] calls so; `done` |
 //!
@@ -19,7 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::BufRead;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::bf16;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -62,9 +64,13 @@ impl Rank {
         let words: Vec<&str> = step.split_ascii_whitespace().collect();
         match words[..] {
             ["wait"] => wait(),
+            ["values"] => say("values", self.buffer.values()),
             ["fill"] => self.buffer.paint(),
             ["check"] => say(if self.buffer.is_painted() { "intact" } else { "touched" }, ""),
             ["usage"] => say("usage", processor_time_us()),
+            ["rest", seconds] => {
+                std::thread::sleep(Duration::from_secs(number(seconds) as u64));
+            }
             ["churn", times] => churn(number(times)),
             ["leave"] => {
                 self.communicator = None;
@@ -123,9 +129,6 @@ fn typed<T: Value>(communicator: &Communicator, words: &[&str]) -> Box<dyn Buffe
         _ => panic!("no step {words:?}"),
     };
     report(result);
-    let values: BTreeSet<i64> = buffer.iter().map(|value| value.to_f64() as i64).collect();
-    let values: Vec<String> = values.iter().map(i64::to_string).collect();
-    say("values", values.join(","));
     Box::new(buffer)
 }
 
@@ -245,11 +248,17 @@ fn say(word: &str, rest: impl Display) {
 
 /// A call's buffer, whatever its type.
 trait Buffer {
+    fn values(&self) -> String;
     fn paint(&mut self);
     fn is_painted(&self) -> bool;
 }
 
 impl<T: Value> Buffer for Vec<T> {
+    fn values(&self) -> String {
+        let values: BTreeSet<i64> = self.iter().map(|value| value.to_f64() as i64).collect();
+        values.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
+    }
+
     fn paint(&mut self) {
         self.fill(T::from_f64(PATTERN));
     }
