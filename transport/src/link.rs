@@ -201,6 +201,14 @@ impl Link {
         each!(self, l => l.sent_bytes(channel))
     }
 
+    /// Whether something posted on a channel has not left: bytes, or an empty message, which
+    /// [`Link::sent_bytes`] does not tell of. It leaves in a later [`Link::poll`], so a caller that
+    /// would stop polling must wait for it.
+    #[inline]
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        each!(self, l => l.is_waiting(channel))
+    }
+
     /// Room for one slice of the channel's open message, written in place by the caller and sent
     /// by [`Link::commit`]. `None`: no credit, something posted is still waiting on this channel, or
     /// this transport sends only from the caller's memory. Reserving and not committing is

@@ -179,8 +179,13 @@ impl ShmLink {
     }
 
     #[inline]
+    pub(crate) fn is_waiting(&self, channel: Channel) -> bool {
+        self.waiting & 1 << channel != 0
+    }
+
+    #[inline]
     pub(crate) fn reserve(&mut self, channel: Channel) -> Option<Slot> {
-        if self.waiting & 1 << channel != 0 {
+        if self.is_waiting(channel) {
             return None;
         }
         if self.sends[channel].reserved == NONE {

@@ -4,14 +4,10 @@
 //! cache, pipelined. The pages are sealed memory files handed over by descriptor ([`layout`],
 //! [`establish`]), so that a container's limit on /dev/shm does not matter.
 
-#[cfg(not(loom))]
 mod establish;
-#[cfg(not(loom))]
 mod layout;
-#[cfg(not(loom))]
 mod link;
 mod primitive;
 mod ring;
 
-#[cfg(not(loom))]
 pub use link::ShmLink;

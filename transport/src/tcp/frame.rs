@@ -155,7 +155,7 @@ mod tests {
         let bytes = example().encode();
         assert_eq!(bytes[..3], [1, 16, 3]);
         assert_eq!(bytes[3 + 3], 7);
-        assert_eq!(bytes[20..24], [0, 0, 4, 0]);
+        assert_eq!(bytes[20..24], [0, 0, 2, 0]);
         assert_eq!(bytes[24..], [4, 3, 2, 1, 0xfc, 0xfd, 0xfe, 0xff]);
     }
 

@@ -16,12 +16,9 @@ use super::frame::{self, HEADER_BYTES, Header, Kind};
 use super::socket::{self, NO_RANGE, range};
 use crate::{Arrival, CHANNELS, Channel, Tag};
 
-/// Bytes that one read takes in when no payload is under way.
-const STAGING_BYTES: usize = 64 << 10;
-
-/// Bytes that are read beyond a payload that is under way: the next headers, and little of a
-/// payload that would have to be copied.
-const READ_AHEAD_BYTES: usize = 4 << 10;
+/// Bytes that one read takes in beyond a payload that is under way: enough for many small frames,
+/// and not much of a large payload, since they are copied.
+const STAGING_BYTES: usize = 8 << 10;
 
 /// The receiving half of a link.
 #[derive(Debug)]
@@ -183,10 +180,7 @@ impl Receiver {
         credits: &mut Credits,
     ) -> Result<Read, End> {
         let destination = self.destination(wanted);
-        let read_ahead = match destination {
-            Some(_) => READ_AHEAD_BYTES,
-            None => STAGING_BYTES - self.staged.end,
-        };
+        let read_ahead = STAGING_BYTES - self.staged.end;
         let staging = range(self.staging.at(self.staged.end), read_ahead);
         let payload = destination.map_or(NO_RANGE, |to| range(to.data, to.len));
         let skip = usize::from(destination.is_none());

@@ -16,7 +16,7 @@ const BATCH_FRAMES: usize = 8;
 
 /// No further frame joins a batch of this many bytes of payload: a batch is sent whole before
 /// another channel has its turn.
-const BATCH_BYTES: usize = 2 * SLICE_BYTES;
+const BATCH_BYTES: usize = 4 * SLICE_BYTES;
 
 /// The sending half of a link.
 #[derive(Debug)]
@@ -57,6 +57,11 @@ impl Sender {
 
     pub fn sent_bytes(&self, channel: Channel) -> u64 {
         self.channels[channel].sent_bytes
+    }
+
+    /// Whether something posted on a channel has not left.
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        self.waiting & 1 << channel != 0 || self.batch.carries_data_of(channel)
     }
 
     /// Whether the socket refused a part of what was written last.
@@ -117,10 +122,9 @@ impl Sender {
         }
     }
 
-    /// Puts the last frame behind what is in the batch.
+    /// Makes the last frame the next to be written; nothing else may be under way.
     pub fn say_goodbye(&mut self, credits: &mut Credits) {
-        let header = Header::control(Kind::Goodbye, false, credits.pay());
-        self.batch.push(header, 0, std::ptr::null());
+        self.push_control(Kind::Goodbye, false, credits);
     }
 
     /// Makes the next batch of frames, taking the waiting channels in turn. Returns whether there is
@@ -135,14 +139,17 @@ impl Sender {
             bytes += self.take_frame(channel, credits);
         }
         if self.waiting != 0 && credits.must_ask(self.waiting) {
-            let header = Header::control(Kind::Credit, true, credits.pay());
-            self.batch.push(header, 0, std::ptr::null());
+            self.push_control(Kind::Credit, true, credits);
             credits.asked_for_all();
         } else if self.batch.is_empty() && credits.due() {
-            let header = Header::control(Kind::Credit, false, credits.pay());
-            self.batch.push(header, 0, std::ptr::null());
+            self.push_control(Kind::Credit, false, credits);
         }
         !self.batch.is_empty()
+    }
+
+    fn push_control(&mut self, kind: Kind, ask: bool, credits: &mut Credits) {
+        let header = Header::control(kind, ask, credits.pay());
+        self.batch.push(header, 0, std::ptr::null());
     }
 
     /// The next channel in turn that waits and has a credit.
@@ -232,7 +239,17 @@ impl Batch {
     }
 
     fn carries_data(&self) -> bool {
-        self.frames[self.done..self.count].iter().any(|frame| frame.header[0] == Kind::Data as u8)
+        self.data_frames().next().is_some()
+    }
+
+    fn carries_data_of(&self, channel: Channel) -> bool {
+        self.data_frames().any(|frame| frame.channel == channel)
+    }
+
+    /// The frames of channels that are not written whole.
+    fn data_frames(&self) -> impl Iterator<Item = &Frame> {
+        let left = &self.frames[self.done..self.count];
+        left.iter().filter(|frame| frame.header[0] == Kind::Data as u8)
     }
 
     /// Adds a frame; there is room whenever the batch is empty.
