@@ -12,7 +12,7 @@ use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::wait::{Sleeper, WaitPolicy};
 
 use crate::Error;
-use crate::control::{AbortWord, Control, ControlService, FlightRecorder};
+use crate::control::{AbortWord, Control, ControlService, FlightRecorder, Membership};
 use crate::engine::{Driver, Engine, Wiring};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
@@ -25,7 +25,7 @@ pub(crate) struct Joined {
     pub(crate) engine: Engine,
     pub(crate) control: Arc<Control>,
     pub(crate) shape: Shape,
-    pub(crate) hosted: Option<Arc<Hosted>>,
+    pub(crate) see_out: Option<SeeOut>,
 }
 
 /// The rendezvous and the control service, where this process hosts them.
@@ -78,9 +78,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let control = Arc::new(Control::join(
         &settings.rendezvous,
         &settings.job,
-        communicator,
-        rank,
-        ranks,
+        Membership { communicator, rank, ranks },
         recorder.clone(),
         abort.clone(),
         deadline,
@@ -103,14 +101,14 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         timeout: settings.timeout,
     };
     let shape = Shape { ranks, shared_memory };
-    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, hosted })
+    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out: hosted.map(SeeOut) })
 }
 
 /// A rendezvous of this process alone, and the settings of `ranks` ranks that meet there.
 pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Error> {
     let text = Secret::generate().map_err(|error| Error::Settings(error.to_string()))?;
     let job = Job { name: "in-process".to_string(), secret: Secret::from_text(&text) };
-    let hosted = Arc::new(Hosted::start("127.0.0.1:0", &job)?);
+    let hosted = Arc::new(Hosted::start("127.0.0.1:0", &job, None)?);
     let rendezvous = hosted.server.address().to_string();
     let settings = (0..ranks).map(|rank| Settings {
         source: Source::Explicit,
@@ -126,22 +124,28 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
 }
 
 impl Hosted {
-    /// Serves at `address` (port 0: any).
+    /// Serves at `address` (port 0: any), in the process of rank `by` or of none.
     ///
     /// # Errors
     /// The address is taken or not this host's.
-    pub(crate) fn start(address: &str, job: &Job) -> Result<Hosted, Error> {
-        let service = Arc::new(ControlService::new());
+    fn start(address: &str, job: &Job, by: Option<u32>) -> Result<Hosted, Error> {
+        let service = Arc::new(ControlService::new(by)?);
         let serve = service.clone();
         let on_control = move |stream, hello| serve.serve(stream, hello);
         let server = Server::start(rendezvous::listen(address)?, job.clone(), on_control)?;
         Ok(Hosted { service, server })
     }
+}
 
-    /// Waits a little until the other ranks of this process's jobs have left, so that the end of
-    /// this process does not look like a failure to them.
-    pub(crate) fn see_out(&self) {
-        self.service.await_empty(Instant::now() + LAST_OUT);
+/// Held by the communicator of the rank that hosts the rendezvous. When it is dropped, as the last
+/// part of the communicator, it waits a little until the other ranks have left too, so that the
+/// end of this process does not look like a failure to them.
+#[derive(Debug)]
+pub(crate) struct SeeOut(Arc<Hosted>);
+
+impl Drop for SeeOut {
+    fn drop(&mut self) {
+        self.0.service.await_empty(Instant::now() + LAST_OUT);
     }
 }
 
@@ -153,7 +157,7 @@ fn host(settings: &Settings) -> Result<Option<Arc<Hosted>>, Error> {
     if let Some(hosted) = all.get(&settings.rendezvous) {
         return Ok(Some(hosted.clone()));
     }
-    match Hosted::start(&settings.rendezvous, &settings.job) {
+    match Hosted::start(&settings.rendezvous, &settings.job, Some(0)) {
         Ok(hosted) => {
             let hosted = Arc::new(hosted);
             all.insert(settings.rendezvous.clone(), hosted.clone());

@@ -44,7 +44,10 @@ pub(crate) struct Inner {
     shape: Shape,
     engine: Mutex<Engine>,
     control: Arc<Control>,
+    /// The rendezvous, where the ranks are threads of one process.
     hosted: Option<Arc<bootstrap::Hosted>>,
+    /// Dropped after the engine and the control connection.
+    _see_out: Option<bootstrap::SeeOut>,
 }
 
 impl Inner {
@@ -86,7 +89,8 @@ impl Communicator {
                 shape: joined.shape,
                 engine: Mutex::new(joined.engine),
                 control: joined.control,
-                hosted: joined.hosted,
+                hosted: None,
+                _see_out: joined.see_out,
             }),
             progress: Progress::default(),
         })
@@ -354,14 +358,10 @@ impl Drop for Communicator {
         // What was posted is completed first: its buffers belong to the operations.
         self.progress.finish();
         self.inner.engine.lock().unwrap_or_else(PoisonError::into_inner).close();
-        self.inner.control.leave();
-        if let Some(hosted) = self.inner.hosted.as_ref().filter(|_| self.inner.rank == 0) {
-            hosted.see_out();
-        }
     }
 }
 
-impl Using<'_> {
+impl<'a> Using<'a> {
     /// See [`Communicator::all_reduce`].
     ///
     /// # Errors
@@ -448,14 +448,19 @@ impl Using<'_> {
         &self,
         mut buffer: B,
         op: Op,
-    ) -> Result<Prepared<'_, T, B>, Error>
+    ) -> Result<Prepared<'a, T, B>, Error>
     where
         T: Element,
         B: AsMut<[T]>,
     {
         let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
         self.communicator.engine().prepare(&call)?;
-        Ok(Prepared { communicator: self.communicator, call, buffer, _element: std::marker::PhantomData })
+        Ok(Prepared {
+            communicator: self.communicator,
+            call,
+            buffer,
+            _element: std::marker::PhantomData,
+        })
     }
 
     fn all_reduce_call<T: Element>(&self, count: usize, op: Op) -> Result<Call, Error> {

@@ -11,7 +11,9 @@ use ringtree_transport::memory::Bell;
 use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
 use ringtree_transport::{Link, POINT_TO_POINT, Tag};
 
-use crate::control::{AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion};
+use crate::control::{
+    AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
+};
 use crate::executor::{Fault, Operation, Schedule, Status};
 use crate::record::{CallKind, CallRecord};
 use crate::{Algorithm, DataType, Error, Op, reduce};
@@ -174,7 +176,10 @@ impl Engine {
             let abort = self.driver.abort.clone();
             let address = &self.wiring.addresses[peer as usize];
             match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
-                Ok(link) => self.wiring.links[peer as usize] = Some(link),
+                Ok(link) => {
+                    self.driver.watch_process(&link);
+                    self.wiring.links[peer as usize] = Some(link);
+                }
                 Err(error) => return Err(self.fail(error.into())),
             }
         }
@@ -246,7 +251,15 @@ fn operation(call: &Call, rank: u32, ranks: u32) -> Operation {
         (_, _, stream) => (point_to_point(stream, rank, ranks), POINT_TO_POINT),
     };
     let kernel = reduce::kernel(data_type, op);
-    Operation::new(program, data_type, kernel, record.count, call.schedule, channel, record.digest())
+    Operation::new(
+        program,
+        data_type,
+        kernel,
+        record.count,
+        call.schedule,
+        channel,
+        record.digest(),
+    )
 }
 
 /// One message to or from a peer.
@@ -280,6 +293,15 @@ fn point_to_point(stream: Stream, rank: u32, ranks: u32) -> Program {
 }
 
 impl Driver {
+    /// Has the monitor notice the end of a peer's process at once.
+    fn watch_process(&self, link: &Link) {
+        let Some(pid) = link.peer_process() else { return };
+        if let Err(error) = self.control.watch_process(link.peer(), pid) {
+            // Its control connection still tells, if later.
+            tracing::debug!("cannot watch process {pid} of rank {}: {error}", link.peer());
+        }
+    }
+
     /// Drives an operation to its end, however long its peers take within the deadline.
     fn drive(
         &mut self,

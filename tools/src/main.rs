@@ -1,2 +1,10 @@
 //! The program `ringtree`.
-fn main() {}
+
+mod cli;
+mod run;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

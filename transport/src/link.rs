@@ -201,6 +201,14 @@ impl Link {
         each!(self, l => l.sent_bytes(channel))
     }
 
+    /// Whether something posted on a channel has not left: bytes, or an empty message, which
+    /// [`Link::sent_bytes`] does not tell of. It leaves in a later [`Link::poll`], so a caller that
+    /// would stop polling must wait for it.
+    #[inline]
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        each!(self, l => l.is_waiting(channel))
+    }
+
     /// Room for one slice of the channel's open message, written in place by the caller and sent
     /// by [`Link::commit`]. `None`: no credit, something posted is still waiting on this channel, or
     /// this transport sends only from the caller's memory. Reserving and not committing is
@@ -278,6 +286,14 @@ impl Link {
     /// Tells the peer whether this side sleeps and must be woken by its bell.
     pub fn set_parked(&mut self, parked: bool) {
         each!(self, l => l.set_parked(parked))
+    }
+
+    /// The process at the other end, where it is one of this host and the kernel says so.
+    pub fn peer_process(&self) -> Option<u32> {
+        match self {
+            Link::Shm(link) => link.peer_process(),
+            Link::Tcp(_) | Link::Sim(_) => None,
+        }
     }
 
     /// Says goodbye and gives everything back; waits at most until `deadline` for what is posted or

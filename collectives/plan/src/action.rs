@@ -93,3 +93,62 @@ pub struct Program {
     /// Results of the moves.
     pub destinations: Vec<Destination>,
 }
+
+/// The parts of a [`Action::Move`].
+#[derive(Clone, Copy)]
+pub(crate) struct Move<'a> {
+    pub(crate) sources: &'a [Source],
+    pub(crate) destinations: &'a [Destination],
+    pub(crate) shape: Span,
+    pub(crate) guarded: bool,
+    pub(crate) early: bool,
+}
+
+impl<'a> Move<'a> {
+    /// The parts of an action; nothing of a flush, or where it names operands that are not there.
+    pub(crate) fn of(program: &'a Program, action: Action) -> Option<Move<'a>> {
+        let Action::Move {
+            first_source,
+            sources,
+            first_destination,
+            destinations,
+            shape,
+            guarded,
+            early,
+        } = action
+        else {
+            return None;
+        };
+        let range = |first: u32, count: u32| first as usize..first as usize + count as usize;
+        Some(Move {
+            sources: program.sources.get(range(first_source, sources))?,
+            destinations: program.destinations.get(range(first_destination, destinations))?,
+            shape,
+            guarded,
+            early,
+        })
+    }
+
+    /// The own span that the result goes to, and whether it only backs sends.
+    pub(crate) fn own(&self) -> Option<(Span, bool)> {
+        self.destinations.iter().find_map(|destination| match *destination {
+            Destination::Own(span) => Some((span, false)),
+            Destination::Backing(span) => Some((span, true)),
+            Destination::Send { .. } => None,
+        })
+    }
+
+    pub(crate) fn arrivals(&self) -> impl Iterator<Item = u32> + use<'a> {
+        self.sources.iter().filter_map(|source| match *source {
+            Source::Arrival { peer } => Some(peer),
+            Source::Own(_) => None,
+        })
+    }
+
+    pub(crate) fn sends(&self) -> impl Iterator<Item = (u32, bool)> + use<'a> {
+        self.destinations.iter().filter_map(|destination| match *destination {
+            Destination::Send { peer, settled } => Some((peer, settled)),
+            _ => None,
+        })
+    }
+}

@@ -10,12 +10,16 @@
 mod action;
 mod algorithms;
 mod checker;
+mod cost;
 mod lower;
 mod notation;
 mod plan;
 
 pub use action::{Action, Destination, Program, Source};
 pub use algorithms::Algorithm;
-pub use checker::{CheckError, Conditions, Credits, Fault, Report, check, check_programs, prove};
+pub use checker::{
+    CheckError, Conditions, Credits, Fault, Report, check, check_programs, prove, prove_programs,
+};
+pub use cost::{Machine, Work, predict};
 pub use lower::lower;
 pub use plan::{Collective, Plan, Space, Span, Step};

@@ -159,7 +159,9 @@ impl<'a> Lowering<'a> {
         let plan = self.plan;
         match plan.steps[at] {
             Step::Send { peer, src, settled } => {
-                self.push([Source::Own(src)], [Destination::Send { peer, settled }], src);
+                let first = self.program.destinations.len();
+                self.program.destinations.push(Destination::Send { peer, settled });
+                self.push([Source::Own(src)], first, src, false, false);
                 at + 1
             }
             Step::Recv { peer, dst, early } => {
@@ -190,45 +192,48 @@ impl<'a> Lowering<'a> {
         guarded: bool,
         early: bool,
     ) -> usize {
-        let mut sends: Vec<Destination> = vec![];
-        let mut peers = BTreeSet::new();
-        for step in &self.plan.steps[at + 1..] {
-            match *step {
-                Step::Send { peer, src, settled } if src == dst && peers.insert(peer) => {
-                    sends.push(Destination::Send { peer, settled });
-                }
-                _ => break,
+        let steps = &self.plan.steps[at + 1..];
+        let sends = steps.iter().map_while(|step| match *step {
+            Step::Send { peer, src, settled } if src == dst => Some((peer, settled)),
+            _ => None,
+        });
+        let destinations = &mut self.program.destinations;
+        let first = destinations.len();
+        destinations.push(Destination::Own(dst));
+        for (peer, settled) in sends {
+            // A second message to one peer comes after the first, not beside it.
+            let same =
+                |d: &Destination| matches!(d, Destination::Send { peer: p, .. } if *p == peer);
+            if destinations[first..].iter().any(same) {
+                break;
             }
+            destinations.push(Destination::Send { peer, settled });
         }
-        let next = at + 1 + sends.len();
-        self.push(sources, [Destination::Own(dst)].into_iter().chain(sends), dst);
-        let Some(Action::Move { guarded: g, early: e, .. }) = self.program.actions.last_mut()
-        else {
-            unreachable!("a move was pushed")
-        };
-        (*g, *e) = (guarded, early);
+        let next = at + destinations.len() - first;
+        self.push(sources, first, dst, guarded, early);
         next
     }
 
-    /// Adds a move without marks.
+    /// Adds a move from `sources` to the destinations from `first_destination` on.
     fn push(
         &mut self,
         sources: impl IntoIterator<Item = Source>,
-        destinations: impl IntoIterator<Item = Destination>,
+        first_destination: usize,
         shape: Span,
+        guarded: bool,
+        early: bool,
     ) {
         let program = &mut self.program;
-        let (first_source, first_destination) = (program.sources.len(), program.destinations.len());
+        let first_source = program.sources.len();
         program.sources.extend(sources);
-        program.destinations.extend(destinations);
         program.actions.push(Action::Move {
             first_source: first_source as u32,
             sources: (program.sources.len() - first_source) as u32,
             first_destination: first_destination as u32,
             destinations: (program.destinations.len() - first_destination) as u32,
             shape,
-            guarded: false,
-            early: false,
+            guarded,
+            early,
         });
     }
 }
@@ -281,6 +286,9 @@ impl Live {
 
 /// Removes the scratch chunks that no action names, and numbers the others anew in their order.
 fn drop_unnamed_scratch(program: &mut Program) {
+    if program.scratch.is_empty() {
+        return;
+    }
     let mut named = vec![false; program.scratch.len()];
     let Program { actions, sources, destinations, .. } = program;
     let mut spans: Vec<&mut Span> = vec![];

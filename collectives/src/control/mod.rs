@@ -15,13 +15,26 @@
 //! the monitor first makes sure that a rank declared dead can write nothing any more, then sets the
 //! [`AbortWord`] that every wait looks at.
 
+mod abort;
+mod arbiter;
 mod codec;
+mod handle;
+mod judge;
+mod member;
+mod monitor;
+mod poller;
 mod recorder;
+mod service;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod verdict;
 mod wire;
 
-pub use recorder::{Entry, FlightRecorder, Operation, State, Stream, Ticket};
+pub use abort::AbortWord;
+pub use handle::{Control, ControlError, Membership};
+pub use recorder::{Entry, FlightRecorder, Operation, RECORDER_ENTRIES, State, Stream, Ticket};
+pub use service::ControlService;
 pub use verdict::{Awaited, Death, Place, Side, Verdict};
 pub use wire::{LinkFailure, Stall, Suspicion};

@@ -5,7 +5,7 @@
 
 use super::codec::{Field, WireError, fields, variants};
 use super::recorder::{Entry, Operation};
-use super::verdict::Verdict;
+use super::verdict::{Place, Verdict};
 
 /// Version of the messages; peers of another version refuse each other.
 const VERSION: u8 = 1;
@@ -47,8 +47,9 @@ pub(super) enum ToArbiter {
 /// What the arbiter says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ToMember {
-    /// The rank has joined; `arbiter` is the rank whose process hosts the arbiter, if it is one's.
-    Joined { arbiter: Option<u32> },
+    /// The rank has joined; `arbiter` is the rank whose process hosts the arbiter, if it is one's,
+    /// and `place` is that process.
+    Joined { arbiter: Option<u32>, place: Place },
     /// The rank may not join.
     Refused { reason: String },
     /// What are you doing?
@@ -138,7 +139,7 @@ variants!(ToArbiter {
 });
 
 variants!(ToMember {
-    1 => Joined { arbiter },
+    1 => Joined { arbiter, place },
     2 => Refused { reason },
     3 => Query { id },
     4 => Verdict { verdict },
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
     use crate::control::codec::{MAX_LIST, MAX_TEXT_BYTES};
     use crate::control::testing::{Random, barrier, entry, operation};
-    use crate::control::{Awaited, Death, Place, Side, State, Stream};
+    use crate::control::{Awaited, Death, Side, State, Stream};
 
     #[test]
     fn what_was_encoded_is_decoded() {
@@ -285,7 +286,7 @@ mod tests {
             Verdict::ArbiterLost { reason: "gone".into() },
         ];
         let mut messages = vec![
-            ToMember::Joined { arbiter: Some(0) },
+            ToMember::Joined { arbiter: Some(0), place: Place { host: "b".into(), pid: 4 } },
             ToMember::Refused { reason: "no".into() },
             ToMember::Query { id: 9 },
             ToMember::Closing {},

@@ -84,10 +84,10 @@ impl Lane {
     /// Remembers what was just posted to `peer`, unless it has left already.
     #[inline]
     pub(super) fn posted(&mut self, link: &Link, peer: u32, data: *const u8, len: usize) {
-        let end = link.posted_bytes(self.channel);
-        if link.sent_bytes(self.channel) >= end {
+        if !link.is_waiting(self.channel) {
             return;
         }
+        let end = link.posted_bytes(self.channel);
         let continues = |piece: &&mut Outstanding| {
             piece.peer == peer && piece.data.wrapping_add(piece.len) == data
         };
@@ -103,7 +103,9 @@ impl Lane {
     #[inline]
     pub(super) fn unsent(&mut self, links: &[Option<Link>]) -> Option<u32> {
         let channel = self.channel;
-        self.outstanding.retain(|piece| left_to_send(links, piece, channel) > 0);
+        let waits =
+            |peer: u32| links[peer as usize].as_ref().is_some_and(|l| l.is_waiting(channel));
+        self.outstanding.retain(|piece| waits(piece.peer));
         self.outstanding.first().map(|piece| piece.peer)
     }
 

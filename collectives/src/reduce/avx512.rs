@@ -29,6 +29,10 @@ impl InstructionSet for Avx512 {
 /// that -0 is less than +0, and gives the number if one operand is a quiet NaN.
 const LARGER: i32 = 0b0101;
 
+/// Controls `fixupimm`, a digit for each class of numbers: quiet and signalling NaN (the last two
+/// digits) give the first operand, all others the second.
+const REPLACE_NAN: i32 = 0x1111_1100;
+
 /// 64 bytes of f32.
 #[derive(Clone, Copy)]
 pub(super) struct F32x16(__m512);
@@ -65,8 +69,8 @@ impl Vector for F32x16 {
     unsafe fn finish(self) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
-            _mm512_mask_mov_ps(self.0, nan, canonical_nan())
+            let replace_nan = _mm512_set1_epi32(REPLACE_NAN);
+            _mm512_fixupimm_ps::<0>(canonical_nan(), self.0, replace_nan)
         }
     }
 
@@ -119,8 +123,8 @@ impl Vector for F64x8 {
     unsafe fn finish(self) -> __m512d {
         // SAFETY: the caller's promise.
         unsafe {
-            let nan = _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(self.0, self.0);
-            _mm512_mask_mov_pd(self.0, nan, canonical_nan_f64())
+            let replace_nan = _mm512_set1_epi64(REPLACE_NAN as i64);
+            _mm512_fixupimm_pd::<0>(canonical_nan_f64(), self.0, replace_nan)
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) type F32x4 = Lanes<f32, 4>;
 /// 16 bytes of f64.
 pub(super) type F64x2 = Lanes<f64, 2>;
 /// 16 bytes of bf16.
-pub(super) type Bf16x8 = Lanes<WidenedBf16, 8>;
+pub(super) type Bf16x8 = Lanes<WidenedPair, 4>;
 /// 16 bytes of i32.
 pub(super) type I32x4 = Lanes<i32, 4>;
 
@@ -37,8 +37,8 @@ pub(super) struct Lanes<T, const N: usize>([T; N]);
 
 impl<T: Lane, const N: usize> Vector for Lanes<T, N> {
     const BYTES: usize = size_of::<[T::Stored; N]>();
-    const ELEMENT_BYTES: usize = size_of::<T::Stored>();
-    type Narrower = Lanes<T, 1>;
+    const ELEMENT_BYTES: usize = size_of::<<T::Single as Lane>::Stored>();
+    type Narrower = Lanes<T::Single, 1>;
     type Stored = [T::Stored; N];
 
     #[inline(always)]
@@ -75,10 +75,12 @@ impl<T: Lane, const N: usize> Vector for Lanes<T, N> {
     }
 }
 
-/// One element while it is folded: [`Vector`] for a single number.
+/// What one lane folds: [`Vector`] for a single number, or for a pair.
 pub(super) trait Lane: Copy {
-    /// The element as memory has it.
+    /// The lane's content as memory has it.
     type Stored: Copy;
+    /// The lane for one element.
+    type Single: Lane;
 
     fn widen(stored: Self::Stored) -> Self;
     fn sum(self, other: Self) -> Self;
@@ -88,6 +90,7 @@ pub(super) trait Lane: Copy {
 
 impl Lane for i32 {
     type Stored = i32;
+    type Single = i32;
 
     #[inline(always)]
     fn widen(stored: i32) -> i32 {
@@ -114,6 +117,7 @@ macro_rules! float_lane {
     ($float:ty, $canonical_nan:expr) => {
         impl Lane for $float {
             type Stored = $float;
+            type Single = $float;
 
             #[inline(always)]
             fn widen(stored: $float) -> $float {
@@ -152,6 +156,7 @@ pub(super) struct WidenedBf16(f32);
 
 impl Lane for WidenedBf16 {
     type Stored = u16;
+    type Single = WidenedBf16;
 
     #[inline(always)]
     fn widen(stored: u16) -> Self {
@@ -170,11 +175,52 @@ impl Lane for WidenedBf16 {
 
     #[inline(always)]
     fn finish(self) -> u16 {
-        let bits = self.0.to_bits();
-        // A carry out of the fraction gives the next exponent, and infinity above the largest.
-        // A NaN could wrap, which does not matter.
-        let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-        let chosen = if self.0.is_nan() { 0x7FC0_0000 } else { rounded };
-        (chosen >> 16) as u16
+        (self.round() >> 16) as u16
+    }
+}
+
+impl WidenedBf16 {
+    /// Rounds to bf16, which is the upper half of the result.
+    #[inline(always)]
+    fn round(self) -> u32 {
+        // Canonical before rounding: the carry cannot reach the sign then. It may reach the
+        // exponent, which makes the next power of two, or infinity.
+        let bits = self.0.finish().to_bits();
+        bits.wrapping_add(0x7FFF + ((bits >> 16) & 1))
+    }
+}
+
+/// The two bf16 numbers of a 32-bit word, so that all lanes have 32 bits and nothing is shuffled.
+#[derive(Clone, Copy)]
+pub(super) struct WidenedPair {
+    lower: WidenedBf16,
+    upper: WidenedBf16,
+}
+
+impl Lane for WidenedPair {
+    type Stored = u32;
+    type Single = WidenedBf16;
+
+    #[inline(always)]
+    fn widen(stored: u32) -> Self {
+        WidenedPair {
+            lower: WidenedBf16(f32::from_bits(stored << 16)),
+            upper: WidenedBf16(f32::from_bits(stored & 0xFFFF_0000)),
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, other: Self) -> Self {
+        WidenedPair { lower: self.lower.sum(other.lower), upper: self.upper.sum(other.upper) }
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        WidenedPair { lower: self.lower.max(other.lower), upper: self.upper.max(other.upper) }
+    }
+
+    #[inline(always)]
+    fn finish(self) -> u32 {
+        self.lower.round() >> 16 | self.upper.round() & 0xFFFF_0000
     }
 }

@@ -101,8 +101,7 @@ fn nothing_is_written_without_sources() {
     assert_eq!(untouched, [7; 16]);
 }
 
-/// Folds one element a source, at every level, and at a place in the buffer that each of the
-/// loop's widths serves.
+/// Folds one value a source, at every level, in buffers long enough for each of the loop's widths.
 fn fold<T: Copy + PartialEq + std::fmt::Debug>(
     data_type: DataType,
     op: Op,
@@ -193,7 +192,7 @@ impl Case {
                 .map(|(target, own)| match (*target, own) {
                     (_, Some(own)) => own.content(),
                     (Target::Source(source), None) => inputs[source],
-                    (Target::Own { .. }, None) => unreachable!("made above"),
+                    (Target::Own { .. }, None) => unreachable!("every own target has a buffer"),
                 })
                 .collect();
             let inputs: Vec<*const u8> = inputs.iter().map(|input| input.cast_const()).collect();
@@ -204,7 +203,7 @@ impl Case {
                 let result = match (*target, &own[index]) {
                     (_, Some(own)) => own,
                     (Target::Source(source), None) => &sources[source],
-                    (Target::Own { .. }, None) => unreachable!("made above"),
+                    (Target::Own { .. }, None) => unreachable!("every own target has a buffer"),
                 };
                 result.assert_holds(&expected, || format!("{level:?} {self:?}"));
             }
@@ -335,13 +334,11 @@ impl Random {
                 (1, _) => arbitrary,
                 (_, _) => near_one,
             };
-            let size_bytes = data_type.size_bytes();
             bytes.extend_from_slice(&match data_type {
                 DataType::F64 => bits.to_ne_bytes().to_vec(),
                 DataType::Bf16 => ((bits >> 48) as u16).to_ne_bytes().to_vec(),
                 DataType::F32 | DataType::I32 => ((bits >> 32) as u32).to_ne_bytes().to_vec(),
             });
-            debug_assert!(bytes.len().is_multiple_of(size_bytes));
         }
         bytes
     }

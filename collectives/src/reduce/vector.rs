@@ -101,6 +101,8 @@ pub(super) unsafe fn fold<V: Vector, O: Operation>(
         match (sources, destinations) {
             (&[a, b], &[x]) => sweep::<Four<V>, O>(&[a, b], &[x], 0, len_bytes),
             (&[a, b], &[x, y]) => sweep::<Four<V>, O>(&[a, b], &[x, y], 0, len_bytes),
+            (&[a, b, c], &[x]) => sweep::<Four<V>, O>(&[a, b, c], &[x], 0, len_bytes),
+            (&[a, b, c, d], &[x]) => sweep::<Four<V>, O>(&[a, b, c, d], &[x], 0, len_bytes),
             _ => sweep::<Four<V>, O>(sources, destinations, 0, len_bytes),
         }
     }

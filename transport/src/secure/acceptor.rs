@@ -71,6 +71,8 @@ impl Listener for UnixListener {
 pub(crate) struct Acceptor<L: Listener> {
     shared: Arc<Shared<L>>,
     thread: Option<JoinHandle<()>>,
+    /// The process that has the threads. A forked child has copies of everything else.
+    process: u32,
 }
 
 struct Shared<L: Listener> {
@@ -102,21 +104,27 @@ impl<L: Listener> Acceptor<L> {
             let shared = shared.clone();
             spawn("ringtree-accept", move || accept_all(&shared, &service))?
         };
-        Ok(Acceptor { shared, thread: Some(thread) })
+        Ok(Acceptor { shared, thread: Some(thread), process: std::process::id() })
     }
 
-    /// The listening socket.
-    pub(crate) fn listener(&self) -> &L {
-        &self.shared.listener
+    /// Whether this is the process that started it, and not a forked child: a child must leave its
+    /// parent's connections alone.
+    pub(crate) fn is_own(&self) -> bool {
+        self.process == std::process::id()
     }
 }
 
 impl<L: Listener> Drop for Acceptor<L> {
     fn drop(&mut self) {
+        if !self.is_own() {
+            // There is no such thread here to join or detach.
+            std::mem::forget(self.thread.take());
+            return;
+        }
         {
             let mut state = self.shared.lock();
             state.stopping = true;
-            state.handshakes.values().for_each(|socket| socket.shutdown());
+            state.handshakes.values().for_each(|socket| socket.sever());
         }
         self.shared.changed.notify_all();
         // On Linux this wakes the thread in accept(), which then gets an error.

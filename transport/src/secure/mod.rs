@@ -33,7 +33,7 @@ pub use error::SecureError;
 pub use secret::Secret;
 pub(crate) use secret::{hexadecimal, random_bytes};
 pub use socket::Socket;
-pub(crate) use socket::{Ended, Limit};
+pub(crate) use socket::{Ended, Limit, dial};
 use socket::{fill, hang_up, write_all};
 pub use stream::{MESSAGE_LIMIT_BYTES, SecureReceiver, SecureSender, SecureStream};
 

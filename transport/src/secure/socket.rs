@@ -3,7 +3,8 @@
 //! Calls never block in the kernel other than in `poll`, whatever mode the socket is in, and leave
 //! its mode and time-outs alone.
 
-use std::net::TcpStream;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, MsgFlags, Shutdown, getsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
 use super::SecureError;
 
@@ -26,7 +28,7 @@ pub trait Socket: AsFd + From<OwnedFd> + Send + Sync + 'static {
     fn peer_name(&self) -> String;
 
     /// Ends both directions: whoever waits on the socket wakes.
-    fn shutdown(&self) {
+    fn sever(&self) {
         // An error means that the connection has ended already.
         let _ = socket::shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
     }
@@ -55,10 +57,13 @@ pub(crate) struct Limit<'a> {
 }
 
 /// Why a wait ended without what it waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Ended {
+    #[error("no answer in time")]
     TimedOut,
+    #[error("stopped waiting")]
     Stopped,
+    #[error("{}", .0.desc())]
     Failed(Errno),
 }
 
@@ -104,6 +109,38 @@ impl<'a> Limit<'a> {
                 Err(error) => return Err(Ended::Failed(error)),
             }
         }
+    }
+}
+
+/// Connects to `address`, from the local address `source` if one is given.
+pub(crate) fn dial(
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    limit: &Limit<'_>,
+) -> Result<TcpStream, Ended> {
+    let failed = |error: io::Error| {
+        Ended::Failed(error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
+    };
+    let socket = Socket2::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))
+        .map_err(failed)?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into()).map_err(failed)?;
+    }
+    socket.set_nonblocking(true).map_err(failed)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
+            limit.wait(&socket, PollFlags::POLLOUT)?;
+            socket.take_error().map_err(failed)?.map_or(Ok(()), |error| Err(failed(error)))?;
+        }
+        outcome => outcome.map_err(failed)?,
+    }
+    socket.set_nonblocking(false).map_err(failed)?;
+    socket.set_tcp_nodelay(true).map_err(failed)?;
+    let stream = TcpStream::from(socket);
+    // A free port of this host can be met by the socket itself: it is the source, too.
+    match stream.local_addr() {
+        Ok(local) if local == address => Err(Ended::Failed(Errno::ECONNREFUSED)),
+        _ => Ok(stream),
     }
 }
 

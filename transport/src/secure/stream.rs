@@ -158,7 +158,7 @@ impl<S: Socket> SecureSender<S> {
     /// Ends both directions of the connection: whoever waits on it, here or at the other end,
     /// wakes with [`SecureError::Closed`].
     pub fn shutdown(&self) {
-        self.shared.socket.shutdown();
+        self.shared.socket.sever();
     }
 
     /// Who is at the other end, for people.
@@ -209,7 +209,7 @@ impl<S: Socket> SecureReceiver<S> {
 
     /// Ends both directions of the connection, as [`SecureSender::shutdown`].
     pub fn shutdown(&self) {
-        self.shared.socket.shutdown();
+        self.shared.socket.sever();
     }
 
     /// Who is at the other end, for people.

@@ -7,6 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+
 use super::layout::{Half, LINES, SLOT_BYTES, SLOTS};
 use super::ring::{BODY_WORDS, Reader, Writer};
 use crate::memory::SharedMemory;
@@ -179,8 +182,13 @@ impl ShmLink {
     }
 
     #[inline]
+    pub(crate) fn is_waiting(&self, channel: Channel) -> bool {
+        self.waiting & 1 << channel != 0
+    }
+
+    #[inline]
     pub(crate) fn reserve(&mut self, channel: Channel) -> Option<Slot> {
-        if self.waiting & 1 << channel != 0 {
+        if self.is_waiting(channel) {
             return None;
         }
         if self.sends[channel].reserved == NONE {
@@ -430,6 +438,12 @@ impl ShmLink {
             // A full socket means that the peer has been woken already.
             let _ = (&self.socket).write(&[1]);
         }
+    }
+
+    /// The process at the other end, as the kernel knows it here; `None` where it will not say.
+    pub fn peer_process(&self) -> Option<u32> {
+        let credentials = getsockopt(&self.socket, PeerCredentials).ok()?;
+        u32::try_from(credentials.pid()).ok().filter(|&pid| pid > 0)
     }
 
     fn peer_is_gone(&mut self) -> bool {

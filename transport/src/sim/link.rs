@@ -24,6 +24,8 @@ pub struct SimLink {
     end: EndId,
     peer: u32,
     channels: Box<[ChannelEnd]>,
+    /// One bit a channel: something posted waits for a credit.
+    waiting: u32,
 }
 
 /// What one end holds of a channel.
@@ -57,7 +59,7 @@ unsafe impl Send for Posted {}
 impl SimLink {
     pub(super) fn new(network: Network, end: EndId, peer: u32) -> SimLink {
         let channels = (0..CHANNELS).map(|_| ChannelEnd::default()).collect();
-        SimLink { network, end, peer, channels }
+        SimLink { network, end, peer, channels, waiting: 0 }
     }
 
     /// The rank at the other end.
@@ -90,7 +92,8 @@ impl SimLink {
         own.posted_bytes += len as u64;
         if len > 0 || last {
             own.waiting.push_back(Posted { data, len, last, tag });
-            own.send_waiting(&mut state, self.end, channel);
+            let waits = own.send_waiting(&mut state, self.end, channel);
+            self.waiting |= u32::from(waits) << channel;
         }
         // A rule may have ended the link when a frame left.
         state.check(self.end)
@@ -104,6 +107,11 @@ impl SimLink {
     /// See [`Link::sent_bytes`](crate::Link::sent_bytes): bytes count when they are in a slot.
     pub fn sent_bytes(&self, channel: Channel) -> u64 {
         self.channels[channel].sent_bytes
+    }
+
+    /// See [`Link::is_waiting`](crate::Link::is_waiting).
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        self.waiting & 1 << channel != 0
     }
 
     /// See [`Link::reserve`](crate::Link::reserve).
@@ -218,14 +226,16 @@ impl SimLink {
         if state.has_news(self.end) || self.can_send(&state) {
             state.operate(self.end, None, Operation::Poll)?;
             state.tell_news(self.end);
+            self.waiting = 0;
             for (channel, own) in self.channels.iter_mut().enumerate() {
                 own.inbox.append(&mut state.take_arrived(self.end, channel));
-                own.send_waiting(&mut state, self.end, channel);
+                let waits = own.send_waiting(&mut state, self.end, channel);
+                self.waiting |= u32::from(waits) << channel;
             }
             state.check(self.end)?;
             moved = true;
         }
-        if self.channels.iter().any(|own| !own.waiting.is_empty()) {
+        if self.waiting != 0 {
             state.check_peer(self.end)?;
         }
         Ok(moved)
@@ -237,7 +247,7 @@ impl SimLink {
     }
 
     /// Nobody sleeps on virtual time.
-    pub fn set_parked(&self, _parked: bool) {}
+    pub fn set_parked(&mut self, _parked: bool) {}
 
     /// See [`Link::close`](crate::Link::close). What waits for credits leaves without them.
     pub fn close(mut self, _deadline: std::time::Instant) {
@@ -252,12 +262,13 @@ impl SimLink {
 
     /// Whether something waits that may leave.
     fn can_send(&self, state: &State) -> bool {
-        let mut channels = self.channels.iter().enumerate();
-        state.check_peer(self.end).is_ok()
-            && channels.any(|(channel, own)| {
-                !own.waiting.is_empty()
-                    && (own.reserved.is_some() || state.has_credit(self.end, channel))
-            })
+        let may_leave = |(channel, own): (Channel, &ChannelEnd)| {
+            self.is_waiting(channel)
+                && (own.reserved.is_some() || state.has_credit(self.end, channel))
+        };
+        self.waiting != 0
+            && state.check_peer(self.end).is_ok()
+            && self.channels.iter().enumerate().any(may_leave)
     }
 }
 
@@ -274,12 +285,13 @@ impl fmt::Debug for SimLink {
 }
 
 impl ChannelEnd {
-    /// Copies into slots what waits, as far as credits go, and sends it.
-    fn send_waiting(&mut self, state: &mut State, end: EndId, channel: Channel) {
+    /// Copies into slots what waits, as far as credits go, and sends it. Returns whether something
+    /// still waits.
+    fn send_waiting(&mut self, state: &mut State, end: EndId, channel: Channel) -> bool {
         while let Some(posted) = self.waiting.front_mut() {
             let Some(mut memory) = self.reserved.take().or_else(|| state.take_slot(end, channel))
             else {
-                return;
+                return true;
             };
             let len = posted.len.min(state.slice_bytes());
             // SAFETY: whoever posted promised that these bytes are readable until they count as
@@ -295,6 +307,7 @@ impl ChannelEnd {
             self.sent_bytes += len as u64;
             state.depart(end, channel, frame);
         }
+        false
     }
 
     /// The inbox's first frame and how much of it goes into `room_bytes`, if it is of this

@@ -36,6 +36,7 @@ pub(super) struct State {
     events_caused: u64,
     rules: Rules,
     killed: BTreeSet<u32>,
+    frames: u64,
     operations: u64,
     operations_of: BTreeMap<u32, u64>,
     trace: Option<Vec<TraceEntry>>,
@@ -58,6 +59,7 @@ impl State {
             events_caused: 0,
             rules: Rules::default(),
             killed: BTreeSet::new(),
+            frames: 0,
             operations: 0,
             operations_of: BTreeMap::new(),
             trace: None,
@@ -193,6 +195,8 @@ impl State {
 
     /// A frame leaves, for better or worse.
     pub(super) fn depart(&mut self, id: EndId, channel: Channel, frame: Frame) {
+        let number = self.frames;
+        self.frames += 1;
         let (from, to) = (self.ends[id].rank, self.ends[id].peer);
         let occasion = Occasion { now_ns: self.now_ns, from, to, channel: Some(channel) };
         let fate = self.rules.frame(&occasion);
@@ -211,7 +215,8 @@ impl State {
             let (delay_ns, factor) = (fate.delay_ns, fate.factor);
             end.outgoing.depart(&self.config, self.now_ns, channel, frame.len, delay_ns, factor)
         });
-        self.note(TraceEvent::Left { from, to, channel, len_bytes: frame.len, arrives_ns });
+        let len_bytes = frame.len;
+        self.note(TraceEvent::Left { number, from, to, channel, len_bytes, arrives_ns });
         if let Some(at_ns) = arrives_ns {
             self.schedule(at_ns, Event::Arrive { end: across(id), channel, frame });
         }
@@ -309,7 +314,8 @@ impl State {
             return;
         }
         let (rank, peer) = (end.rank, end.peer);
-        end.news = true;
+        // A goodbye is no progress: who waits for this peer learns of it by looking.
+        end.news |= !matches!(event, Event::Part { .. });
         match event {
             Event::Arrive { channel, frame, .. } => {
                 let len_bytes = frame.len;

@@ -47,8 +47,10 @@ pub enum TraceEvent {
         /// What it called.
         operation: Operation,
     },
-    /// A frame left its sender.
+    /// A frame left its sender. Numbers count all frames of the network from 0.
     Left {
+        /// Which frame of the network it is.
+        number: u64,
         /// Sender.
         from: u32,
         /// Receiver.
@@ -109,8 +111,11 @@ impl fmt::Display for TraceEntry {
                 write!(f, "operation {number}: rank {rank} to {peer}: {operation:?}")?;
                 channel.map_or(Ok(()), |channel| write!(f, " on channel {channel}"))
             }
-            TraceEvent::Left { from, to, channel, len_bytes, arrives_ns } => {
-                write!(f, "{from} -> {to} channel {channel}: {len_bytes} bytes leave, ")?;
+            TraceEvent::Left { number, from, to, channel, len_bytes, arrives_ns } => {
+                write!(
+                    f,
+                    "frame {number}: {from} -> {to} channel {channel}: {len_bytes} bytes leave, "
+                )?;
                 match arrives_ns {
                     Some(ns) => write!(f, "due at {ns} ns"),
                     None => f.write_str("lost"),

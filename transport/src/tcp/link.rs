@@ -102,6 +102,12 @@ impl TcpLink {
         self.sender.sent_bytes(channel)
     }
 
+    /// See [`Link::is_waiting`](crate::Link::is_waiting).
+    #[inline]
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        self.sender.is_waiting(channel)
+    }
+
     /// `None`: this transport sends only from the caller's memory.
     pub fn reserve(&mut self, _channel: Channel) -> Option<Slot> {
         None

@@ -59,6 +59,11 @@ impl Sender {
         self.channels[channel].sent_bytes
     }
 
+    /// Whether something posted on a channel has not left.
+    pub fn is_waiting(&self, channel: Channel) -> bool {
+        self.waiting & 1 << channel != 0 || self.batch.carries_data_of(channel)
+    }
+
     /// Whether the socket refused a part of what was written last.
     pub fn socket_is_full(&self) -> bool {
         !self.batch.is_empty()
@@ -234,7 +239,17 @@ impl Batch {
     }
 
     fn carries_data(&self) -> bool {
-        self.frames[self.done..self.count].iter().any(|frame| frame.header[0] == Kind::Data as u8)
+        self.data_frames().next().is_some()
+    }
+
+    fn carries_data_of(&self, channel: Channel) -> bool {
+        self.data_frames().any(|frame| frame.channel == channel)
+    }
+
+    /// The frames of channels that are not written whole.
+    fn data_frames(&self) -> impl Iterator<Item = &Frame> {
+        let left = &self.frames[self.done..self.count];
+        left.iter().filter(|frame| frame.header[0] == Kind::Data as u8)
     }
 
     /// Adds a frame; there must be room.

@@ -12,7 +12,7 @@
 //! ```
 
 use super::{after, before};
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 1 rank.
 ///
@@ -27,4 +27,9 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         })
         .collect();
     Plan { rank, ranks, chunks: 1, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Seconds: `ceil(log2 n) a`.
+pub(super) fn closed_form(ranks: u32, machine: &Machine) -> f64 {
+    f64::from(ranks.next_power_of_two().ilog2()) * machine.latency_s
 }

@@ -17,7 +17,7 @@
 //!    0   2               1   3
 //! ```
 
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step, Work};
 
 /// Rank `rank`'s plan; at least 2 ranks.
 ///
@@ -33,6 +33,37 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
     }
     steps.extend(leaves().map(|leaf| leaf.comes_down()));
     Plan { rank, ranks, chunks: 2, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Seconds for all rounds, pipelined over the lanes.
+///
+/// With depth `d = floor(log2 n)`, and `t` and `f` for the transfer and the reduction of a chunk,
+/// which is half of a round, a round alone takes `2 d a + (4 d - 2) t + (2 d - 1) f`: there are `d`
+/// hops up and `d` down, most of which pass a port that serves two children. Messages of the two
+/// trees that meet at a port, and a last level that is full, may cost up to `2 t` more.
+///
+/// In the pipeline each round adds what it costs the busiest rank: its ports pass 4 chunks (two to
+/// or from its children, one its parent, one the other tree) and it folds twice; 2 ranks need half
+/// of that, and the ports of 3 ranks three quarters. With too few lanes to keep the ports busy while
+/// a round goes up and down, the rounds of one lane add up instead. The formula is the larger of the
+/// two. It is good to 1 % where one is clearly larger, and where the lanes are no more than about a
+/// fiftieth of the rounds: the first rounds of all lanes leave the leaves at once, which costs a
+/// transfer a lane.
+pub(super) fn closed_form(ranks: u32, machine: &Machine, work: &Work) -> f64 {
+    let depth = f64::from(ranks.ilog2());
+    let chunk_bytes = work.round_bytes() / 2.0;
+    let transfer_s = machine.transfer_s(chunk_bytes);
+    let reduction_s = machine.reduction_s(chunk_bytes, 2);
+    let alone_s = 2.0 * depth * machine.latency_s
+        + (4.0 * depth - 2.0) * transfer_s
+        + (2.0 * depth - 1.0) * reduction_s;
+
+    let transfers = f64::from(ranks.min(4));
+    let reductions = f64::from((ranks - 1).min(2));
+    let busy_s = (transfers * transfer_s).max(reductions * reduction_s);
+    let pipeline_s = alone_s + f64::from(work.rounds - 1) * busy_s;
+    let one_lane_s = f64::from(work.rounds.div_ceil(work.lanes)) * alone_s;
+    pipeline_s.max(one_lane_s)
 }
 
 /// One of the two trees.
@@ -67,7 +98,7 @@ impl Tree {
 /// A rank's neighbours in one tree.
 struct Node {
     chunk: u32,
-    /// Itself at the root, which sends nothing up.
+    /// None at the root.
     parent: Option<u32>,
     children: [Option<u32>; 2],
 }

@@ -14,7 +14,7 @@
 //!
 //! Both partners add the same two sums, so that, addition being commutative, all have one result.
 
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 2 ranks.
 pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
@@ -46,6 +46,16 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         steps.push(Step::send(extra, result));
     }
     Plan { rank, ranks, chunks: 1, scratch: vec![0], steps, sources }
+}
+
+/// Seconds for a round: `k (a + N / B + N / R)` for `2^k` ranks. With ranks to fold in, one such
+/// turn more before, and `a + N / B` after, give or take a message a turn: ranks without one of those
+/// run ahead, which spares the others a wait here and keeps their ports busy there.
+pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
+    let message_s = machine.latency_s + machine.transfer_s(round_bytes);
+    let turn_s = message_s + machine.reduction_s(round_bytes, 2);
+    let doubling_s = f64::from(ranks.ilog2()) * turn_s;
+    if ranks.is_power_of_two() { doubling_s } else { turn_s + doubling_s + message_s }
 }
 
 /// The plan of a rank that `proxy` represents. The result proves that the contribution was read.

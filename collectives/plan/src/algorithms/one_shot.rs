@@ -14,7 +14,7 @@
 //! ```
 
 use super::{after, before};
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 2 ranks.
 ///
@@ -40,4 +40,11 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         steps,
         sources: (0..ranks).map(operand).collect(),
     }
+}
+
+/// Seconds for a round: `a + (n - 1) N / B`, and `(n - 1) N / R` for the reduction. Each port passes
+/// everything once for each peer.
+pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
+    let exchange_s = machine.latency_s + f64::from(ranks - 1) * machine.transfer_s(round_bytes);
+    exchange_s + machine.reduction_s(round_bytes, ranks as usize)
 }

@@ -19,7 +19,7 @@
 //! ```
 
 use super::{after, before};
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 2 ranks.
 ///
@@ -46,4 +46,12 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         }
     }
     Plan { rank, ranks, chunks: ranks, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Seconds for a round: `2 (n - 1) (a + N / (n B))`, and `(n - 1) N / (n R)` for the reduction.
+pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
+    let turns = f64::from(ranks - 1);
+    let chunk_bytes = round_bytes / f64::from(ranks);
+    let turn_s = machine.latency_s + machine.transfer_s(chunk_bytes);
+    2.0 * turns * turn_s + turns * machine.reduction_s(chunk_bytes, 2)
 }

@@ -12,7 +12,7 @@
 //! ```
 
 use super::{after, before};
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan to receive, or to give, what `root` has; at least 1 rank.
 pub(super) fn plan(root: u32, rank: u32, ranks: u32) -> Plan {
@@ -28,6 +28,13 @@ pub(super) fn plan(root: u32, rank: u32, ranks: u32) -> Plan {
         steps.extend(children(place, ranks).map(|c| Step::send(after(root, c, ranks), got)));
     }
     Plan { rank, ranks, chunks: 1, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Seconds for a round: `k (a + N / B)` for `2^k` ranks; at most that where some of them are
+/// missing.
+pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
+    let turns = ranks.next_power_of_two().ilog2();
+    f64::from(turns) * (machine.latency_s + machine.transfer_s(round_bytes))
 }
 
 /// The places below `place`, the largest subtree first.

@@ -17,7 +17,7 @@
 //! ```
 
 use super::{after, before};
-use crate::{Plan, Span, Step};
+use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 2 ranks.
 ///
@@ -45,4 +45,12 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         steps,
         sources: (0..ranks).map(operand).collect(),
     }
+}
+
+/// Seconds for a round: `2 (a + (n - 1) N / (n B))`, and `(n - 1) N / (n R)` for the reduction.
+/// Each port passes one part for each peer, twice.
+pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
+    let part_bytes = round_bytes / f64::from(ranks);
+    let exchange_s = machine.latency_s + f64::from(ranks - 1) * machine.transfer_s(part_bytes);
+    2.0 * exchange_s + machine.reduction_s(part_bytes, ranks as usize)
 }

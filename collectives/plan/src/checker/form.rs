@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::error::Fault;
+use crate::action::Move;
 use crate::{Action, Destination, Plan, Program, Source, Space, Span, Step};
 
 /// A plan with every step as an action of its own, so that one run checks both forms. Operands
@@ -63,65 +64,6 @@ fn push(
     });
     program.sources.extend_from_slice(sources);
     program.destinations.push(destination);
-}
-
-/// The parts of a [`Action::Move`].
-#[derive(Clone, Copy)]
-pub(super) struct Move<'a> {
-    pub(super) sources: &'a [Source],
-    pub(super) destinations: &'a [Destination],
-    pub(super) shape: Span,
-    pub(super) guarded: bool,
-    pub(super) early: bool,
-}
-
-impl<'a> Move<'a> {
-    /// The parts of an action; nothing of a flush, or where it names operands that are not there.
-    pub(super) fn of(program: &'a Program, action: Action) -> Option<Move<'a>> {
-        let Action::Move {
-            first_source,
-            sources,
-            first_destination,
-            destinations,
-            shape,
-            guarded,
-            early,
-        } = action
-        else {
-            return None;
-        };
-        let range = |first: u32, count: u32| first as usize..first as usize + count as usize;
-        Some(Move {
-            sources: program.sources.get(range(first_source, sources))?,
-            destinations: program.destinations.get(range(first_destination, destinations))?,
-            shape,
-            guarded,
-            early,
-        })
-    }
-
-    /// The own span that the result goes to, and whether it only backs sends.
-    pub(super) fn own(&self) -> Option<(Span, bool)> {
-        self.destinations.iter().find_map(|destination| match *destination {
-            Destination::Own(span) => Some((span, false)),
-            Destination::Backing(span) => Some((span, true)),
-            Destination::Send { .. } => None,
-        })
-    }
-
-    pub(super) fn arrivals(&self) -> impl Iterator<Item = u32> + use<'a> {
-        self.sources.iter().filter_map(|source| match *source {
-            Source::Arrival { peer } => Some(peer),
-            Source::Own(_) => None,
-        })
-    }
-
-    pub(super) fn sends(&self) -> impl Iterator<Item = (u32, bool)> + use<'a> {
-        self.destinations.iter().filter_map(|destination| match *destination {
-            Destination::Send { peer, settled } => Some((peer, settled)),
-            _ => None,
-        })
-    }
 }
 
 /// For each chunk of a span, the chunk of the round that it is as long as.

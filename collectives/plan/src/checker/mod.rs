@@ -18,6 +18,7 @@ mod expression;
 mod form;
 mod memory;
 mod run;
+mod verdict;
 
 pub use error::{CheckError, Fault};
 
@@ -94,9 +95,9 @@ pub fn check_programs(
     run::run(collective, programs, conditions, &describe)
 }
 
-/// Checks the plans of all ranks and what they are lowered to under every combination of
+/// Checks the plans of all ranks, and what they are lowered to, under every combination of
 /// conditions: in place and out of place; rendezvous, 1 and 4 slices of credit and unlimited;
-/// actions with 1 and 2 slices a chunk; always over two rounds. Returns what the plans' own run
+/// actions with 1 and 2 slices a chunk; always over two rounds. Returns what one run of the plans
 /// saw.
 ///
 /// # Errors
@@ -105,21 +106,36 @@ pub fn check_programs(
 /// # Panics
 /// As [`check`]; or if lowering changed the expression of a result.
 pub fn prove(collective: Collective, plans: &[Plan]) -> Result<Report, CheckError> {
+    let report = under_all_conditions(1, |conditions| check(collective, plans, conditions))?;
     let programs: Vec<Program> = plans.iter().map(lower).collect();
-    let all_credits =
-        [Credits::Rendezvous, Credits::Slices(1), Credits::Slices(4), Credits::Unlimited];
-    let base = Conditions { in_place: false, rounds: 2, credits: Credits::Unlimited, slices: 1 };
-    let report = check(collective, plans, base)?;
-    for in_place in [false, true] {
-        for credits in all_credits {
-            let conditions = Conditions { in_place, credits, ..base };
-            check(collective, plans, conditions)?;
-            for slices in [1, 2] {
-                let lowered =
-                    check_programs(collective, &programs, Conditions { slices, ..conditions })?;
-                assert_eq!(lowered.expressions, report.expressions, "lowering changed a result");
-            }
-        }
-    }
+    let lowered = prove_programs(collective, &programs)?;
+    assert_eq!(lowered.expressions, report.expressions, "lowering changed a result");
     Ok(report)
+}
+
+/// As [`prove`], of programs alone.
+///
+/// # Errors
+/// The first fault of any run.
+///
+/// # Panics
+/// As [`check`].
+pub fn prove_programs(collective: Collective, programs: &[Program]) -> Result<Report, CheckError> {
+    let run = |conditions| check_programs(collective, programs, conditions);
+    under_all_conditions(2, run)?;
+    under_all_conditions(1, run)
+}
+
+/// Runs with every kind of credit, in place and out of place. Returns what the last run saw.
+fn under_all_conditions(
+    slices: u32,
+    run: impl Fn(Conditions) -> Result<Report, CheckError>,
+) -> Result<Report, CheckError> {
+    let with = |in_place, credits| run(Conditions { in_place, rounds: 2, credits, slices });
+    for credits in [Credits::Rendezvous, Credits::Slices(1), Credits::Slices(4)] {
+        with(false, credits)?;
+        with(true, credits)?;
+    }
+    with(true, Credits::Unlimited)?;
+    with(false, Credits::Unlimited)
 }

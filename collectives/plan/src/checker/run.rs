@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::error::{CheckError, Fault};
-use super::expression::{Expression, Expressions, mix};
-use super::form::{self, Move};
+use super::expression::{Expression, Expressions};
+use super::form;
 use super::memory::{Memory, Sent};
 use super::{Conditions, Credits, Report};
+use crate::action::Move;
 use crate::{Action, Collective, Program, Source, Space, Span};
 
 /// Text of a rank's step.
@@ -36,58 +37,58 @@ pub(super) fn run(
     }
 }
 
-struct Run<'a> {
-    collective: Collective,
-    programs: &'a [Program],
-    conditions: Conditions,
-    describe: Describe<'a>,
-    expressions: Expressions,
-    ranks: Vec<Rank>,
+pub(super) struct Run<'a> {
+    pub(super) collective: Collective,
+    pub(super) programs: &'a [Program],
+    pub(super) conditions: Conditions,
+    pub(super) describe: Describe<'a>,
+    pub(super) expressions: Expressions,
+    pub(super) ranks: Vec<Rank>,
     /// By sender, then by receiver.
-    channels: Vec<Channel>,
+    pub(super) channels: Vec<Channel>,
     /// The expression that each chunk's result must have, from the first rank that has it.
-    results: Vec<Option<Expression>>,
-    report: Report,
+    pub(super) results: Vec<Option<Expression>>,
+    pub(super) report: Report,
 }
 
 /// How far a rank has come.
-struct Rank {
-    round: u32,
-    action: usize,
+pub(super) struct Rank {
+    pub(super) round: u32,
+    pub(super) action: usize,
     /// The next cell of the action.
-    cell: u32,
+    pub(super) cell: u32,
     /// Of each rank, how many of its events are known to have happened. An own event counts when
     /// it is over.
-    clock: Vec<u32>,
+    pub(super) clock: Vec<u32>,
     /// A copy of `clock` for messages, good for all ranks but this one.
-    known: Option<Rc<[u32]>>,
+    pub(super) known: Option<Rc<[u32]>>,
     /// The event that began each round.
-    begun: Vec<u32>,
-    memory: Memory,
+    pub(super) begun: Vec<u32>,
+    pub(super) memory: Memory,
     /// The messages of this round, each with its action and whether it is settled.
-    sent: Vec<(Sent, usize, bool)>,
+    pub(super) sent: Vec<(Sent, usize, bool)>,
 }
 
 #[derive(Default)]
-struct Channel {
+pub(super) struct Channel {
     /// Frames that were posted and are not consumed.
-    frames: VecDeque<Frame>,
+    pub(super) frames: VecDeque<Frame>,
     /// The receiver's event that consumed each frame so far.
-    consumed_at: Vec<u32>,
+    pub(super) consumed_at: Vec<u32>,
 }
 
 /// A slice of a message, or an empty message.
-struct Frame {
+pub(super) struct Frame {
     /// Nothing in an empty message.
-    value: Option<Expression>,
+    pub(super) value: Option<Expression>,
     /// The action that sent it.
-    round: u32,
-    action: usize,
+    pub(super) round: u32,
+    pub(super) action: usize,
     /// Its place in the message.
-    cell: u32,
+    pub(super) cell: u32,
     /// The sender's event that sent it, and what it knew of the others.
-    event: u32,
-    known: Rc<[u32]>,
+    pub(super) event: u32,
+    pub(super) known: Rc<[u32]>,
 }
 
 impl Frame {
@@ -416,7 +417,7 @@ impl<'a> Run<'a> {
     }
 
     /// Whether a message is out of this rank's memory.
-    fn has_left(&self, rank: usize, sent: Sent) -> bool {
+    pub(super) fn has_left(&self, rank: usize, sent: Sent) -> bool {
         let consumed = self.channel(rank, sent.peer as usize).consumed_at.len() as u32;
         let ahead = match self.conditions.credits {
             Credits::Unlimited => return true,
@@ -440,115 +441,6 @@ impl<'a> Run<'a> {
         at.is_some_and(|&at| self.ranks[rank].clock[sent.peer as usize] >= at)
     }
 
-    fn check_heard(&self, rank: usize) -> Result<(), CheckError> {
-        let state = &self.ranks[rank];
-        let last = state.action.saturating_sub(1);
-        for peer in 0..self.programs.len() {
-            if !self.has_heard(rank, peer) {
-                let fault = Fault::NotHeard { peer: peer as u32 };
-                return Err(self.error(rank, last, Span::output(0, 0), 0, fault));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a rank knows that a peer has begun its round.
-    fn has_heard(&self, rank: usize, peer: usize) -> bool {
-        let state = &self.ranks[rank];
-        let begun = self.ranks[peer].begun.get(state.round as usize);
-        begun.is_some_and(|&begun| state.clock[peer] >= begun)
-    }
-
-    fn check_results(&mut self, rank: usize) -> Result<(), CheckError> {
-        let program = &self.programs[rank];
-        let all = Span::output(0, program.chunks);
-        for cell in 0..self.ranks[rank].memory.len(all) {
-            let chunk = cell / self.conditions.slices;
-            let place = self.ranks[rank].memory.cell(all, cell);
-            let last = place.writer.unwrap_or(program.actions.len().saturating_sub(1));
-            let value = place.value.filter(|value| self.is_wanted(*value, chunk));
-            let fault = match (value, self.results[chunk as usize]) {
-                (None, _) => Fault::WrongResult { wanted: self.wanted() },
-                (Some(value), Some(other)) if value != other => Fault::Disagrees {
-                    expression: self.expressions.text(value),
-                    other: self.expressions.text(other),
-                },
-                (Some(value), _) => {
-                    self.results[chunk as usize] = Some(value);
-                    continue;
-                }
-            };
-            return Err(self.error(rank, last, all, cell, fault));
-        }
-        Ok(())
-    }
-
-    /// Whether a value is a right result. Of which chunk its contributions are needs no proof:
-    /// operands, messages and spans are of one length, and so of one chunk.
-    fn is_wanted(&self, value: Expression, chunk: u32) -> bool {
-        match self.collective {
-            Collective::Broadcast { root } => value == self.expressions.contribution(root, chunk),
-            _ => self.expressions.is_complete(value),
-        }
-    }
-
-    fn wanted(&self) -> Vec<u32> {
-        match self.collective {
-            Collective::Broadcast { root } => vec![root],
-            _ => (0..self.programs.len() as u32).collect(),
-        }
-    }
-
-    /// Nothing moves any more: either all is done or some wait for each other.
-    fn end(mut self) -> Result<Report, CheckError> {
-        for rank in 0..self.programs.len() {
-            if self.ranks[rank].round < self.conditions.rounds {
-                return Err(self.waits(rank));
-            }
-        }
-        for (index, channel) in self.channels.iter().enumerate() {
-            if let Some(frame) = channel.frames.front() {
-                let (rank, peer) = (index / self.programs.len(), index % self.programs.len());
-                let fault = Fault::Unmatched { peer: peer as u32 };
-                let span = self.shape(rank, frame.action);
-                return Err(self.error(rank, frame.action, span, frame.cell, fault));
-            }
-        }
-        let results = self.results.iter().flatten();
-        self.report.expressions =
-            results.fold(0, |hash, result| mix(hash, self.expressions.hash(*result)));
-        Ok(self.report)
-    }
-
-    /// Why a rank that has not finished waits.
-    fn waits(&self, rank: usize) -> CheckError {
-        let state = &self.ranks[rank];
-        let program = &self.programs[rank];
-        let Some(&action) = program.actions.get(state.action) else {
-            let waits = |&&(sent, _, settled): &&(Sent, usize, bool)| {
-                !settled && !self.has_left(rank, sent)
-            };
-            let (sent, step, _) = state.sent.iter().find(waits).expect("a round's end waits");
-            let fault = Fault::NotTaken { peer: sent.peer };
-            return self.error(rank, *step, self.shape(rank, *step), 0, fault);
-        };
-        let parts = Move::of(program, action);
-        let missing = |peer: &u32| self.channel(*peer as usize, rank).frames.is_empty();
-        let (span, cells) = match (action, parts) {
-            (Action::Flush { span }, _) => (span, 0..state.memory.len(span)),
-            (Action::Move { shape, .. }, _) => (shape, state.cell..state.cell + 1),
-        };
-        if let Some(peer) = parts.and_then(|parts| parts.arrivals().find(missing)) {
-            let fault = Fault::NoMessage { peer };
-            return self.error(rank, state.action, span, state.cell, fault);
-        }
-        let written = parts.and_then(|parts| parts.own()).map_or(span, |(dst, _)| dst);
-        let sends = |cell| &state.memory.cell(written, cell).sends;
-        let unread = cells.flat_map(sends).find(|sent| !self.has_left(rank, **sent));
-        let peer = unread.map_or(rank as u32, |sent| sent.peer);
-        self.error(rank, state.action, span, state.cell, Fault::NotTaken { peer })
-    }
-
     /// An own event begins; its number.
     fn event(&mut self, rank: usize) -> u32 {
         self.ranks[rank].clock[rank] += 1;
@@ -561,50 +453,11 @@ impl<'a> Run<'a> {
         self.report.steps += 1;
     }
 
-    fn channel(&self, from: usize, to: usize) -> &Channel {
+    pub(super) fn channel(&self, from: usize, to: usize) -> &Channel {
         &self.channels[from * self.programs.len() + to]
     }
 
     fn channel_mut(&mut self, from: usize, to: usize) -> &mut Channel {
         &mut self.channels[from * self.programs.len() + to]
-    }
-
-    fn shape(&self, rank: usize, action: usize) -> Span {
-        match self.programs[rank].actions[action] {
-            Action::Move { shape, .. } => shape,
-            Action::Flush { span } => span,
-        }
-    }
-
-    fn error_here(&self, rank: usize, span: Span, fault: Fault) -> CheckError {
-        let state = &self.ranks[rank];
-        self.error(rank, state.action, span, state.cell, fault)
-    }
-
-    /// A fault at a cell of a span, with what the cell holds.
-    fn error(&self, rank: usize, step: usize, span: Span, cell: u32, fault: Fault) -> CheckError {
-        let heard = |peer: &u32| self.has_heard(rank, *peer as usize);
-        let contributions = if span.len == 0 {
-            (0..self.programs.len() as u32).filter(heard).collect()
-        } else {
-            let value = self.ranks[rank].memory.cell(span, cell).value;
-            value.map_or(vec![], |value| self.expressions.contributors(value))
-        };
-        let chunk = span.start + cell / self.conditions.slices;
-        self.error_with(rank, step, chunk, contributions, fault)
-    }
-
-    fn error_with(
-        &self,
-        rank: usize,
-        step: usize,
-        chunk: u32,
-        contributions: Vec<u32>,
-        fault: Fault,
-    ) -> CheckError {
-        let exists = step < self.programs[rank].actions.len();
-        let text = if exists { (self.describe)(rank, step) } else { "end".to_owned() };
-        let round = self.ranks[rank].round;
-        CheckError { rank: rank as u32, round, step, text, chunk, contributions, fault }
     }
 }

@@ -215,6 +215,6 @@ fn failed_end_is_closed_to_its_peer_once_it_is_dropped() {
     assert_eq!((network.step(), poll(&mut b)), (None, Ok(false)));
     assert!(b.arrival(0).unwrap().is_none());
     drop(a);
-    assert_eq!((network.step(), poll(&mut b)), (Some(100), Ok(true)));
+    assert_eq!((network.step(), poll(&mut b)), (Some(100), Ok(false)));
     assert!(is_closed(b.arrival(0)));
 }

@@ -1,0 +1,181 @@
+//! The command line: what can be asked for, and what is said about a mistake.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, Subcommand};
+
+use crate::run::{LaunchError, LaunchOptions, launch};
+
+/// Measures collectives, starts jobs, shows and proves plans.
+#[derive(Debug, Parser)]
+#[command(name = "ringtree", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Run(RunArguments),
+}
+
+/// Starts the ranks of a job on this host and looks after them.
+///
+/// Each rank is a process with RINGTREE_RANK, RINGTREE_RANKS, RINGTREE_LOCAL_RANK,
+/// RINGTREE_RENDEZVOUS, RINGTREE_JOB and RINGTREE_SECRET in its environment and nothing on its
+/// standard input. Each line that it prints gets its rank in front. SIGINT, SIGTERM, SIGHUP and
+/// SIGQUIT are passed on; a second one kills all ranks. When a rank fails the others are ended,
+/// and its exit status (or 128 and the number of the signal that killed it) is passed on.
+///
+/// The job's secret is made up, or taken from RINGTREE_SECRET or RINGTREE_SECRET_FILE.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: ringtree run --ranks 4 -- python3 train.py\n\
+                  On several hosts start the first one so; it prints what to type on the others:\n  \
+                  ringtree run --ranks 16 --nodes 2 --rendezvous 10.0.0.1:29400 -- ./train")]
+struct RunArguments {
+    /// Ranks of the whole job, all hosts together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    ranks: u32,
+    /// Hosts of the job
+    #[arg(long, value_name = "H", default_value_t = 1)]
+    nodes: u32,
+    /// Which of them this one is, from 0; host 0 is where the ranks meet
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    node_rank: u32,
+    /// Address and port of host 0, as the other hosts reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    rendezvous: Option<String>,
+    /// Name of the job [default: made up]
+    #[arg(long, value_name = "NAME", env = "RINGTREE_JOB")]
+    job: Option<String>,
+    /// Seconds that the other ranks get after one has failed, before SIGTERM, and again before
+    /// SIGKILL
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    grace: Duration,
+    /// Pass on what rank 0 prints as it is, without its rank in front
+    #[arg(long)]
+    raw: bool,
+    /// The program that each rank runs, and its arguments
+    #[arg(
+        value_name = "PROGRAM",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    command: Vec<OsString>,
+}
+
+impl From<RunArguments> for LaunchOptions {
+    fn from(arguments: RunArguments) -> LaunchOptions {
+        let mut words = arguments.command.into_iter();
+        LaunchOptions {
+            ranks: arguments.ranks,
+            nodes: arguments.nodes,
+            node_rank: arguments.node_rank,
+            rendezvous: arguments.rendezvous,
+            job: arguments.job,
+            program: words.next().unwrap_or_default(),
+            arguments: words.collect(),
+            raw_output_of_rank_0: arguments.raw,
+            grace: arguments.grace,
+        }
+    }
+}
+
+/// Does what the command line asks for.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    match cli.command {
+        Action::Run(arguments) => match launch(&arguments.into()) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => fail(&error, error.exit_code()),
+        },
+    }
+}
+
+fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    crate::run::report(&error.to_string());
+    ExitCode::from(code)
+}
+
+/// Help and version as they are; a mistake in one line that says what to write instead.
+fn explain(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+        || !error.use_stderr()
+    {
+        // Nothing can be said where even this cannot be printed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    crate::run::report(&mistake(error));
+    ExitCode::from(2)
+}
+
+/// A mistake in one line.
+fn mistake(error: &clap::Error) -> String {
+    let text = |kind| error.get(kind).map(words).unwrap_or_default();
+    let suggestion =
+        [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue]
+            .into_iter()
+            .find_map(|kind| error.get(kind))
+            .map(words);
+    let instead = suggestion.map(|word| format!(": did you mean {word}?"));
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let instead = instead.unwrap_or_else(|| ": see ringtree --help".into());
+            format!("there is no command {}{instead}", text(ContextKind::InvalidSubcommand))
+        }
+        ErrorKind::UnknownArgument => {
+            let instead = instead.unwrap_or_else(|| ": --help lists the options".into());
+            format!("there is no option {}{instead}", text(ContextKind::InvalidArg))
+        }
+        ErrorKind::InvalidValue if error.get(ContextKind::ValidValue).is_some() => {
+            let value = text(ContextKind::InvalidValue);
+            let value = if value.is_empty() { "nothing".into() } else { value };
+            let valid = text(ContextKind::ValidValue);
+            let instead = instead.unwrap_or_default();
+            format!(
+                "{} cannot be {value}{instead} (one of: {valid})",
+                text(ContextKind::InvalidArg)
+            )
+        }
+        ErrorKind::MissingRequiredArgument => {
+            format!("what is missing: {}", text(ContextKind::InvalidArg))
+        }
+        ErrorKind::ArgumentConflict => {
+            let (one, other) = (text(ContextKind::InvalidArg), text(ContextKind::PriorArg));
+            format!("{one} and {other} exclude each other: leave one out")
+        }
+        _ => first_line(error),
+    }
+}
+
+/// The first line of clap's own message, without "error: ".
+fn first_line(error: &clap::Error) -> String {
+    let message = error.render().to_string();
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+fn words(value: &ContextValue) -> String {
+    match value {
+        ContextValue::Strings(words) => words.join(", "),
+        other => other.to_string(),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number =
+        text.parse::<f64>().ok().and_then(|number| Duration::try_from_secs_f64(number).ok());
+    number.ok_or_else(|| "not a number of seconds such as 5 or 0.5".into())
+}

@@ -1,0 +1,184 @@
+//! Passes on what the ranks print, each line with the rank in front: `[2] text`.
+//!
+//! Lines stay whole: what several ranks print at once never mixes within a line. Bytes are passed
+//! on as they are, whatever their encoding.
+
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// What is read at once from one rank.
+const READ_BYTES: usize = 64 << 10;
+
+/// A longer line is broken here, so that a rank that never ends its line takes no more memory.
+const LINE_LIMIT_BYTES: usize = 1 << 20;
+
+/// Where lines go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// The launcher's standard output.
+    Stdout,
+    /// The launcher's standard error.
+    Stderr,
+}
+
+/// One stream of one rank.
+pub struct Stream {
+    source: File,
+    target: Target,
+    lines: Prefixer,
+}
+
+impl Stream {
+    /// What `rank` writes into `source`'s other end goes to `target`.
+    pub fn new(rank: u32, source: OwnedFd, target: Target) -> Stream {
+        Stream { source: File::from(source), target, lines: Prefixer::new(rank) }
+    }
+}
+
+/// Starts a thread that passes the streams on. The returned pipe reaches its end when all of them
+/// have reached theirs and everything is written.
+pub fn start(streams: Vec<Stream>) -> io::Result<PipeReader> {
+    let (done, writer) = io::pipe()?;
+    thread::Builder::new().name("output".into()).spawn(move || {
+        let _closed_at_the_end = writer;
+        pass_on(streams);
+    })?;
+    Ok(done)
+}
+
+fn pass_on(mut streams: Vec<Stream>) {
+    let mut bytes = vec![0; READ_BYTES];
+    while !streams.is_empty() {
+        let ready = wait_for_any(&streams);
+        let mut index = 0;
+        streams.retain_mut(|stream| {
+            let is_ready = ready[index];
+            index += 1;
+            !is_ready || pass_on_some(stream, &mut bytes)
+        });
+    }
+}
+
+/// Which streams can be read (or have ended).
+fn wait_for_any(streams: &[Stream]) -> Vec<bool> {
+    let mut fds: Vec<PollFd> = streams
+        .iter()
+        .map(|stream| PollFd::new(stream.source.as_fd(), PollFlags::POLLIN))
+        .collect();
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) => fds.iter().map(|fd| fd.any() != Some(false)).collect(),
+        Err(Errno::EINTR) => vec![false; streams.len()],
+        // Reading then blocks for want of anything better, and says what is wrong.
+        Err(_) => vec![true; streams.len()],
+    }
+}
+
+/// Reads once and writes what became whole. Returns whether the stream goes on: it does not at its
+/// end, nor when nobody takes the output any more. Dropping it then tells the rank, as a closed
+/// pipe would.
+fn pass_on_some(stream: &mut Stream, bytes: &mut [u8]) -> bool {
+    let mut out = Vec::new();
+    let goes_on = match stream.source.read(bytes) {
+        Ok(0) => {
+            stream.lines.finish(&mut out);
+            false
+        }
+        Ok(count) => {
+            stream.lines.push(&bytes[..count], &mut out);
+            true
+        }
+        Err(error) => error.kind() == io::ErrorKind::Interrupted,
+    };
+    write_out(stream.target, &out).is_ok() && goes_on
+}
+
+fn write_out(target: Target, bytes: &[u8]) -> io::Result<()> {
+    match target {
+        Target::Stdout => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes)?;
+            stdout.flush()
+        }
+        Target::Stderr => io::stderr().lock().write_all(bytes),
+    }
+}
+
+/// Cuts a stream of bytes into lines and puts the rank in front of each.
+struct Prefixer {
+    prefix: Vec<u8>,
+    partial: Vec<u8>,
+}
+
+impl Prefixer {
+    fn new(rank: u32) -> Prefixer {
+        Prefixer { prefix: format!("[{rank}] ").into_bytes(), partial: Vec::new() }
+    }
+
+    /// Takes bytes, and appends the lines that they complete to `out`.
+    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.partial.len() >= LINE_LIMIT_BYTES {
+                self.finish(out);
+            }
+        }
+    }
+
+    /// Appends what is there of an unfinished line, and ends it.
+    fn finish(&mut self, out: &mut Vec<u8>) {
+        if self.partial.is_empty() {
+            return;
+        }
+        out.extend_from_slice(&self.prefix);
+        out.append(&mut self.partial);
+        if !out.ends_with(b"\n") {
+            out.push(b'\n');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefixed(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut lines = Prefixer::new(2);
+        let mut out = Vec::new();
+        for piece in pieces {
+            lines.push(piece, &mut out);
+        }
+        lines.finish(&mut out);
+        out
+    }
+
+    #[test]
+    fn lines_stay_whole_however_they_arrive() {
+        assert_eq!(prefixed(&[b"a", b"b\nc", b"d\n"]), b"[2] ab\n[2] cd\n");
+    }
+
+    #[test]
+    fn an_unfinished_last_line_is_ended() {
+        assert_eq!(prefixed(&[b"one\ntwo"]), b"[2] one\n[2] two\n");
+    }
+
+    #[test]
+    fn empty_lines_and_any_bytes_pass() {
+        assert_eq!(prefixed(&[b"\n\xff\x00\xfe\n"]), b"[2] \n[2] \xff\x00\xfe\n");
+        assert_eq!(prefixed(&[]), b"");
+    }
+
+    #[test]
+    fn an_endless_line_is_broken() {
+        let long = vec![b'x'; LINE_LIMIT_BYTES / 2];
+        let out = prefixed(&[&long, &long, &long]);
+        let lines: Vec<&[u8]> = out.split(|&byte| byte == b'\n').collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0].len(), LINE_LIMIT_BYTES + 4);
+        assert_eq!(lines[1].len(), LINE_LIMIT_BYTES / 2 + 4);
+    }
+}

@@ -1,0 +1,378 @@
+//! `ringtree run`, by real processes: statuses, output, signals, and that nothing stays behind.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// No wait of these tests is expected to come near this.
+const LIMIT_MS: u16 = 60_000;
+
+#[test]
+fn success_is_passed_on() {
+    let output = run(&["--ranks", "3"], "echo hello");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(sorted_lines(&output.stdout), ["[0] hello", "[1] hello", "[2] hello"]);
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn the_first_failure_is_named_and_its_status_passed_on() {
+    for (script, code, how) in [
+        ("[ $RINGTREE_RANK = 1 ] && exit 3; sleep 1000", 3, "exit status 3"),
+        ("[ $RINGTREE_RANK = 1 ] && kill -SEGV $$; sleep 1000", 139, "killed by SIGSEGV"),
+        ("[ $RINGTREE_RANK = 1 ] && kill -KILL $$; sleep 1000", 137, "killed by SIGKILL"),
+    ] {
+        let output = run(&["--ranks", "3", "--grace", "0.05"], script);
+        assert_eq!(output.status.code(), Some(code), "{script}");
+        let said = text(&output.stderr);
+        let first = said.lines().next().unwrap();
+        assert!(first.starts_with("ringtree: rank 1 (process "), "{said}");
+        assert!(first.ends_with(&format!("failed first: {how}")), "{said}");
+    }
+}
+
+#[test]
+fn the_first_failure_is_the_first_in_time() {
+    let folder = Folder::new("first");
+    let fifo = folder.fifo("fifo");
+    // Rank 0 ends because rank 2 has ended: the open end of the fifo is all that holds it.
+    let script = format!(
+        "case $RINGTREE_RANK in
+           0) read line <{fifo}; exit 4 ;;
+           2) exec 3>{fifo}; exit 5 ;;
+         esac"
+    );
+    let output = run(&["--ranks", "3"], &script);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("rank 2"));
+}
+
+#[test]
+fn ranks_may_end_by_themselves_after_a_failure() {
+    let folder = Folder::new("grace");
+    let fifo = folder.fifo("fifo");
+    let script = format!(
+        "if [ $RINGTREE_RANK = 0 ]; then read line <{fifo}; echo saved; else exec 3>{fifo}; exit 9; fi"
+    );
+    let output = run(&["--ranks", "2", "--grace", "600"], &script);
+    assert_eq!(output.status.code(), Some(9));
+    assert_eq!(text(&output.stdout), "[0] saved\n");
+}
+
+#[test]
+fn ranks_that_ignore_a_failure_are_asked_and_then_killed() {
+    let script = "[ $RINGTREE_RANK = 0 ] && exit 1
+                  [ $RINGTREE_RANK = 1 ] && { trap 'echo asked; exit 0' TERM; sleep 1000 & wait; }
+                  trap '' TERM; sleep 1000";
+    let output = run(&["--ranks", "3", "--grace", "0.5"], script);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stdout), "[1] asked\n");
+    let said = text(&output.stderr);
+    assert!(said.contains("rank 1, 2: sending SIGTERM"), "{said}");
+    assert!(said.contains("rank 2: sending SIGKILL"), "{said}");
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_named() {
+    let output = ringtree(&["run", "--ranks", "2", "--", "/no/such/program"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(127));
+    assert!(text(&output.stderr).starts_with("ringtree: cannot start /no/such/program: "));
+    let output = ringtree(&["run", "--ranks", "2", "--", "/etc/passwd"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(126));
+}
+
+#[test]
+fn each_rank_knows_its_place() {
+    let script = "echo $RINGTREE_RANK/$RINGTREE_RANKS/$RINGTREE_LOCAL_RANK";
+    let output = run(&["--ranks", "2"], script);
+    assert_eq!(sorted_lines(&output.stdout), ["[0] 0/2/0", "[1] 1/2/1"]);
+}
+
+#[test]
+fn output_keeps_its_stream_its_bytes_and_its_last_line() {
+    let output = run(&["--ranks", "1"], r"printf 'a\n\377\000b\nlast'; printf 'oops' >&2");
+    assert_eq!(output.stdout, b"[0] a\n[0] \xff\x00b\n[0] last\n");
+    assert_eq!(output.stderr, b"[0] oops\n");
+}
+
+#[test]
+fn nothing_is_read_from_standard_input() {
+    let output = run(&["--ranks", "2"], "cat; echo end");
+    assert_eq!(sorted_lines(&output.stdout), ["[0] end", "[1] end"]);
+}
+
+#[test]
+fn raw_output_of_rank_0_has_no_prefix() {
+    let output = run(&["--ranks", "2", "--raw"], "echo $RINGTREE_RANK; echo e >&2");
+    assert_eq!(sorted_lines(&output.stdout), ["0", "[1] 1"]);
+    assert_eq!(sorted_lines(&output.stderr), ["[1] e", "e"]);
+}
+
+#[test]
+fn lines_of_many_ranks_do_not_mix() {
+    let script = "i=0; while [ $i -lt 50 ]; do
+                    echo $RINGTREE_RANK-$i-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+                    i=$((i + 1)); done";
+    let output = run(&["--ranks", "64"], script);
+    assert_eq!(output.status.code(), Some(0));
+    let mut next = vec![0; 64];
+    for line in text(&output.stdout).lines() {
+        let (prefix, rest) = line.split_once(' ').unwrap();
+        let rank: usize = prefix.trim_matches(['[', ']']).parse().unwrap();
+        assert_eq!(rest, format!("{rank}-{}-{}", next[rank], "x".repeat(50)));
+        next[rank] += 1;
+    }
+    assert_eq!(next, vec![50; 64]);
+}
+
+#[test]
+fn a_closed_output_ends_the_job() {
+    let mut launcher = start(&["--ranks", "2"], "while :; do echo y; done");
+    let mut stdout = launcher.take_output();
+    stdout.next_line();
+    drop(stdout);
+    assert_eq!(launcher.wait(), Some(128 + Signal::SIGPIPE as i32));
+}
+
+#[test]
+fn signals_are_passed_on() {
+    for (signal, name) in [(Signal::SIGINT, "INT"), (Signal::SIGTERM, "TERM")] {
+        let script =
+            format!("trap 'echo got {name}; exit 7' {name}; echo ready; sleep 1000 & wait");
+        let mut launcher = start(&["--ranks", "2"], &script);
+        let mut stdout = launcher.take_output();
+        stdout.expect_both("ready");
+        launcher.signal(signal);
+        stdout.expect_both(&format!("got {name}"));
+        assert_eq!(launcher.wait(), Some(7));
+    }
+}
+
+#[test]
+fn a_signal_that_ends_the_ranks_gives_the_usual_status() {
+    let mut launcher = start(&["--ranks", "2"], "echo ready; exec sleep 1000");
+    let mut stdout = launcher.take_output();
+    stdout.expect_both("ready");
+    launcher.signal(Signal::SIGINT);
+    assert_eq!(launcher.wait(), Some(130));
+}
+
+#[test]
+fn a_second_signal_kills() {
+    let mut launcher = start(&["--ranks", "2"], "trap '' TERM INT; echo ready; sleep 1000");
+    let mut stdout = launcher.take_output();
+    stdout.expect_both("ready");
+    launcher.signal(Signal::SIGTERM);
+    launcher.signal(Signal::SIGINT);
+    assert_eq!(launcher.wait(), Some(137));
+}
+
+#[test]
+fn a_signal_that_was_ignored_stays_ignored() {
+    let program = env!("CARGO_BIN_EXE_ringtree");
+    let rank = "trap 'exit 5' TERM; trap 'exit 6' HUP; echo ready; sleep 1000 & wait";
+    let script = format!("trap '' HUP; exec {program} run --ranks 2 -- sh -c \"{rank}\"");
+    let child = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut launcher = Launcher { child };
+    let mut stdout = launcher.take_output();
+    stdout.expect_both("ready");
+    launcher.signal(Signal::SIGHUP);
+    launcher.signal(Signal::SIGTERM);
+    assert_eq!(launcher.wait(), Some(5));
+}
+
+/// A rank that prints the launcher's process, its own, and that of a child in another session.
+const FAMILY: &str = "setsid sleep 1000 & echo $PPID $$ $!; exec sleep 1000";
+
+#[test]
+fn nothing_outlives_a_job() {
+    let folder = Folder::new("job");
+    let gates = [folder.fifo("0"), folder.fifo("1")];
+    let gate = gates[0].strip_suffix('0').unwrap();
+    let script =
+        format!("setsid sleep 1000 & echo $PPID $$ $!; read line <{gate}$RINGTREE_RANK; exit 0");
+    let mut launcher = start(&["--ranks", "2"], &script);
+    let mut stdout = launcher.take_output();
+    let family = stdout.processes();
+    for gate in gates {
+        // Opened and closed again: the rank reads the end and goes on.
+        File::options().write(true).open(gate).unwrap();
+    }
+    assert_eq!(launcher.wait(), Some(0));
+    family.expect_gone();
+}
+
+#[test]
+fn nothing_outlives_a_killed_guardian() {
+    let mut launcher = start(&["--ranks", "2"], FAMILY);
+    let mut stdout = launcher.take_output();
+    let family = stdout.processes();
+    launcher.signal(Signal::SIGKILL);
+    family.expect_gone();
+    launcher.wait();
+}
+
+#[test]
+fn nothing_outlives_a_killed_launcher() {
+    let mut launcher = start(&["--ranks", "2"], FAMILY);
+    let mut stdout = launcher.take_output();
+    let family = stdout.processes();
+    kill(family.launcher, Signal::SIGKILL).unwrap();
+    family.expect_gone();
+    assert_eq!(launcher.wait(), Some(137));
+}
+
+#[test]
+fn what_ran_before_is_left_alone() {
+    let program = env!("CARGO_BIN_EXE_ringtree");
+    let script = format!("sleep 1000 & echo $!; exec {program} run --ranks 1 -- true");
+    let child = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut launcher = Launcher { child };
+    let mut stdout = launcher.take_output();
+    let sidecar = Pid::from_raw(stdout.next_line().parse().unwrap());
+    assert_eq!(launcher.wait(), Some(0));
+    kill(sidecar, Signal::SIGKILL).expect("the other process still runs");
+}
+
+fn ringtree(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtree"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn command(options: &[&str], script: &str) -> Command {
+    let mut command = ringtree(&["run"]);
+    command.args(options).args(["--", "sh", "-c", script]);
+    command
+}
+
+/// Runs a shell script as every rank.
+fn run(options: &[&str], script: &str) -> Output {
+    command(options, script).output().unwrap()
+}
+
+fn start(options: &[&str], script: &str) -> Launcher {
+    Launcher { child: command(options, script).stdout(Stdio::piped()).spawn().unwrap() }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn sorted_lines(bytes: &[u8]) -> Vec<String> {
+    let mut lines: Vec<String> = text(bytes).lines().map(Into::into).collect();
+    lines.sort();
+    lines
+}
+
+/// A launcher that runs; killed if the test fails.
+struct Launcher {
+    child: Child,
+}
+
+impl Launcher {
+    fn take_output(&mut self) -> Lines {
+        Lines(BufReader::new(self.child.stdout.take().unwrap()))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> Option<i32> {
+        wait_for_end(&pidfd(Pid::from_raw(self.child.id() as i32)));
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a launcher prints.
+struct Lines(BufReader<ChildStdout>);
+
+impl Lines {
+    fn next_line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line.trim_end().into()
+    }
+
+    /// The next two lines are `what`, from ranks 0 and 1 in either order.
+    fn expect_both(&mut self, what: &str) {
+        let mut lines = [self.next_line(), self.next_line()];
+        lines.sort();
+        assert_eq!(lines, [format!("[0] {what}"), format!("[1] {what}")]);
+    }
+
+    /// What two ranks print about their family.
+    fn processes(&mut self) -> Family {
+        let mut launcher = None;
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            let line = self.next_line();
+            let pids: Vec<Pid> =
+                line.split(' ').skip(1).map(|word| Pid::from_raw(word.parse().unwrap())).collect();
+            launcher = Some(pids[0]);
+            ends.extend(pids.into_iter().map(pidfd));
+        }
+        Family { launcher: launcher.unwrap(), ends }
+    }
+}
+
+struct Family {
+    launcher: Pid,
+    ends: Vec<OwnedFd>,
+}
+
+impl Family {
+    fn expect_gone(&self) {
+        assert_eq!(self.ends.len(), 6);
+        self.ends.iter().for_each(wait_for_end);
+    }
+}
+
+fn pidfd(pid: Pid) -> OwnedFd {
+    // SAFETY: takes two integers, and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    assert!(fd >= 0, "no process {pid}");
+    // SAFETY: the kernel has just made it for us.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+fn wait_for_end(process: &OwnedFd) {
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, LIMIT_MS), Ok(1), "a process does not end");
+}
+
+/// A folder of a test, removed at its end.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("ringtree-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn fifo(&self, name: &str) -> String {
+        let path = self.0.join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path.to_str().unwrap().into()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,101 @@
+//! What endpoints tell each other: their addresses, and who dials whom.
+
+use std::net::SocketAddr;
+
+use super::error::Peer;
+use crate::fields::{Fields, put_bytes};
+use crate::secure::WIRE_VERSION;
+
+/// Longest name of an abstract socket.
+const SOCKET_NAME_LIMIT_BYTES: usize = 64;
+
+/// Longest text of a socket address: an IPv6 address with scope and port.
+const TCP_LIMIT_BYTES: usize = 64;
+
+/// Longest host name, as Linux has it.
+const HOST_LIMIT_BYTES: usize = 64;
+
+/// Where an endpoint can be reached. As bytes: the wire version, the name of the abstract socket,
+/// the TCP address as text, the host's name, the process; absent ones are empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) socket_name: Option<String>,
+    pub(super) tcp: Option<SocketAddr>,
+    pub(super) host: String,
+    pub(super) pid: u32,
+}
+
+impl Address {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let tcp = self.tcp.map(|address| address.to_string()).unwrap_or_default();
+        let mut out = WIRE_VERSION.to_le_bytes().to_vec();
+        put_bytes(&mut out, self.socket_name.as_deref().unwrap_or_default().as_bytes());
+        put_bytes(&mut out, tcp.as_bytes());
+        put_bytes(&mut out, self.host.as_bytes());
+        out.extend_from_slice(&self.pid.to_le_bytes());
+        out
+    }
+
+    /// The address from its bytes, or what is wrong with them.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Address, String> {
+        let mut fields = Fields::new(bytes);
+        match fields.u16() {
+            Some(WIRE_VERSION) => {}
+            Some(theirs) => {
+                return Err(format!(
+                    "it speaks wire version {theirs}, this rank {WIRE_VERSION}: run the same \
+                     release of Ringtree everywhere"
+                ));
+            }
+            None => return Err("its address is empty".into()),
+        }
+        Address::decode_fields(fields).ok_or_else(|| "its address is malformed".into())
+    }
+
+    fn decode_fields(mut fields: Fields<'_>) -> Option<Address> {
+        let socket_name = fields.text(SOCKET_NAME_LIMIT_BYTES)?;
+        let tcp = fields.text(TCP_LIMIT_BYTES)?;
+        let tcp = if tcp.is_empty() { None } else { Some(tcp.parse().ok()?) };
+        let host = fields.text(HOST_LIMIT_BYTES)?;
+        let pid = fields.u32()?;
+        fields.end()?;
+        Some(Address { socket_name: Some(socket_name).filter(|n| !n.is_empty()), tcp, host, pid })
+    }
+
+    pub(super) fn peer(&self, rank: u32) -> Peer {
+        Peer { rank, host: self.host.clone(), pid: self.pid }
+    }
+}
+
+/// The name of this host.
+pub(super) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        name if name.is_empty() || name.len() > HOST_LIMIT_BYTES => "unknown".into(),
+        name => name.into(),
+    }
+}
+
+/// The hello of a link: which communicator, who dials, who is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hello {
+    pub(super) communicator: u64,
+    pub(super) from: u32,
+    pub(super) to: u32,
+}
+
+impl Hello {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = self.communicator.to_le_bytes().to_vec();
+        out.extend_from_slice(&self.from.to_le_bytes());
+        out.extend_from_slice(&self.to.to_le_bytes());
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Hello> {
+        let mut fields = Fields::new(bytes);
+        let hello = Hello { communicator: fields.u64()?, from: fields.u32()?, to: fields.u32()? };
+        fields.end()?;
+        Some(hello)
+    }
+}

@@ -1,0 +1,103 @@
+//! Why a link was not made.
+
+use std::fmt;
+
+use crate::LinkError;
+use crate::interfaces::InterfaceError;
+use crate::secure::SecureError;
+
+/// A rank and where it runs, as its address says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The rank.
+    pub rank: u32,
+    /// Name of its host.
+    pub host: String,
+    /// Its process, as its host counts.
+    pub pid: u32,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} on host {} (process {})", self.rank, self.host, self.pid)
+    }
+}
+
+/// Why an endpoint or a link was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// No address to listen on.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    /// Listening failed.
+    #[error("cannot listen for other ranks on {address}: {reason}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The address is not one that an endpoint of this version made for another rank.
+    #[error("rank {peer} cannot be connected to: {reason}")]
+    Address {
+        /// The peer.
+        peer: u32,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Shared memory was asked for, and the peer is not on this host.
+    #[error("{peer} is not on this host{doubt}: shm was asked for; use --transport auto or tcp")]
+    NotOnThisHost {
+        /// The peer.
+        peer: Peer,
+        /// What else it may be, where the host's name is the same.
+        doubt: &'static str,
+    },
+    /// One side allows only shm, the other only tcp.
+    #[error("{peer} does not use {ours}: give all ranks the same --transport")]
+    NoCommonTransport {
+        /// The peer.
+        peer: Peer,
+        /// What this side allows.
+        ours: super::Transports,
+    },
+    /// The peer's address does not answer.
+    #[error("{peer} does not answer at {address}: {reason}{hint}")]
+    Unreachable {
+        /// The peer.
+        peer: Peer,
+        /// The address.
+        address: String,
+        /// What the system said.
+        reason: String,
+        /// What may help.
+        hint: &'static str,
+    },
+    /// The peer refused the connection or did not prove itself.
+    #[error("{peer}: {source}")]
+    Refused {
+        /// The peer.
+        peer: Peer,
+        /// Why.
+        source: SecureError,
+    },
+    /// The connection was made, and no link of it.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The peer did not come by the deadline.
+    #[error(
+        "{peer} did not connect in time: it is late, or something blocks its way to {listening}"
+    )]
+    TimedOut {
+        /// The peer.
+        peer: Peer,
+        /// Where this side listens.
+        listening: String,
+    },
+    /// The caller asked to stop waiting.
+    #[error("stopped waiting for {peer}")]
+    Stopped {
+        /// The peer.
+        peer: Peer,
+    },
+}

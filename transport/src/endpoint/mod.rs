@@ -1,0 +1,327 @@
+//! Makes the links of one rank of one communicator.
+//!
+//! An endpoint listens on an abstract Unix socket with a random name, for peers of this host, and
+//! on TCP, for all others. It tells its address as bytes, which ranks exchange through the
+//! [rendezvous](crate::rendezvous). Of two ranks the lower one dials, so that they never meet half
+//! way; the other takes the link that has come.
+//!
+//! Abstract sockets belong to a network namespace: who can be reached by one may share memory, and
+//! counts as being on this host once the shared memory's nonce has been read on both sides.
+
+mod address;
+mod desk;
+mod error;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{self, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use crate::interfaces::advertised_address;
+use crate::secure::{
+    Acceptor, Ended, Job, Limit, Purpose, SecureError, Socket, dial, hexadecimal, initiate_within,
+    random_bytes,
+};
+use crate::shm::ShmLink;
+use crate::tcp::TcpLink;
+use crate::{Link, LinkError};
+use address::{Address, Hello, host_name};
+use desk::Desk;
+pub use error::{EndpointError, Peer};
+
+/// How long two processes of one host may take to share memory, once they are connected.
+const ESTABLISH_LIMIT: Duration = Duration::from_secs(5);
+
+/// Which transports an endpoint uses. All ranks should use the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Transports {
+    /// Shared memory with the ranks of this host, TCP with all others.
+    #[default]
+    Auto = 0,
+    /// Shared memory only: all ranks must be on this host.
+    Shm = 1,
+    /// TCP only.
+    Tcp = 2,
+}
+
+impl fmt::Display for Transports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Transports::Auto => "auto",
+            Transports::Shm => "shm",
+            Transports::Tcp => "tcp",
+        })
+    }
+}
+
+/// What an endpoint needs to know.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// What every connection proves.
+    pub job: Job,
+    /// Number of the communicator, the same on all its ranks: links of two communicators never mix.
+    pub communicator: u64,
+    /// This rank.
+    pub rank: u32,
+    /// Which transports to use.
+    pub transports: Transports,
+    /// Interface for TCP: a name (`eth0`) or a subnet (`10.1.0.0/16`).
+    pub interface: Option<String>,
+    /// Where the rendezvous is (host and port): without `interface`, TCP listens on the address
+    /// from which this host reaches it.
+    pub rendezvous: Option<String>,
+}
+
+/// Listens for one rank of one communicator, and makes its links. Dropping it closes the sockets
+/// and joins the threads; links that were made stay.
+pub struct Endpoint {
+    config: EndpointConfig,
+    own: Address,
+    /// Where TCP links begin, if the interface was set.
+    source: Option<IpAddr>,
+    desk: Arc<Desk>,
+    _unix: Option<Acceptor<UnixListener>>,
+    _tcp: Option<Acceptor<TcpListener>>,
+}
+
+impl Endpoint {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// [`EndpointError::Interface`] where no address can be chosen for TCP,
+    /// [`EndpointError::Listen`] where the system refuses.
+    pub fn bind(config: EndpointConfig) -> Result<Endpoint, EndpointError> {
+        let desk = Arc::new(Desk::new(config.communicator, config.rank));
+        let mut own =
+            Address { socket_name: None, tcp: None, host: host_name(), pid: std::process::id() };
+        let mut unix = None;
+        if config.transports != Transports::Tcp {
+            let (name, acceptor) = listen_unix(&config.job, &desk)?;
+            own.socket_name = Some(name);
+            unix = Some(acceptor);
+        }
+        let mut tcp = None;
+        let mut source = None;
+        if config.transports != Transports::Shm {
+            let (interface, rendezvous) = (config.interface.as_deref(), &config.rendezvous);
+            let ip = advertised_address(interface, rendezvous.as_deref())?;
+            let (address, acceptor) = listen_tcp(ip, &config.job, &desk)?;
+            own.tcp = Some(address);
+            source = interface.map(|_| ip);
+            tcp = Some(acceptor);
+        }
+        Ok(Endpoint { config, own, source, desk, _unix: unix, _tcp: tcp })
+    }
+
+    /// Where this endpoint is reached, for [`Endpoint::connect`] of other ranks: some hundred bytes.
+    pub fn address(&self) -> Vec<u8> {
+        self.own.encode()
+    }
+
+    /// The link to rank `peer`, whose endpoint said that it is at `peer_address`. Both ranks call
+    /// this; the lower one does not wait for the other's call. `stop` is asked every few
+    /// milliseconds whether to give up.
+    ///
+    /// # Errors
+    /// [`EndpointError`]: at once where waiting cannot help, else at the deadline.
+    pub fn connect(
+        &self,
+        peer: u32,
+        peer_address: &[u8],
+        deadline: Instant,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Link, EndpointError> {
+        let theirs = Address::decode(peer_address)
+            .map_err(|reason| EndpointError::Address { peer, reason })?;
+        let rank = self.config.rank;
+        let way = self.way_to(peer, &theirs)?;
+        let limit = Limit::stoppable(deadline, stop);
+        match peer.cmp(&rank) {
+            std::cmp::Ordering::Greater => self.dial(&way, &limit),
+            std::cmp::Ordering::Less => self.await_dial(&way, &limit),
+            std::cmp::Ordering::Equal => {
+                Err(EndpointError::Address { peer, reason: "it is this rank itself".into() })
+            }
+        }
+    }
+
+    /// The transports that both sides have.
+    fn way_to<'a>(&self, rank: u32, theirs: &'a Address) -> Result<Way<'a>, EndpointError> {
+        let peer = theirs.peer(rank);
+        let shm = self.own.socket_name.as_ref().and(theirs.socket_name.as_deref());
+        let tcp = self.own.tcp.and(theirs.tcp);
+        if shm.is_none() && tcp.is_none() {
+            return Err(EndpointError::NoCommonTransport { peer, ours: self.config.transports });
+        }
+        Ok(Way { peer, shm, tcp })
+    }
+
+    fn dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
+        let Some(name) = way.shm else { return self.dial_tcp(way, limit) };
+        match self.dial_shm(name, way, limit) {
+            Err(error) if way.tcp.is_some() && error.leaves_tcp() => {
+                debug!("no shared memory with {}, hence tcp: {error}", way.peer);
+                self.dial_tcp(way, limit)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn dial_shm(
+        &self,
+        name: &str,
+        way: &Way<'_>,
+        limit: &Limit<'_>,
+    ) -> Result<Link, EndpointError> {
+        let socket = connect_unix(name).map_err(|_| self.not_on_this_host(way))?;
+        let socket = self.introduce(socket, way, limit)?;
+        let deadline = limit.at_most(ESTABLISH_LIMIT).deadline();
+        Ok(Link::Shm(ShmLink::establish(socket, way.peer.rank, deadline)?))
+    }
+
+    fn dial_tcp(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
+        let Some(address) = way.tcp else {
+            let (peer, ours) = (way.peer.clone(), self.config.transports);
+            return Err(EndpointError::NoCommonTransport { peer, ours });
+        };
+        let source = self.source.filter(|source| source.is_ipv4() == address.is_ipv4());
+        let socket = dial(address, source, limit).map_err(|ended| match ended {
+            Ended::Stopped => EndpointError::Stopped { peer: way.peer.clone() },
+            ended => self.unreachable(way, address, ended),
+        })?;
+        let socket = self.introduce(socket, way, limit)?;
+        Ok(Link::Tcp(TcpLink::new(socket, way.peer.rank)?))
+    }
+
+    /// Proves this rank to its peer, and the reverse.
+    fn introduce<S: Socket>(
+        &self,
+        socket: S,
+        way: &Way<'_>,
+        limit: &Limit<'_>,
+    ) -> Result<S, EndpointError> {
+        let (from, to) = (self.config.rank, way.peer.rank);
+        let hello = Hello { communicator: self.config.communicator, from, to }.encode();
+        let peer = || way.peer.clone();
+        initiate_within(socket, &self.config.job, Purpose::Link, &hello, limit)
+            .and_then(|stream| stream.into_inner())
+            .map_err(|error| match error {
+                SecureError::Stopped { .. } => EndpointError::Stopped { peer: peer() },
+                source => EndpointError::Refused { peer: peer(), source },
+            })
+    }
+
+    fn await_dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
+        let peer = &way.peer;
+        if let (Some(name), None) = (way.shm, way.tcp) {
+            // The peer may be unable to reach this side, and would never come: it is the same
+            // from here.
+            connect_unix(name).map_err(|_| self.not_on_this_host(way))?;
+        }
+        let mut failed: Option<LinkError> = None;
+        loop {
+            match self.desk.take(peer.rank, limit) {
+                Ok(Ok(link)) => return Ok(link),
+                // The dialer has seen this, too, and comes again over TCP.
+                Ok(Err(error))
+                    if way.tcp.is_some() && matches!(error, LinkError::Failed { .. }) =>
+                {
+                    failed = Some(error);
+                }
+                Ok(Err(error)) => return Err(error.into()),
+                Err(Ended::Stopped) => return Err(EndpointError::Stopped { peer: peer.clone() }),
+                Err(Ended::TimedOut | Ended::Failed(_)) => {
+                    let late =
+                        || EndpointError::TimedOut { peer: peer.clone(), listening: self.place() };
+                    return Err(failed.map_or_else(late, EndpointError::Link));
+                }
+            }
+        }
+    }
+
+    fn not_on_this_host(&self, way: &Way<'_>) -> EndpointError {
+        let same_name = way.peer.host == self.own.host;
+        let doubt = if same_name { ", or in another container, or it has ended" } else { "" };
+        EndpointError::NotOnThisHost { peer: way.peer.clone(), doubt }
+    }
+
+    fn unreachable(&self, way: &Way<'_>, address: SocketAddr, ended: Ended) -> EndpointError {
+        let hint = if address.ip().is_loopback() && way.peer.host != self.own.host {
+            "; that address means every host itself: set RINGTREE_INTERFACE, or give the \
+             rendezvous by an address that other hosts reach"
+        } else {
+            "; it has ended, or a firewall is in the way"
+        };
+        let (address, reason) = (address.to_string(), ended.to_string());
+        EndpointError::Unreachable { peer: way.peer.clone(), address, reason, hint }
+    }
+
+    /// Where this endpoint listens, for people.
+    fn place(&self) -> String {
+        match self.own.tcp {
+            Some(address) => format!("{address} on host {}", self.own.host),
+            None => format!("process {} on host {}", self.own.pid, self.own.host),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("config", &self.config).field("own", &self.own).finish()
+    }
+}
+
+/// A peer, and how it can be reached: at least one way is there.
+struct Way<'a> {
+    peer: Peer,
+    shm: Option<&'a str>,
+    tcp: Option<SocketAddr>,
+}
+
+impl EndpointError {
+    /// Whether an attempt over shared memory failed in a way that says nothing against TCP.
+    fn leaves_tcp(&self) -> bool {
+        matches!(self, EndpointError::NotOnThisHost { .. } | EndpointError::Link(_))
+    }
+}
+
+fn listen_unix(
+    job: &Job,
+    desk: &Arc<Desk>,
+) -> Result<(String, Acceptor<UnixListener>), EndpointError> {
+    let failed = |reason: String| EndpointError::Listen { address: "a Unix socket".into(), reason };
+    let random = random_bytes::<16>().map_err(|error| failed(error.to_string()))?;
+    let name = format!("ringtree-{}", hexadecimal(&random));
+    net::SocketAddr::from_abstract_name(&name)
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .and_then(|listener| Acceptor::start(listener, job.clone(), desk.clone()))
+        .map(|acceptor| (name, acceptor))
+        .map_err(|error| failed(error.to_string()))
+}
+
+fn listen_tcp(
+    ip: IpAddr,
+    job: &Job,
+    desk: &Arc<Desk>,
+) -> Result<(SocketAddr, Acceptor<TcpListener>), EndpointError> {
+    let listen = || {
+        let listener = TcpListener::bind((ip, 0))?;
+        let address = listener.local_addr()?;
+        Ok((address, Acceptor::start(listener, job.clone(), desk.clone())?))
+    };
+    listen().map_err(|error: std::io::Error| EndpointError::Listen {
+        address: ip.to_string(),
+        reason: error.to_string(),
+    })
+}
+
+fn connect_unix(name: &str) -> std::io::Result<UnixStream> {
+    UnixStream::connect_addr(&net::SocketAddr::from_abstract_name(name)?)
+}

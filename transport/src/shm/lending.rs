@@ -1,0 +1,281 @@
+//! Memory that one side lends to the other: shared memory of the program's own, read in place.
+//!
+//! The owner sends a memory's descriptor over the link's socket before the first frame that names it, so that
+//! the reader finds it there when the frame has come: nobody waits for an answer. The same socket
+//! carries the bytes that wake a sleeping peer, and notices its end.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use crate::memory::SharedMemory;
+
+/// First bytes of the messages on the socket.
+const WAKE: u8 = 1;
+const LEND: u8 = 2;
+const WITHDRAW: u8 = 3;
+
+/// Length of a message by its first byte.
+const fn message_bytes(kind: u8) -> Option<usize> {
+    match kind {
+        WAKE => Some(1),
+        LEND => Some(13),
+        WITHDRAW => Some(5),
+        _ => None,
+    }
+}
+
+/// Descriptors taken in by one call.
+const DESCRIPTORS: usize = 16;
+
+/// Memories of one peer that a reader keeps mapped at most; a peer that lends more is broken.
+const MOST_BORROWED: usize = 4096;
+
+/// What this side lends.
+#[derive(Debug, Default)]
+pub(super) struct Lender {
+    memories: Vec<Lent>,
+    next_id: u32,
+}
+
+#[derive(Debug)]
+struct Lent {
+    id: u32,
+    memory: Weak<SharedMemory>,
+    start: usize,
+    len_bytes: usize,
+    announced: bool,
+}
+
+/// A range of lent memory, as a frame names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loan {
+    pub(super) id: u32,
+    pub(super) offset: u64,
+}
+
+impl Lender {
+    /// From now on ranges of `memory` may be lent, until it is dropped.
+    pub(super) fn share(&mut self, memory: &Arc<SharedMemory>, socket: &UnixStream) {
+        self.withdraw_dropped(socket);
+        let (start, len_bytes) = (memory.start() as usize, memory.len_bytes());
+        let memory = Arc::downgrade(memory);
+        self.memories.push(Lent { id: self.next_id, memory, start, len_bytes, announced: false });
+        self.next_id = self.next_id.wrapping_add(1);
+    }
+
+    /// Whether a range lies in memory that may be lent.
+    #[inline]
+    pub(super) fn holds(&self, data: *const u8, len: usize) -> bool {
+        self.memories.iter().any(|lent| lent.holds(data as usize, len))
+    }
+
+    /// The loan of a range, announced to the peer; `None` where the range is not shared, or the peer
+    /// cannot be told now.
+    pub(super) fn lend(
+        &mut self,
+        data: *const u8,
+        len: usize,
+        socket: &UnixStream,
+    ) -> Option<Loan> {
+        let data = data as usize;
+        let lent = self.memories.iter_mut().find(|lent| lent.holds(data, len))?;
+        if !lent.announced {
+            lent.announce(socket)?;
+        }
+        Some(Loan { id: lent.id, offset: (data - lent.start) as u64 })
+    }
+
+    /// Tells the peer to unmap what has been dropped.
+    fn withdraw_dropped(&mut self, socket: &UnixStream) {
+        self.memories.retain(|lent| {
+            let dropped = lent.memory.strong_count() == 0;
+            if dropped && lent.announced {
+                let mut message = vec![WITHDRAW];
+                message.extend_from_slice(&lent.id.to_le_bytes());
+                // Where it cannot be sent, the peer unmaps when the link ends.
+                let _ = send(socket, &message, None);
+            }
+            !dropped
+        });
+    }
+}
+
+impl Lent {
+    /// An address is this memory's only while the mapping lives: afterwards the system may give
+    /// it to another one.
+    #[inline]
+    fn holds(&self, data: usize, len: usize) -> bool {
+        let end = self.start + self.len_bytes;
+        self.start <= data && data + len <= end && self.memory.strong_count() > 0
+    }
+
+    fn announce(&mut self, socket: &UnixStream) -> Option<()> {
+        let memory = self.memory.upgrade()?;
+        let mut message = vec![LEND];
+        message.extend_from_slice(&self.id.to_le_bytes());
+        message.extend_from_slice(&(self.len_bytes as u64).to_le_bytes());
+        send(socket, &message, Some(memory.descriptor().as_raw_fd()))?;
+        self.announced = true;
+        Some(())
+    }
+}
+
+/// Wakes the peer. A full socket means that it has been woken already.
+pub(super) fn wake(socket: &UnixStream) {
+    let _ = send(socket, &[WAKE], None);
+}
+
+/// Sends a whole message or nothing.
+fn send(socket: &UnixStream, message: &[u8], descriptor: Option<RawFd>) -> Option<()> {
+    let descriptors: Vec<RawFd> = descriptor.into_iter().collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], control, flags, None);
+    (sent.ok()? == message.len()).then_some(())
+}
+
+/// What the peer lends to this side.
+#[derive(Debug, Default)]
+pub(super) struct Borrower {
+    memories: Vec<(u32, SharedMemory)>,
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+/// What a look at the socket found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Socket {
+    /// The peer holds its end.
+    Open,
+    /// The peer's process or link has ended.
+    Ended,
+    /// The peer sent what no correct peer sends.
+    Broken,
+}
+
+impl Borrower {
+    /// First byte of a loan that is mapped, if it lies inside.
+    #[inline]
+    pub(super) fn address(&self, loan: Loan, len: u64) -> Option<*const u8> {
+        let (_, memory) = self.memories.iter().find(|(id, _)| *id == loan.id)?;
+        let end = loan.offset.checked_add(len)?;
+        let inside = end <= memory.len_bytes() as u64;
+        inside.then(|| memory.start().wrapping_add(loan.offset as usize).cast_const())
+    }
+
+    /// Takes in everything that is on the socket.
+    pub(super) fn take_in(&mut self, socket: &UnixStream) -> Socket {
+        loop {
+            let mut bytes = [0; 256];
+            let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+            let received =
+                match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+                    Ok(message) => {
+                        for part in message.cmsgs().into_iter().flatten() {
+                            if let ControlMessageOwned::ScmRights(descriptors) = part {
+                                // SAFETY: the kernel has just made these descriptors for this process.
+                                let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+                                self.descriptors.extend(descriptors.into_iter().map(owned));
+                            }
+                        }
+                        message.bytes
+                    }
+                    Err(Errno::EINTR) => continue,
+                    Err(errno) if std::io::Error::from(errno).kind() == ErrorKind::WouldBlock => {
+                        return self.process();
+                    }
+                    Err(_) => return Socket::Ended,
+                };
+            if received == 0 {
+                return Socket::Ended;
+            }
+            self.bytes.extend_from_slice(&bytes[..received]);
+            if self.process() == Socket::Broken {
+                return Socket::Broken;
+            }
+        }
+    }
+
+    fn process(&mut self) -> Socket {
+        let mut at = 0;
+        while let Some(&kind) = self.bytes.get(at) {
+            let Some(len) = message_bytes(kind) else { return Socket::Broken };
+            let Some(message) = self.bytes.get(at + 1..at + len) else { break };
+            let number = |range: std::ops::Range<usize>| {
+                message[range].iter().rev().fold(0_u64, |n, &byte| n << 8 | u64::from(byte))
+            };
+            match kind {
+                LEND => {
+                    let (id, len_bytes) = (number(0..4) as u32, number(4..12) as usize);
+                    let file = self.descriptors.pop_front();
+                    let memory =
+                        file.and_then(|file| SharedMemory::open_for_reading(file, len_bytes).ok());
+                    match memory {
+                        Some(memory) if self.memories.len() < MOST_BORROWED => {
+                            self.memories.push((id, memory));
+                        }
+                        _ => return Socket::Broken,
+                    }
+                }
+                WITHDRAW => {
+                    let id = number(0..4) as u32;
+                    self.memories.retain(|(other, _)| *other != id);
+                }
+                _ => {}
+            }
+            at += len;
+        }
+        self.bytes.drain(..at);
+        Socket::Open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lent_memory_is_read_in_place_until_it_is_dropped() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut lender, mut borrower) = (Lender::default(), Borrower::default());
+        let memory = Arc::new(SharedMemory::create(8192).unwrap());
+        lender.share(&memory, &ours);
+        let data = memory.start().wrapping_add(100);
+        // SAFETY: the mapping has 8192 bytes and nobody else uses it.
+        unsafe { data.write(42) };
+        wake(&ours);
+        let loan = lender.lend(data, 10, &ours).unwrap();
+        assert_eq!(borrower.address(loan, 10), None);
+        assert_eq!(borrower.take_in(&theirs), Socket::Open);
+        let seen = borrower.address(loan, 10).unwrap();
+        // SAFETY: the loan has 10 bytes and the memory is still there.
+        assert_eq!(unsafe { seen.read() }, 42);
+        assert_eq!(borrower.address(loan, 8093), None, "past the end");
+        drop(memory);
+        assert!(!lender.holds(data, 10));
+        lender.withdraw_dropped(&ours);
+        assert_eq!(borrower.take_in(&theirs), Socket::Open);
+        assert_eq!(borrower.address(loan, 10), None);
+        drop(ours);
+        assert_eq!(borrower.take_in(&theirs), Socket::Ended);
+    }
+
+    #[test]
+    fn garbage_on_the_socket_is_noticed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        send(&ours, &[77], None).unwrap();
+        assert_eq!(Borrower::default().take_in(&theirs), Socket::Broken);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        send(&ours, &[LEND, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], None).unwrap();
+        assert_eq!(Borrower::default().take_in(&theirs), Socket::Broken, "no descriptor");
+    }
+}
