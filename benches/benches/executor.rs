@@ -18,8 +18,7 @@ fn rank(rank: u32, algorithm: Algorithm, count: usize, link: Link) -> Rank {
     let program = lower(&algorithm.plan(Collective::AllReduce, rank, 2));
     let schedule = Schedule { lanes: 1, round_bytes: 1 << 20 };
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
-    let operation =
-        Operation::new(program, DataType::F32, kernel, count as u64, schedule, 0, 1);
+    let operation = Operation::new(program, DataType::F32, kernel, count as u64, schedule, 0, 1);
     let mut links = vec![None, None];
     links[1 - rank as usize] = Some(link);
     Rank { operation, links, buffer: vec![0.0; count] }
@@ -30,7 +29,9 @@ fn run(ranks: &mut [Rank; 2], sequence: u32) {
         let start = rank.buffer.as_mut_ptr();
         let tag = Tag { sequence, digest: 1 };
         // SAFETY: the buffer outlives this function, which runs the operation to its end.
-        unsafe { rank.operation.start(tag, start.cast_const().cast(), start.cast(), &mut rank.links) };
+        unsafe {
+            rank.operation.start(tag, start.cast_const().cast(), start.cast(), &mut rank.links)
+        };
     }
     let mut done = [false; 2];
     while done != [true; 2] {

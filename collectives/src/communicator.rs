@@ -8,7 +8,7 @@ use ringtree_transport::TransportKind;
 use crate::bootstrap;
 use crate::control::{Control, Stream};
 use crate::engine::{Call, Engine};
-use crate::memory::Memory;
+use crate::memory::{Memory, Registered};
 use crate::progress::{Pending, Progress};
 use crate::record::{CallKind, CallRecord};
 use crate::selection::{self, Explanation, Shape};
@@ -44,7 +44,10 @@ pub(crate) struct Inner {
     shape: Shape,
     engine: Mutex<Engine>,
     control: Arc<Control>,
+    /// The rendezvous, where the ranks are threads of one process.
     hosted: Option<Arc<bootstrap::Hosted>>,
+    /// Dropped after the engine and the control connection.
+    _see_out: Option<bootstrap::SeeOut>,
 }
 
 impl Inner {
@@ -86,7 +89,8 @@ impl Communicator {
                 shape: joined.shape,
                 engine: Mutex::new(joined.engine),
                 control: joined.control,
-                hosted: joined.hosted,
+                hosted: None,
+                _see_out: joined.see_out,
             }),
             progress: Progress::default(),
         })
@@ -262,12 +266,26 @@ impl Communicator {
         self.chosen().prepare_all_reduce(buffer, op)
     }
 
-    /// Zeroed memory for `count` elements that peers of the same host can map. A local call.
+    /// Zeroed memory for `count` elements that peers of the same host can read in place, which
+    /// spares a copy of large buffers. A local call: peers map it when it is first used.
     ///
     /// # Errors
     /// Memory or descriptors have run out.
     pub fn alloc<T: Element>(&self, count: usize) -> Result<Memory<T>, Error> {
-        Ok(Memory::new(count)?)
+        let memory = Memory::new(count)?;
+        self.engine().share(memory.registration());
+        Ok(memory)
+    }
+
+    /// Lets this communicator's peers read memory in place that another communicator allocated,
+    /// until the guard is dropped. A local call.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn register<'m, T: Element>(&self, memory: &'m Memory<T>) -> Result<Registered<'m>, Error> {
+        let (registration, guard) = memory.register_again();
+        self.engine().share(&registration);
+        Ok(guard)
     }
 
     /// The candidates for an all-reduce with their predicted times.
@@ -354,14 +372,10 @@ impl Drop for Communicator {
         // What was posted is completed first: its buffers belong to the operations.
         self.progress.finish();
         self.inner.engine.lock().unwrap_or_else(PoisonError::into_inner).close();
-        self.inner.control.leave();
-        if let Some(hosted) = self.inner.hosted.as_ref().filter(|_| self.inner.rank == 0) {
-            hosted.see_out();
-        }
     }
 }
 
-impl Using<'_> {
+impl<'a> Using<'a> {
     /// See [`Communicator::all_reduce`].
     ///
     /// # Errors
@@ -448,14 +462,19 @@ impl Using<'_> {
         &self,
         mut buffer: B,
         op: Op,
-    ) -> Result<Prepared<'_, T, B>, Error>
+    ) -> Result<Prepared<'a, T, B>, Error>
     where
         T: Element,
         B: AsMut<[T]>,
     {
         let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
         self.communicator.engine().prepare(&call)?;
-        Ok(Prepared { communicator: self.communicator, call, buffer, _element: std::marker::PhantomData })
+        Ok(Prepared {
+            communicator: self.communicator,
+            call,
+            buffer,
+            _element: std::marker::PhantomData,
+        })
     }
 
     fn all_reduce_call<T: Element>(&self, count: usize, op: Op) -> Result<Call, Error> {

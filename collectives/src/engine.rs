@@ -2,16 +2,18 @@
 //! operations, and the wait for them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
-use ringtree_transport::memory::Bell;
+use ringtree_transport::memory::{Bell, Registration};
 use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
 use ringtree_transport::{Link, POINT_TO_POINT, Tag};
 
-use crate::control::{AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion};
+use crate::control::{
+    AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
+};
 use crate::executor::{Fault, Operation, Schedule, Status};
 use crate::record::{CallKind, CallRecord};
 use crate::{Algorithm, DataType, Error, Op, reduce};
@@ -53,6 +55,8 @@ pub(crate) struct Wiring {
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) links: Vec<Option<Link>>,
+    /// What links may lend, those that are yet to be made too.
+    pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
 /// What a wait looks at beside the links.
@@ -150,6 +154,13 @@ impl Engine {
         self.connect(&all)
     }
 
+    /// Lets peers read a memory in place.
+    pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+        self.wiring.registrations.retain(|other| other.strong_count() > 0);
+        self.wiring.registrations.push(Arc::downgrade(registration));
+        self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
+    }
+
     /// The link to a peer, if it has been made.
     pub(crate) fn link(&self, peer: u32) -> Option<&Link> {
         self.wiring.links.get(peer as usize)?.as_ref()
@@ -174,7 +185,12 @@ impl Engine {
             let abort = self.driver.abort.clone();
             let address = &self.wiring.addresses[peer as usize];
             match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
-                Ok(link) => self.wiring.links[peer as usize] = Some(link),
+                Ok(mut link) => {
+                    let registrations = self.wiring.registrations.iter();
+                    registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
+                    self.driver.watch_process(&link);
+                    self.wiring.links[peer as usize] = Some(link);
+                }
                 Err(error) => return Err(self.fail(error.into())),
             }
         }
@@ -246,7 +262,15 @@ fn operation(call: &Call, rank: u32, ranks: u32) -> Operation {
         (_, _, stream) => (point_to_point(stream, rank, ranks), POINT_TO_POINT),
     };
     let kernel = reduce::kernel(data_type, op);
-    Operation::new(program, data_type, kernel, record.count, call.schedule, channel, record.digest())
+    Operation::new(
+        program,
+        data_type,
+        kernel,
+        record.count,
+        call.schedule,
+        channel,
+        record.digest(),
+    )
 }
 
 /// One message to or from a peer.
@@ -280,6 +304,15 @@ fn point_to_point(stream: Stream, rank: u32, ranks: u32) -> Program {
 }
 
 impl Driver {
+    /// Has the monitor notice the end of a peer's process at once.
+    fn watch_process(&self, link: &Link) {
+        let Some(pid) = link.peer_process() else { return };
+        if let Err(error) = self.control.watch_process(link.peer(), pid) {
+            // Its control connection still tells, if later.
+            tracing::debug!("cannot watch process {pid} of rank {}: {error}", link.peer());
+        }
+    }
+
     /// Drives an operation to its end, however long its peers take within the deadline.
     fn drive(
         &mut self,

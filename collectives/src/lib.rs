@@ -1,11 +1,43 @@
-//! Collective communication between processes.
+//! Collective communication between processes: all-reduce and its kin over shared memory and TCP.
+//!
+//! ```no_run
+//! use ringtree::{Communicator, Op};
+//!
+//! # fn main() -> Result<(), ringtree::Error> {
+//! // Started by `ringtree run --ranks 4 -- ...`, or by torchrun.
+//! let comm = Communicator::from_env()?;
+//! let mut gradients = vec![comm.rank() as f32; 1_000_000];
+//! comm.all_reduce(&mut gradients, Op::Sum)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every rank gets the same bits, every time. A rank that dies, stops or calls something else gives
+//! all others an [`Error`] that names it, and no call waits for ever.
 #![deny(missing_docs)]
 
+mod bootstrap;
+mod communicator;
 pub mod control;
+mod engine;
+mod error;
 pub mod executor;
+mod memory;
+mod progress;
 pub mod record;
 pub mod reduce;
+mod selection;
+mod settings;
 mod types;
 
+pub use communicator::{Communicator, Prepared, Using};
+pub use error::Error;
+pub use memory::{Memory, Registered};
+pub use progress::Pending;
 pub use ringtree_plan::Algorithm;
+pub use ringtree_transport::TransportKind;
+pub use ringtree_transport::endpoint::Transports;
+pub use ringtree_transport::secure::{Job, Secret};
+pub use selection::{Candidate, Choice, Explanation, Shape};
+pub use settings::{Settings, Source};
 pub use types::{DataType, Element, Op};

@@ -96,9 +96,10 @@ impl Settings {
             Source::Torchrun => env.torchrun_rendezvous()?,
             _ => env.required("RINGTREE_RENDEZVOUS", "the host:port where rank 0 can be met")?,
         };
-        if !rendezvous.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok()
-        }) {
+        if !rendezvous
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
             return Err(settings(format!("the rendezvous is \"{rendezvous}\", not host:port")));
         }
         let name = env.get("RINGTREE_JOB").or(env.get("TORCHELASTIC_RUN_ID"));
@@ -184,9 +185,9 @@ impl Variables<'_> {
             None | Some("auto") => Ok(Transports::Auto),
             Some("shm") => Ok(Transports::Shm),
             Some("tcp") => Ok(Transports::Tcp),
-            Some(other) => Err(settings(format!(
-                "RINGTREE_TRANSPORT={other} is none of auto, shm, tcp"
-            ))),
+            Some(other) => {
+                Err(settings(format!("RINGTREE_TRANSPORT={other} is none of auto, shm, tcp")))
+            }
         }
     }
 }
@@ -213,12 +214,11 @@ fn secret_of_file(path: &Path) -> Result<Secret, Error> {
 /// first rank makes, named after the job and readable by this user alone.
 fn secret_of_host(job: &str) -> Result<Secret, Error> {
     let path = host_secret_path(job);
-    let fail = |error: std::io::Error| {
-        settings(format!("the secret file {}: {error}", path.display()))
-    };
+    let fail =
+        |error: std::io::Error| settings(format!("the secret file {}: {error}", path.display()));
     // Written aside and linked into place: nobody reads it half-written, and one rank wins.
     let mine = path.with_extension(format!("{}", std::process::id()));
-    let (_, text) = Secret::generate();
+    let text = Secret::generate().map_err(|error| settings(error.to_string()))?;
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -290,12 +290,8 @@ mod tests {
     #[test]
     fn contradictions_say_what_is_wrong() {
         let with = |name: &'static str, value: &'static str| {
-            let pairs: Vec<_> = OURS
-                .iter()
-                .copied()
-                .filter(|(k, _)| *k != name)
-                .chain([(name, value)])
-                .collect();
+            let pairs: Vec<_> =
+                OURS.iter().copied().filter(|(k, _)| *k != name).chain([(name, value)]).collect();
             parse(&pairs).unwrap_err().to_string()
         };
         assert!(with("RINGTREE_RANK", "4").contains("must be below RINGTREE_RANKS=4"));

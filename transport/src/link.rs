@@ -9,7 +9,9 @@
 //! The set of transports is closed, so that the inner loop is a match and not a virtual call.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
+use crate::memory::Registration;
 use crate::{shm, sim, tcp};
 
 /// Number of a channel on a link: a lane of a collective, or [`POINT_TO_POINT`].
@@ -188,6 +190,39 @@ impl Link {
         each!(self, l => unsafe { l.post(channel, tag, data, len, last) })
     }
 
+    /// Lets ranges of a memory be lent, where the transport can: see [`Link::lend`].
+    pub fn share(&mut self, registration: &Arc<Registration>) {
+        if let Link::Shm(link) = self {
+            link.share(registration);
+        }
+    }
+
+    /// Whether [`Link::lend`] may lend this range.
+    #[inline]
+    pub fn lends(&self, data: *const u8, len: usize) -> bool {
+        matches!(self, Link::Shm(link) if link.lends(data, len))
+    }
+
+    /// As [`Link::post`], where the range lies in shared memory: the peer reads it in place, and it
+    /// counts as sent when the peer has released it. Returns false, and sends nothing, where that
+    /// cannot be done now.
+    ///
+    /// # Safety
+    /// As [`Link::post`].
+    pub unsafe fn lend(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+        last: bool,
+    ) -> Result<bool, LinkError> {
+        match self {
+            Link::Shm(link) => link.lend(channel, tag, data, len, last),
+            Link::Tcp(_) | Link::Sim(_) => Ok(false),
+        }
+    }
+
     /// Payload bytes ever posted or committed on a channel.
     #[inline]
     pub fn posted_bytes(&self, channel: Channel) -> u64 {
@@ -286,6 +321,14 @@ impl Link {
     /// Tells the peer whether this side sleeps and must be woken by its bell.
     pub fn set_parked(&mut self, parked: bool) {
         each!(self, l => l.set_parked(parked))
+    }
+
+    /// The process at the other end, where it is one of this host and the kernel says so.
+    pub fn peer_process(&self) -> Option<u32> {
+        match self {
+            Link::Shm(link) => link.peer_process(),
+            Link::Tcp(_) | Link::Sim(_) => None,
+        }
     }
 
     /// Says goodbye and gives everything back; waits at most until `deadline` for what is posted or
