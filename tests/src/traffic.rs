@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-use ringtree_transport::{Channel, Link, LinkError, Tag};
+use ringtree_transport::{Channel, Link, LinkError, MAX_LANES, Tag};
 
+use crate::links::{Pair, wait_for};
 use crate::random::Random;
 
 /// Bytes that are received in one call at most: room is cleared before it is used.
@@ -28,6 +29,52 @@ pub fn messages(random: &mut Random, count: usize, longest: usize) -> VecDeque<M
             Message { tag, data: random.bytes(len) }
         })
         .collect()
+}
+
+/// Messages for some channels.
+pub type Traffic = Vec<(Channel, VecDeque<Message>)>;
+
+/// Carries messages both ways, dividing the slots anew now and then; returns when all have come.
+pub fn exchange(pair: &mut Pair, random: &mut Random, there: Traffic, back: Traffic) {
+    let lanes = there.iter().chain(&back).map(|&(channel, _)| channel).filter(|&c| c < MAX_LANES);
+    let fewest_lanes = lanes.max().map_or(1, |channel| channel + 1);
+    let split = |traffic: Traffic| -> (Vec<_>, Vec<_>) {
+        let both = traffic.into_iter();
+        both.map(|(c, m)| (Sending::new(c, m.clone()), Receiving::new(c, m))).unzip()
+    };
+    let (mut left_sends, mut right_receives) = split(there);
+    let (mut right_sends, mut left_receives) = split(back);
+    let world = pair.world.clone();
+    wait_for(&world, "all messages", || {
+        if random.one_in(50) {
+            let lanes = fewest_lanes + random.below(MAX_LANES - fewest_lanes + 1);
+            pair.divide(lanes);
+        }
+        let mut done = step(&mut pair.left, random, &mut left_sends, &mut left_receives);
+        done &= step(&mut pair.right, random, &mut right_sends, &mut right_receives);
+        done.then_some(())
+    });
+}
+
+/// One turn of an end that posts now and then, and reads all its channels. Returns whether it has sent and received everything.
+pub fn step(
+    link: &mut Link,
+    random: &mut Random,
+    sends: &mut [Sending],
+    receives: &mut [Receiving],
+) -> bool {
+    if random.one_in(2) {
+        link.poll(0).expect("open");
+    }
+    for sending in sends.iter_mut() {
+        if random.one_in(2) {
+            sending.step(link, random).expect("open");
+        }
+    }
+    for receiving in receives.iter_mut() {
+        receiving.step(link, random).expect("open");
+    }
+    sends.iter().all(Sending::is_done) && receives.iter().all(Receiving::is_done)
 }
 
 /// The sending end of a channel.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ringtree_tests::links::{self, MakePair, PATIENCE, Pair, World, is_closed, wait_for};
 use ringtree_tests::random::Random;
-use ringtree_tests::traffic::{Message, Receiving, Sending, messages};
+use ringtree_tests::traffic::{Message, Receiving, Sending, exchange, messages, step};
 use ringtree_transport::memory::Bell;
 use ringtree_transport::wait::Sleeper;
 use ringtree_transport::{Arrival, CHANNELS, Channel, Link, MAX_LANES, POINT_TO_POINT, Tag};
@@ -87,54 +87,6 @@ fn all_channels_at_once_in_both_directions(make: MakePair) {
         let (there, back) = (traffic(), traffic());
         exchange(&mut make(), &mut random, there, back);
     }
-}
-
-/// Carries messages both ways, dividing the slots anew now and then.
-fn exchange(
-    pair: &mut Pair,
-    random: &mut Random,
-    there: Vec<(Channel, VecDeque<Message>)>,
-    back: Vec<(Channel, VecDeque<Message>)>,
-) {
-    let lanes = there.iter().chain(&back).map(|&(channel, _)| channel).filter(|&c| c < MAX_LANES);
-    let fewest_lanes = lanes.max().map_or(1, |channel| channel + 1);
-    let split = |traffic: Vec<(Channel, VecDeque<Message>)>| -> (Vec<_>, Vec<_>) {
-        let both = traffic.into_iter();
-        both.map(|(c, m)| (Sending::new(c, m.clone()), Receiving::new(c, m))).unzip()
-    };
-    let (mut left_sends, mut right_receives) = split(there);
-    let (mut right_sends, mut left_receives) = split(back);
-    let world = pair.world.clone();
-    wait_for(&world, "all messages", || {
-        if random.one_in(50) {
-            let lanes = fewest_lanes + random.below(MAX_LANES - fewest_lanes + 1);
-            pair.divide(lanes);
-        }
-        let mut done = step(&mut pair.left, random, &mut left_sends, &mut left_receives);
-        done &= step(&mut pair.right, random, &mut right_sends, &mut right_receives);
-        done.then_some(())
-    });
-}
-
-/// One turn of an end. Returns whether it has sent and received everything.
-fn step(
-    link: &mut Link,
-    random: &mut Random,
-    sends: &mut [Sending],
-    receives: &mut [Receiving],
-) -> bool {
-    if random.one_in(2) {
-        link.poll(0).expect("open");
-    }
-    for sending in sends.iter_mut() {
-        if random.one_in(2) {
-            sending.step(link, random).expect("open");
-        }
-    }
-    for receiving in receives.iter_mut() {
-        receiving.step(link, random).expect("open");
-    }
-    sends.iter().all(Sending::is_done) && receives.iter().all(Receiving::is_done)
 }
 
 fn two_threads_at_full_speed(make: MakePair) {
