@@ -74,7 +74,7 @@ pub fn step(
     for receiving in receives.iter_mut() {
         receiving.step(link, random).expect("open");
     }
-    sends.iter().all(Sending::is_done) && receives.iter().all(Receiving::is_done)
+    sends.iter().all(|sending| sending.is_done(link)) && receives.iter().all(Receiving::is_done)
 }
 
 /// The sending end of a channel.
@@ -94,9 +94,9 @@ impl Sending {
         Sending { channel, messages, offset: 0, borrowed: VecDeque::new() }
     }
 
-    /// Whether everything has left.
-    pub fn is_done(&self) -> bool {
-        self.messages.is_empty() && self.borrowed.is_empty()
+    /// Whether everything has left, empty messages too.
+    pub fn is_done(&self, link: &Link) -> bool {
+        self.messages.is_empty() && self.borrowed.is_empty() && !link.is_waiting(self.channel)
     }
 
     /// Posts, or writes in place and commits, a random piece, and spoils what the link has promised
