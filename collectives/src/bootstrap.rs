@@ -5,7 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
+use ringtree_transport::endpoint::{Endpoint, EndpointConfig, EndpointError, Transports};
+use ringtree_transport::interfaces::advertised_address;
 use ringtree_transport::memory::Bell;
 use ringtree_transport::rendezvous::{self, Server, Store, StoreClient};
 use ringtree_transport::secure::{Job, Secret};
@@ -47,6 +48,7 @@ struct Introduction {
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let deadline = Instant::now() + settings.timeout;
+    check_interface(settings)?;
     let hosted = if settings.rank == 0 { host(settings)? } else { None };
     let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
     let store = Store::Tcp(store);
@@ -102,6 +104,15 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     };
     let shape = Shape { ranks, shared_memory };
     Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out: hosted.map(SeeOut) })
+}
+
+/// A wrong setting is said before anyone is waited for: where it is the same on all ranks, rank 0
+/// has ended with it, and the others would not find the rendezvous.
+fn check_interface(settings: &Settings) -> Result<(), Error> {
+    if settings.transports != Transports::Shm && settings.interface.is_some() {
+        advertised_address(settings.interface.as_deref(), None).map_err(EndpointError::from)?;
+    }
+    Ok(())
 }
 
 /// A rendezvous of this process alone, and the settings of `ranks` ranks that meet there.

@@ -1,1 +1,4 @@
-//! Shared helpers of the tests in this folder.
+//! Shared helpers of the tests in this folder, and of other packages' tests.
+
+pub mod namespaces;
+pub mod program;
