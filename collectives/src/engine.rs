@@ -2,12 +2,12 @@
 //! operations, and the wait for them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
-use ringtree_transport::memory::Bell;
+use ringtree_transport::memory::{Bell, Registration};
 use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
 use ringtree_transport::{Link, POINT_TO_POINT, Tag};
 
@@ -55,6 +55,8 @@ pub(crate) struct Wiring {
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) links: Vec<Option<Link>>,
+    /// What links may lend, those that are yet to be made too.
+    pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
 /// What a wait looks at beside the links.
@@ -152,6 +154,13 @@ impl Engine {
         self.connect(&all)
     }
 
+    /// Lets peers read a memory in place.
+    pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+        self.wiring.registrations.retain(|other| other.strong_count() > 0);
+        self.wiring.registrations.push(Arc::downgrade(registration));
+        self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
+    }
+
     /// The link to a peer, if it has been made.
     pub(crate) fn link(&self, peer: u32) -> Option<&Link> {
         self.wiring.links.get(peer as usize)?.as_ref()
@@ -176,7 +185,9 @@ impl Engine {
             let abort = self.driver.abort.clone();
             let address = &self.wiring.addresses[peer as usize];
             match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
-                Ok(link) => {
+                Ok(mut link) => {
+                    let registrations = self.wiring.registrations.iter();
+                    registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
                     self.driver.watch_process(&link);
                     self.wiring.links[peer as usize] = Some(link);
                 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use ringtree::{Communicator, Error, Op};
 
 /// It says that it runs after the first repeat and after each of so many.
-const SAY_EVERY: usize = 64;
+const SAY_EVERY: usize = 16;
 
 fn main() -> ExitCode {
     let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>().expect("a number"));
