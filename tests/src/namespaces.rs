@@ -11,7 +11,8 @@
 //! test. Addresses and ports mean nothing outside, so that beds never clash.
 //!
 //! The hosts share a kernel, its boot id and its host name: whoever takes that for one host is
-//! found out here.
+//! found out here. Each has half of the processors, so that ranks who think that they have a
+//! processor each really do.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -21,9 +22,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::thread;
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+/// To the calls about affinity, the calling thread.
+const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// Two hosts and the wires between them.
 #[derive(Debug)]
@@ -101,6 +106,7 @@ impl Host {
     /// the thread that starts it ends.
     pub fn command(&self, program: &str) -> Command {
         let namespace = self.namespace.try_clone().expect("a descriptor");
+        let processors = self.processors();
         let mut command = Command::new(program);
         command.env_clear();
         // SAFETY: the closure runs between fork and exec: it only makes system calls, and neither
@@ -108,10 +114,24 @@ impl Host {
         unsafe {
             command.pre_exec(move || {
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                sched_setaffinity(THIS_THREAD, &processors)?;
                 Ok(set_pdeathsig(Signal::SIGKILL)?)
             })
         };
         command
+    }
+
+    /// This host's half of the processors that this process may use; all if that is one.
+    fn processors(&self) -> CpuSet {
+        let all = sched_getaffinity(THIS_THREAD).expect("an affinity");
+        let usable = (0..CpuSet::count()).filter(|processor| all.is_set(*processor) == Ok(true));
+        let usable: Vec<usize> = usable.collect();
+        let half = usable.chunks(usable.len().div_ceil(2)).nth(self.number.into());
+        let mut processors = CpuSet::new();
+        for processor in half.unwrap_or(&usable) {
+            processors.set(*processor).expect("a processor that a set can hold");
+        }
+        processors
     }
 
     /// Bytes that have arrived here over a wire.
