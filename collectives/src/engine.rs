@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::{Bell, Registration};
-use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
+use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
 use ringtree_transport::{Link, POINT_TO_POINT, Tag};
 
 use crate::control::{
@@ -320,12 +320,12 @@ impl Driver {
         named: Named,
         links: &mut [Option<Link>],
     ) -> Result<(), Error> {
-        let mut wait = Wait::default();
+        let mut wait = Progressless::default();
         loop {
             match operation.poll(links, 0) {
                 Ok(Status::Done) => return Ok(()),
                 Ok(Status::Moved) => {
-                    wait = Wait::default();
+                    wait = Progressless::default();
                     continue;
                 }
                 Ok(Status::Blocked) => {}
@@ -334,23 +334,13 @@ impl Driver {
             if self.abort.is_set() {
                 return Err(self.verdict_or_timeout(named, operation.waiting_for(), self.timeout));
             }
-            match self.policy.next(wait.looks) {
-                Stage::Spin => wait.looks += 1,
-                Stage::Yielded => {
-                    wait.looks += 1;
-                    if wait.looks % 64 == 0 {
-                        self.watch(&mut wait, operation, named)?;
-                    }
-                }
-                Stage::Sleep => {
-                    let longest = self.watch(&mut wait, operation, named)?;
-                    let poll = |links: &mut [Option<Link>]| {
-                        !matches!(operation.poll(links, 0), Ok(Status::Blocked))
-                    };
-                    let moved = self.sleep(links, longest, poll);
-                    if moved {
-                        wait = Wait::default();
-                    }
+            if self.policy.next(&mut wait.looks) == Stage::Sleep {
+                let longest = self.watch(&mut wait, operation, named)?;
+                let poll = |links: &mut [Option<Link>]| {
+                    !matches!(operation.poll(links, 0), Ok(Status::Blocked))
+                };
+                if self.sleep(links, longest, poll) {
+                    wait = Progressless::default();
                 }
             }
         }
@@ -376,7 +366,7 @@ impl Driver {
     /// how long the thread may sleep until it must look again.
     fn watch(
         &mut self,
-        wait: &mut Wait,
+        wait: &mut Progressless,
         operation: &Operation,
         named: Named,
     ) -> Result<Duration, Error> {
@@ -440,10 +430,11 @@ impl Driver {
     }
 }
 
-/// A wait without progress.
+/// A time without progress.
 #[derive(Default)]
-struct Wait {
-    looks: u32,
+struct Progressless {
+    looks: Wait,
+    /// When the thread first looked at the clock.
     since: Option<Instant>,
     reported: bool,
 }
