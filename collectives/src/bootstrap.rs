@@ -115,8 +115,11 @@ fn meet(
         let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
         let (rank, ranks) = (settings.rank, settings.ranks);
         match Store::Tcp(store).gather(prefix, rank, ranks, value, deadline) {
-            Err(StoreError::Lost { .. } | StoreError::Stopped { .. } | StoreError::Disconnected { .. })
-                if Instant::now() < deadline => {}
+            Err(
+                StoreError::Lost { .. }
+                | StoreError::Stopped { .. }
+                | StoreError::Disconnected { .. },
+            ) if Instant::now() < deadline => {}
             result => return Ok(result?),
         }
     }
