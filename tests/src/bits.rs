@@ -40,6 +40,8 @@ pub fn outcomes<T: Sample>(
     for algorithm in algorithms(Collective::AllReduce).into_iter().flatten() {
         for op in Op::ALL {
             for inputs in [Inputs::Inexact, Inputs::Special] {
+                // Special values need no long buffers, and take longest to check.
+                let counts = counts.iter().filter(|&&c| inputs == Inputs::Inexact || c < 10_000);
                 for &count in counts {
                     let result = repeated::<T>(communicator, algorithm, op, inputs, count, seed);
                     let type_name = T::DATA_TYPE.name();

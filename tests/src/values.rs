@@ -108,7 +108,7 @@ fn count(random: &mut Random, ranks: u32, most: usize) -> usize {
     match random.below(20) {
         0..6 => random.pick(&[0, 1, 2, 3, ranks - 1, ranks, ranks + 1]),
         6..13 => random.below(500) * 2 + 1,
-        13..19 => random.below(most.min(30_000)),
+        13..19 => random.below(most / 30),
         _ => random.below(most),
     }
     .min(most)

@@ -9,7 +9,7 @@ use ringtree_tests::values::{Case, all_reduces, broadcasts, check};
 /// Most elements of a call: several rounds of every algorithm among few ranks, and as much as a
 /// machine with few processors moves in time among many.
 fn most(ranks: u32) -> usize {
-    if ranks <= 4 { 1_000_000 } else { 4_000_000 / (ranks * ranks) as usize }
+    if ranks <= 4 { 1_000_000 } else { 8_000_000 / (ranks * ranks) as usize }
 }
 
 fn check_all(transports: Transports, cases: impl Fn(u32) -> Vec<Case>) {
@@ -39,11 +39,11 @@ fn broadcast_from_every_root() {
 }
 
 /// Counts for the comparison of bits: a few elements, an odd count of one round, several rounds.
-const COUNTS: [usize; 3] = [5, 4_099, 300_007];
+const COUNTS: [usize; 3] = [5, 4_099, 270_001];
 
 fn all_outcomes(communicator: &Communicator) -> Vec<Outcome> {
     // The largest among few ranks only: beyond, it is the same code for much more time.
-    let counts = if communicator.ranks() <= 4 { &COUNTS[..] } else { &COUNTS[..2] };
+    let counts = if communicator.ranks() <= 3 { &COUNTS[..] } else { &COUNTS[..2] };
     let mut all = outcomes::<f32>(communicator, 4, counts);
     all.extend(outcomes::<bf16>(communicator, 5, counts));
     all
