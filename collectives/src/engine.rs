@@ -2,13 +2,13 @@
 //! operations, and the wait for them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
-use ringtree_transport::memory::Bell;
-use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
+use ringtree_transport::memory::{Bell, Registration};
+use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
 use ringtree_transport::{Link, POINT_TO_POINT, Tag};
 
 use crate::control::{
@@ -21,6 +21,9 @@ use crate::{Algorithm, DataType, Error, Op, reduce};
 /// Operations that are kept prepared. A training step has some tens of different calls; beyond
 /// this the oldest knowledge is dropped as a whole.
 const PREPARED_MOST: usize = 256;
+
+/// Scratch memory of all prepared operations at most, unless one alone needs more.
+const PREPARED_MOST_BYTES: usize = 64 << 20;
 
 /// An operation that has not moved for so long tells the arbiter.
 const STALL: Duration = Duration::from_millis(100);
@@ -55,6 +58,8 @@ pub(crate) struct Wiring {
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) links: Vec<Option<Link>>,
+    /// What links may lend, those that are yet to be made too.
+    pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
 /// What a wait looks at beside the links.
@@ -69,10 +74,21 @@ pub(crate) struct Driver {
     pub(crate) timeout: Duration,
 }
 
+/// The engine. A thread that panicked while it drove an operation has left the links with the
+/// addresses of memory that is gone: the communicator is over, and nothing looks at them again.
+pub(crate) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
+    engine.lock().unwrap_or_else(|poisoned| {
+        let mut engine = poisoned.into_inner();
+        engine.abandon();
+        engine
+    })
+}
+
 /// Operations by call, the last one at hand.
 #[derive(Debug, Default)]
 struct Prepared {
     operations: Vec<(Call, Operation)>,
+    scratch_bytes: usize,
     by_call: HashMap<Call, usize>,
     last: usize,
 }
@@ -152,6 +168,13 @@ impl Engine {
         self.connect(&all)
     }
 
+    /// Lets peers read a memory in place.
+    pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+        self.wiring.registrations.retain(|other| other.strong_count() > 0);
+        self.wiring.registrations.push(Arc::downgrade(registration));
+        self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
+    }
+
     /// The link to a peer, if it has been made.
     pub(crate) fn link(&self, peer: u32) -> Option<&Link> {
         self.wiring.links.get(peer as usize)?.as_ref()
@@ -167,6 +190,14 @@ impl Engine {
         }
     }
 
+    /// Ends the communicator because an operation panicked.
+    pub(crate) fn abandon(&mut self) {
+        if self.failed.is_none() {
+            self.driver.control.abort("an operation panicked");
+        }
+        self.fail(Error::Panicked);
+    }
+
     fn connect(&mut self, peers: &[u32]) -> Result<(), Error> {
         let deadline = Instant::now() + self.driver.timeout;
         for &peer in peers {
@@ -176,7 +207,9 @@ impl Engine {
             let abort = self.driver.abort.clone();
             let address = &self.wiring.addresses[peer as usize];
             match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
-                Ok(link) => {
+                Ok(mut link) => {
+                    let registrations = self.wiring.registrations.iter();
+                    registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
                     self.driver.watch_process(&link);
                     self.wiring.links[peer as usize] = Some(link);
                 }
@@ -222,11 +255,14 @@ impl Prepared {
     }
 
     fn add(&mut self, call: &Call, rank: u32, ranks: u32) -> usize {
-        if self.operations.len() >= PREPARED_MOST {
+        let operation = operation(call, rank, ranks);
+        self.scratch_bytes += operation.scratch_bytes();
+        if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
             self.operations.clear();
             self.by_call.clear();
+            self.scratch_bytes = operation.scratch_bytes();
         }
-        self.operations.push((*call, operation(call, rank, ranks)));
+        self.operations.push((*call, operation));
         self.by_call.insert(*call, self.operations.len() - 1);
         self.operations.len() - 1
     }
@@ -309,41 +345,27 @@ impl Driver {
         named: Named,
         links: &mut [Option<Link>],
     ) -> Result<(), Error> {
-        let mut wait = Wait::default();
+        let mut wait = Progressless::default();
         loop {
             match operation.poll(links, 0) {
                 Ok(Status::Done) => return Ok(()),
                 Ok(Status::Moved) => {
-                    wait = Wait::default();
+                    wait = Progressless::default();
                     continue;
                 }
                 Ok(Status::Blocked) => {}
                 Err(fault) => return Err(self.report(fault, named)),
             }
             if self.abort.is_set() {
-                return Err(self.verdict_or(Error::Timeout {
-                    operation: named,
-                    waiting_for: operation.waiting_for(),
-                    timeout: self.timeout,
-                }));
+                return Err(self.verdict_or_timeout(named, operation.waiting_for(), self.timeout));
             }
-            match self.policy.next(wait.looks) {
-                Stage::Spin => wait.looks += 1,
-                Stage::Yielded => {
-                    wait.looks += 1;
-                    if wait.looks % 64 == 0 {
-                        self.watch(&mut wait, operation, named)?;
-                    }
-                }
-                Stage::Sleep => {
-                    let longest = self.watch(&mut wait, operation, named)?;
-                    let poll = |links: &mut [Option<Link>]| {
-                        !matches!(operation.poll(links, 0), Ok(Status::Blocked))
-                    };
-                    let moved = self.sleep(links, longest, poll);
-                    if moved {
-                        wait = Wait::default();
-                    }
+            if self.policy.next(&mut wait.looks) == Stage::Sleep {
+                let longest = self.watch(&mut wait, operation, named)?;
+                let poll = |links: &mut [Option<Link>]| {
+                    !matches!(operation.poll(links, 0), Ok(Status::Blocked))
+                };
+                if self.sleep(links, longest, poll) {
+                    wait = Progressless::default();
                 }
             }
         }
@@ -369,7 +391,7 @@ impl Driver {
     /// how long the thread may sleep until it must look again.
     fn watch(
         &mut self,
-        wait: &mut Wait,
+        wait: &mut Progressless,
         operation: &Operation,
         named: Named,
     ) -> Result<Duration, Error> {
@@ -385,9 +407,7 @@ impl Driver {
         };
         if stalled >= self.timeout {
             self.control.stalled(stall(true));
-            let timeout = self.timeout;
-            let waiting_for = waiting_for();
-            return Err(self.verdict_or(Error::Timeout { operation: named, waiting_for, timeout }));
+            return Err(self.verdict_or_timeout(named, waiting_for(), self.timeout));
         }
         if stalled >= STALL && !wait.reported {
             wait.reported = true;
@@ -413,10 +433,20 @@ impl Driver {
                     peer_sequence: theirs.sequence,
                     peer_digest: theirs.digest,
                 });
-                let waiting_for = vec![peer];
-                self.verdict_or(Error::Timeout { operation, waiting_for, timeout: VERDICT_WAIT })
+                self.verdict_or_timeout(operation, vec![peer], VERDICT_WAIT)
             }
         }
+    }
+
+    /// The arbiter's verdict, or that time ran out where none comes.
+    fn verdict_or_timeout(
+        &mut self,
+        operation: Named,
+        waiting_for: Vec<u32>,
+        timeout: Duration,
+    ) -> Error {
+        let control_address = self.control.address().to_owned();
+        self.verdict_or(Error::Timeout { operation, waiting_for, timeout, control_address })
     }
 
     /// The arbiter's verdict, or `otherwise` where none comes.
@@ -425,10 +455,11 @@ impl Driver {
     }
 }
 
-/// A wait without progress.
+/// A time without progress.
 #[derive(Default)]
-struct Wait {
-    looks: u32,
+struct Progressless {
+    looks: Wait,
+    /// When the thread first looked at the clock.
     since: Option<Instant>,
     reported: bool,
 }

@@ -32,6 +32,9 @@ pub enum Error {
     /// Memory or descriptors have run out.
     #[error("memory: {0}")]
     Memory(Arc<io::Error>),
+    /// A panic ended an operation half-way, in this library or in a buffer's own code.
+    #[error("an operation panicked")]
+    Panicked,
     /// All survivors got this verdict: who died, stopped, came late, left or called something
     /// else.
     #[error("{0}")]
@@ -44,10 +47,11 @@ pub enum Error {
         /// What the link said.
         error: LinkError,
     },
-    /// Time without progress ran out and no verdict came that explains it.
+    /// Time without progress ran out and no verdict came that explains it: the control service
+    /// cannot be reached, or it would have decided.
     #[error(
-        "{operation}: no progress for {timeout:?}, waiting for rank(s) {waiting_for:?}; if they \
-         only need longer, raise RINGTREE_TIMEOUT"
+        "{operation}: no progress for {timeout:?}, waiting for rank(s) {waiting_for:?}, and no \
+         word from the control service at {control_address}; see whether the network to it is up"
     )]
     Timeout {
         /// What was running.
@@ -56,6 +60,8 @@ pub enum Error {
         waiting_for: Vec<u32>,
         /// The limit.
         timeout: Duration,
+        /// Where the control service is, `host:port`.
+        control_address: String,
     },
 }
 

@@ -67,6 +67,9 @@ pub struct Operation {
     failures: Vec<Option<LinkError>>,
     scratch: Scratch,
     digest: u32,
+    /// Peers may read this rank's memory in place. Not where a guard waits for what was sent: the
+    /// peers' guards would wait for this rank's in turn.
+    lends: bool,
     tag: Tag,
     input: *const u8,
     output: *mut u8,
@@ -107,20 +110,26 @@ impl Operation {
             destinations: Vec::with_capacity(program.ranks as usize + 1),
             slotted: Vec::with_capacity(program.ranks as usize),
             peers,
-            program,
             geometry,
             kernel,
             element_bytes,
             digest,
+            lends: !program.actions.iter().any(is_guard),
             tag: Tag::default(),
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
+            program,
         }
     }
 
     /// The ranks that this rank exchanges messages with.
     pub fn peers(&self) -> &[u32] {
         &self.peers
+    }
+
+    /// Memory that it holds for what arrives before it can be reduced.
+    pub fn scratch_bytes(&self) -> usize {
+        self.lanes.len() * self.geometry.scratch_bytes()
     }
 
     /// What its frames say about the call.
@@ -207,6 +216,11 @@ impl Operation {
         }
         Ok(Status::Blocked)
     }
+}
+
+/// Whether an action waits until peers have consumed what was sent.
+fn is_guard(action: &Action) -> bool {
+    matches!(action, Action::Flush { .. } | Action::Move { guarded: true, .. })
 }
 
 /// Every peer of a program, in ascending order.

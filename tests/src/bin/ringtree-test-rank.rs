@@ -224,6 +224,7 @@ fn describe(error: &Error) -> String {
         Error::Endpoint(_) => ("endpoint", vec![]),
         Error::Memory(_) => ("memory", vec![]),
         Error::Link { .. } => ("link", vec![]),
+        Error::Panicked => ("panicked", vec![]),
         Error::Timeout { waiting_for, .. } => ("timeout", waiting_for.clone()),
     };
     let ranks: Vec<String> = ranks.iter().map(u32::to_string).collect();
