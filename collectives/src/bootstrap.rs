@@ -46,8 +46,17 @@ struct Introduction {
 
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
-    let deadline = Instant::now() + settings.timeout;
     let hosted = if settings.rank == 0 { host(settings)? } else { None };
+    let joined = join_at(settings, hosted.clone());
+    if let (Err(_), Some(hosted)) = (&joined, &hosted) {
+        // The others hear why, too, before this process ends.
+        hosted.server.await_no_clients(Instant::now() + LAST_OUT);
+    }
+    joined
+}
+
+fn join_at(settings: &Settings, hosted: Option<Arc<Hosted>>) -> Result<Joined, Error> {
+    let deadline = Instant::now() + settings.timeout;
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
     let endpoint = Endpoint::bind(EndpointConfig {

@@ -1,6 +1,7 @@
 //! The part of a communicator that one thread at a time drives: its links, its prepared
 //! operations, and the wait for them.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -123,7 +124,7 @@ impl Engine {
         self.check()?;
         let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
         let peers = self.prepared.operations[index].1.peers().to_vec();
-        self.connect(&peers)
+        self.connect(&peers, None)
     }
 
     /// Runs a call to its end.
@@ -139,16 +140,16 @@ impl Engine {
     ) -> Result<(), Error> {
         self.check()?;
         let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
+        let sequence = self.next_sequence(call.stream);
+        let named = Named { stream: call.stream, sequence, record: call.record };
+        let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
         let missing = self.prepared.operations[index].1.peers().iter();
         if missing.clone().any(|&peer| self.wiring.links[peer as usize].is_none()) {
             let peers: Vec<u32> = missing.copied().collect();
-            self.connect(&peers)?;
+            self.connect(&peers, Some(named))?;
         }
-        let sequence = self.next_sequence(call.stream);
         let operation = &mut self.prepared.operations[index].1;
         let tag = Tag { sequence, digest: operation.digest() };
-        let named = Named { stream: call.stream, sequence, record: call.record };
-        let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
         // SAFETY: the caller's promise is passed on.
         unsafe { operation.start(tag, input, output, &mut self.wiring.links) };
         let result = self.driver.drive(operation, named, &mut self.wiring.links);
@@ -165,7 +166,7 @@ impl Engine {
     pub(crate) fn warm_up(&mut self) -> Result<(), Error> {
         self.check()?;
         let all: Vec<u32> = (0..self.wiring.addresses.len() as u32).collect();
-        self.connect(&all)
+        self.connect(&all, None)
     }
 
     /// Lets peers read a memory in place.
@@ -198,22 +199,21 @@ impl Engine {
         self.fail(Error::Panicked);
     }
 
-    fn connect(&mut self, peers: &[u32]) -> Result<(), Error> {
+    /// Makes the links that are missing, for an operation if there is one.
+    fn connect(&mut self, peers: &[u32], operation: Option<Named>) -> Result<(), Error> {
         let deadline = Instant::now() + self.driver.timeout;
         for &peer in peers {
             if peer == self.wiring.rank || self.wiring.links[peer as usize].is_some() {
                 continue;
             }
-            let abort = self.driver.abort.clone();
-            let address = &self.wiring.addresses[peer as usize];
-            match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
+            match self.driver.connect(&self.wiring, peer, operation, deadline) {
                 Ok(mut link) => {
                     let registrations = self.wiring.registrations.iter();
                     registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
                     self.driver.watch_process(&link);
                     self.wiring.links[peer as usize] = Some(link);
                 }
-                Err(error) => return Err(self.fail(error.into())),
+                Err(error) => return Err(self.fail(error)),
             }
         }
         Ok(())
@@ -338,6 +338,45 @@ impl Driver {
         }
     }
 
+    /// The link to a peer. A peer that does not come holds its operation up like one that does not
+    /// answer, so the arbiter hears of it.
+    fn connect(
+        &self,
+        wiring: &Wiring,
+        peer: u32,
+        operation: Option<Named>,
+        deadline: Instant,
+    ) -> Result<Link, Error> {
+        let began = Instant::now();
+        let stall = |operation, deadline_passed| Stall {
+            operation,
+            waiting_for: vec![peer],
+            stalled_ms: began.elapsed().as_millis() as u64,
+            deadline_passed,
+        };
+        let reported = Cell::new(false);
+        let stop = || {
+            if let Some(operation) = operation
+                && began.elapsed() >= STALL
+                && !reported.replace(true)
+            {
+                self.control.stalled(stall(operation, false));
+            }
+            self.abort.is_set()
+        };
+        let address = &wiring.addresses[peer as usize];
+        wiring.endpoint.connect(peer, address, deadline, &stop).map_err(|error| {
+            match operation.filter(|_| Instant::now() >= deadline) {
+                Some(operation) => self.control.stalled(stall(operation, true)),
+                None => {
+                    let reason = error.to_string();
+                    self.control.link_failed(LinkFailure { peer, reason, operation });
+                }
+            }
+            self.verdict_or(error.into())
+        })
+    }
+
     /// Drives an operation to its end, however long its peers take within the deadline.
     fn drive(
         &mut self,
@@ -440,7 +479,7 @@ impl Driver {
 
     /// The arbiter's verdict, or that time ran out where none comes.
     fn verdict_or_timeout(
-        &mut self,
+        &self,
         operation: Named,
         waiting_for: Vec<u32>,
         timeout: Duration,
@@ -450,7 +489,7 @@ impl Driver {
     }
 
     /// The arbiter's verdict, or `otherwise` where none comes.
-    fn verdict_or(&mut self, otherwise: Error) -> Error {
+    fn verdict_or(&self, otherwise: Error) -> Error {
         self.abort.await_verdict(Instant::now() + VERDICT_WAIT).map_or(otherwise, Error::Verdict)
     }
 }

@@ -65,7 +65,8 @@ impl ControlService {
         self.inbox.push(Work::Accept { connection, hello });
     }
 
-    /// Waits until no rank is connected, at most until the deadline; whether that came true.
+    /// Waits until no rank is connected and none is still to come, at most until the deadline;
+    /// whether that came true.
     pub fn await_empty(&self, deadline: Instant) -> bool {
         self.members.wait_until_none(deadline)
     }
@@ -94,7 +95,7 @@ enum Work {
     Close,
 }
 
-/// How many ranks are connected.
+/// How many ranks are connected or still to come.
 #[derive(Debug, Default)]
 struct Members {
     count: Mutex<usize>,
@@ -163,6 +164,7 @@ impl Server {
             if !ready.more {
                 self.handle_timeouts();
             }
+            self.members.set(self.occupied());
         }
     }
 
@@ -195,7 +197,6 @@ impl Server {
         connection.send(&self.joined);
         let watched = self.poller.add(&connection, key);
         self.seats.insert(key, Seat { connection, communicator: id, rank });
-        self.members.set(self.seats.len());
         self.send(id, sends);
         if let Err(error) = watched {
             warn!("the control connection of rank {rank} cannot be watched: {error}");
@@ -242,7 +243,6 @@ impl Server {
         let Some(seat) = self.seats.remove(&key) else { return };
         // A child that was forked may have kept it open; then closing it would not be enough.
         self.poller.remove(&seat.connection);
-        self.members.set(self.seats.len());
         let now_ms = self.now_ms();
         let Some(communicator) = self.communicators.get_mut(&seat.communicator) else { return };
         communicator.seats.remove(&seat.rank);
@@ -289,6 +289,12 @@ impl Server {
         }
         self.seats.clear();
         self.members.set(0);
+    }
+
+    /// Ranks that are connected or still to come.
+    fn occupied(&self) -> usize {
+        let to_come = self.communicators.values().map(|c| c.arbiter.to_come());
+        self.seats.len() + to_come.sum::<usize>()
     }
 
     fn now_ms(&self) -> u64 {

@@ -31,13 +31,14 @@ fn a_rank_that_is_claimed_twice_is_refused_and_disturbs_nobody() {
     }
 }
 
+/// The one whose patience ends first gives up for all that wait, and tells them why.
 #[test]
 fn a_rank_that_does_not_come_is_named_to_all_others() {
     for host in [Host::Launcher, Host::RankZero] {
         let mut job = Job::empty(&setup(4, "shm").timeout_s(1.0).host(host));
-        for rank in [0, 1, 3] {
-            job.add(rank, "barrier", &[]);
-        }
+        job.add(0, "barrier", &[]);
+        job.add(1, "barrier", &[("RINGTREE_TIMEOUT", "30")]);
+        job.add(3, "barrier", &[("RINGTREE_TIMEOUT", "50")]);
         for member in 0..3 {
             let error = job.expect(member, "failed");
             assert!(error.field(0) == "rendezvous" && error.rest.contains("rank 2 of 4"), "{job}");

@@ -12,18 +12,14 @@ use ringtree_transport::rendezvous::StoreClient;
 
 use crate::setup;
 
-/// All-reduces while strangers come.
-const CALLS: usize = 2000;
-
 #[test]
 fn a_port_scan_garbage_silence_and_a_replay_disturb_nobody() {
     for (transport, host) in
         [("tcp", Host::Launcher), ("tcp", Host::RankZero), ("auto", Host::Launcher)]
     {
-        let mut job = Job::start(&setup(3, transport).host(host), |_| {
-            format!("warm-up; barrier; wait; repeat {CALLS} 1000; all-reduce f32 sum 1000; values")
-        });
-        job.expect_all(0..3, "waiting");
+        let mut job =
+            Job::start(&setup(3, transport).host(host), |_| "warm-up; stream 1000".into());
+        job.expect_all(0..3, "running");
         let pids: Vec<u32> = (0..3).map(|member| job.pid(member)).collect();
         let mut tcp: Vec<_> = pids.iter().flat_map(|pid| tcp_listeners(*pid)).collect();
         assert!(tcp.len() >= 3, "each rank listens: {tcp:?}");
@@ -32,14 +28,11 @@ fn a_port_scan_garbage_silence_and_a_replay_disturb_nobody() {
         let genuine = record(job.rendezvous());
         tcp.push(job.rendezvous());
 
-        (0..3).for_each(|member| job.go_on(member));
         let held: Vec<_> = tcp.iter().flat_map(|address| disturb(*address, &genuine)).collect();
         let held_unix: Vec<_> = unix.iter().flat_map(|name| disturb_unix(name)).collect();
+        job.go_on(0);
         for member in 0..3 {
-            println!("{transport}, {host:?}: {}", job.expect(member, "took"));
-            assert_eq!(job.expect(member, "values").rest, "111", "{job}");
-        }
-        for member in 0..3 {
+            job.expect(member, "done");
             assert!(job.end(member).success(), "{job}");
         }
         drop((held, held_unix));

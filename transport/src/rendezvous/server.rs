@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::debug;
@@ -42,6 +42,7 @@ pub struct Server {
 /// The part of the service that the server's owner uses.
 trait Hub: Send + Sync {
     fn store(&self) -> Arc<MemoryStore>;
+    fn await_no_clients(&self, deadline: Instant);
     fn stop(&self);
 }
 
@@ -49,6 +50,8 @@ struct HubOf<F> {
     store: Arc<MemoryStore>,
     on_control: F,
     clients: Mutex<Clients>,
+    /// A client has gone.
+    gone: Condvar,
 }
 
 #[derive(Default)]
@@ -76,7 +79,8 @@ impl Server {
         };
         let address = listener.local_addr().map_err(|error| failed("a socket".into(), error))?;
         let store = MemoryStore::new();
-        let hub = Arc::new(HubOf { store, on_control, clients: Mutex::default() });
+        let hub =
+            Arc::new(HubOf { store, on_control, clients: Mutex::default(), gone: Condvar::new() });
         let acceptor = Acceptor::start(listener, job, hub.clone())
             .map_err(|error| failed(address.to_string(), error))?;
         Ok(Server { address, hub, acceptor })
@@ -85,6 +89,12 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Waits until no rank is connected to the store, at most until the deadline: all have had their
+    /// answers then.
+    pub fn await_no_clients(&self, deadline: Instant) {
+        self.hub.await_no_clients(deadline);
     }
 
     /// The store itself, for whoever is in the server's process. It stops with the server.
@@ -111,6 +121,13 @@ impl fmt::Debug for Server {
 impl<F: Send + Sync> Hub for HubOf<F> {
     fn store(&self) -> Arc<MemoryStore> {
         self.store.clone()
+    }
+
+    fn await_no_clients(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let connected = |clients: &mut Clients| !clients.sockets.is_empty();
+        // Whether all have gone in time makes no difference to whoever has waited.
+        let _ = self.gone.wait_timeout_while(self.clients(), left, connected);
     }
 
     fn stop(&self) {
@@ -142,6 +159,7 @@ where
             debug!("the store's connection to {peer} has ended: {error}");
         }
         self.clients().sockets.remove(&id);
+        self.gone.notify_all();
     }
 }
 
