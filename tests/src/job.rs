@@ -111,7 +111,7 @@ pub struct Job {
     setup: Setup,
     rendezvous: String,
     /// Where the launcher hosts. The server goes first, as its callback uses the service.
-    _hosted: Option<(Server, Arc<ControlService>)>,
+    hosted: Option<(Server, Arc<ControlService>)>,
 }
 
 /// One process.
@@ -132,7 +132,7 @@ impl Job {
         };
         let (say, heard) = channel();
         let setup = setup.clone();
-        Job { members: vec![], heard, say, log: vec![], setup, rendezvous, _hosted: hosted }
+        Job { members: vec![], heard, say, log: vec![], setup, rendezvous, hosted }
     }
 
     /// Starts all ranks, each with its script.
@@ -175,6 +175,11 @@ impl Job {
         std::thread::spawn(move || listen(number, reader, &say));
         self.members.push(Member { child, events: VecDeque::new(), silent: false });
         number
+    }
+
+    /// Ends the rendezvous and the arbiter in good order, where the launcher hosts them.
+    pub fn end_hosting(&mut self) {
+        self.hosted = None;
     }
 
     /// Where the ranks meet.

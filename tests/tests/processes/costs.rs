@@ -12,6 +12,13 @@ const IDLE_US_PER_S: f64 = 1000.0;
 /// How long ranks are watched while they do nothing.
 const IDLE_S: u64 = 5;
 
+/// How long a call waits for a rank that is late.
+const WAIT_S: u64 = 2;
+
+/// Processor time that a call may use in a second in which nothing comes: it looks busily for a
+/// moment before it sleeps.
+const WAITING_US_PER_S: f64 = 20_000.0;
+
 /// A crowd may be this much slower than this machine usually is, not the thousandfold of a collapse.
 const CROWDED_MOST_US: f64 = 20_000.0;
 
@@ -27,6 +34,23 @@ fn an_idle_communicator_uses_no_processor_time() {
             println!("{transport}: rank {member} used {used_us} us in {IDLE_S} s");
             assert!(used_us < IDLE_US_PER_S * IDLE_S as f64, "{used_us} us\n{job}");
         }
+    }
+}
+
+/// What waits in the socket of a peer that this call has nothing to do with keeps nobody awake.
+#[test]
+fn a_waiting_rank_uses_no_processor_time() {
+    for transport in ["shm", "tcp"] {
+        let mut job = Job::start(&setup(3, transport), |rank| match rank {
+            0 => "warm-up; usage; receive f32 1000 1; usage; receive f32 300000 2".into(),
+            1 => format!("warm-up; rest {WAIT_S}; send f32 1000 0"),
+            _ => "warm-up; send f32 300000 0".into(),
+        });
+        let before = job.expect(0, "usage").number(0);
+        let used_us = job.expect(0, "usage").number(0) - before;
+        println!("{transport}: {used_us} us in a call that waited for {WAIT_S} s");
+        (0..3).for_each(|member| assert!(job.end(member).success(), "{job}"));
+        assert!(used_us < WAITING_US_PER_S * WAIT_S as f64, "{used_us} us\n{job}");
     }
 }
 

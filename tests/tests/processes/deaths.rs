@@ -140,3 +140,15 @@ fn a_rank_that_nobody_waits_for_may_leave() {
         }
     }
 }
+
+#[test]
+fn losing_the_rendezvous_after_the_start_harms_nobody() {
+    let mut job = Job::start(&setup(3, "auto"), |_| "stream 1000; wait; barrier".into());
+    job.expect_all(0..3, "running");
+    job.end_hosting();
+    job.go_on(0);
+    job.expect_all(0..3, "waiting");
+    (0..3).for_each(|member| job.go_on(member));
+    job.expect_all(0..3, "done");
+    (0..3).for_each(|member| assert!(job.end(member).success(), "{job}"));
+}
