@@ -1,13 +1,14 @@
 //! The communicator: what a program calls.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
 
 use crate::bootstrap;
 use crate::control::{Control, Stream};
-use crate::engine::{Call, Engine};
+use crate::engine::{self, Call, Engine};
 use crate::memory::{Memory, Registered};
 use crate::progress::{Pending, Progress};
 use crate::record::{CallKind, CallRecord};
@@ -31,14 +32,12 @@ const NO_ROOT: u32 = u32::MAX;
 ///
 /// **Failure.** No call waits for ever. After an error other than [`Error::Argument`] the
 /// communicator is over: it can only be dropped.
-#[derive(Debug)]
 pub struct Communicator {
     inner: Arc<Inner>,
     progress: Progress,
 }
 
 /// What the calling threads and the progress thread share.
-#[derive(Debug)]
 pub(crate) struct Inner {
     rank: u32,
     shape: Shape,
@@ -122,7 +121,7 @@ impl Communicator {
             .collect();
         let mut communicators = Vec::with_capacity(ranks as usize);
         for thread in threads {
-            let joined = thread.join().map_err(|_| Error::Settings("a rank panicked".into()))?;
+            let joined = thread.join().map_err(|_| Error::Panicked)?;
             let mut communicator = joined?;
             if let Some(inner) = Arc::get_mut(&mut communicator.inner) {
                 inner.hosted = Some(hosted.clone());
@@ -195,8 +194,8 @@ impl Communicator {
         self.chosen().broadcast(buffer, root)
     }
 
-    /// As [`Communicator::broadcast`], from the root's `input` into everyone's `output`. The other
-    /// ranks' `input` is not read.
+    /// As [`Communicator::broadcast`], from the root's `input` into everyone's `output` of the same
+    /// length. The other ranks' `input` is not read and may be empty.
     ///
     /// # Errors
     /// See [`Error`].
@@ -371,7 +370,18 @@ impl Drop for Communicator {
     fn drop(&mut self) {
         // What was posted is completed first: its buffers belong to the operations.
         self.progress.finish();
-        self.inner.engine.lock().unwrap_or_else(PoisonError::into_inner).close();
+        engine::lock(&self.inner.engine).close();
+    }
+}
+
+impl fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { ranks, shared_memory } = self.shape();
+        f.debug_struct("Communicator")
+            .field("rank", &self.rank())
+            .field("ranks", &ranks)
+            .field("shared_memory", &shared_memory)
+            .finish_non_exhaustive()
     }
 }
 
@@ -427,9 +437,12 @@ impl<'a> Using<'a> {
         output: &mut [T],
         root: u32,
     ) -> Result<(), Error> {
-        same_length(input.len(), output.len())?;
-        let call = self.broadcast_call::<T>(input.len(), root)?;
-        // SAFETY: both are borrowed until the call has returned, and cannot overlap.
+        if root == self.communicator.rank() {
+            same_length(input.len(), output.len())?;
+        }
+        let call = self.broadcast_call::<T>(output.len(), root)?;
+        // SAFETY: both are borrowed until the call has returned, and cannot overlap; of a broadcast
+        // only the root reads its input, which is as long as the output.
         unsafe {
             let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
             self.communicator.engine().run(&call, from, to)
@@ -447,7 +460,8 @@ impl<'a> Using<'a> {
     {
         let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
         let run = move |engine: &mut Engine, buffer: &mut B| {
-            let start = buffer.as_mut().as_mut_ptr().cast::<u8>();
+            let buffer = expected_length(buffer.as_mut(), &call)?;
+            let start = buffer.as_mut_ptr().cast::<u8>();
             // SAFETY: the operation owns the buffer until it is done.
             unsafe { engine.run(&call, start, start) }
         };
@@ -504,10 +518,7 @@ impl<T: Element, B: AsMut<[T]>> Prepared<'_, T, B> {
     /// # Errors
     /// See [`Error`].
     pub fn run(&mut self) -> Result<(), Error> {
-        let buffer = self.buffer.as_mut();
-        if buffer.len() as u64 != self.call.record.count {
-            return Err(Error::Argument("the prepared buffer has changed its length".to_string()));
-        }
+        let buffer = expected_length(self.buffer.as_mut(), &self.call)?;
         let start = buffer.as_mut_ptr().cast::<u8>();
         // SAFETY: the buffer is borrowed mutably until the call has returned.
         unsafe { self.communicator.engine().run(&self.call, start, start) }
@@ -529,4 +540,14 @@ fn same_length(input: usize, output: usize) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Argument(format!("the input has {input} elements and the output {output}")))
+}
+
+/// What a caller's `as_mut` gives, if it is still as long as the call says: any safe code may
+/// answer differently each time.
+fn expected_length<'b, T>(buffer: &'b mut [T], call: &Call) -> Result<&'b mut [T], Error> {
+    let (length, count) = (buffer.len() as u64, call.record.count);
+    if length == count {
+        return Ok(buffer);
+    }
+    Err(Error::Argument(format!("the buffer had {count} elements and now has {length}")))
 }

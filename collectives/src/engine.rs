@@ -2,7 +2,7 @@
 //! operations, and the wait for them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
@@ -21,6 +21,9 @@ use crate::{Algorithm, DataType, Error, Op, reduce};
 /// Operations that are kept prepared. A training step has some tens of different calls; beyond
 /// this the oldest knowledge is dropped as a whole.
 const PREPARED_MOST: usize = 256;
+
+/// Scratch memory of all prepared operations at most, unless one alone needs more.
+const PREPARED_MOST_BYTES: usize = 64 << 20;
 
 /// An operation that has not moved for so long tells the arbiter.
 const STALL: Duration = Duration::from_millis(100);
@@ -71,10 +74,21 @@ pub(crate) struct Driver {
     pub(crate) timeout: Duration,
 }
 
+/// The engine. A thread that panicked while it drove an operation has left the links with the
+/// addresses of memory that is gone: the communicator is over, and nothing looks at them again.
+pub(crate) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
+    engine.lock().unwrap_or_else(|poisoned| {
+        let mut engine = poisoned.into_inner();
+        engine.abandon();
+        engine
+    })
+}
+
 /// Operations by call, the last one at hand.
 #[derive(Debug, Default)]
 struct Prepared {
     operations: Vec<(Call, Operation)>,
+    scratch_bytes: usize,
     by_call: HashMap<Call, usize>,
     last: usize,
 }
@@ -176,6 +190,14 @@ impl Engine {
         }
     }
 
+    /// Ends the communicator because an operation panicked.
+    pub(crate) fn abandon(&mut self) {
+        if self.failed.is_none() {
+            self.driver.control.abort("an operation panicked");
+        }
+        self.fail(Error::Panicked);
+    }
+
     fn connect(&mut self, peers: &[u32]) -> Result<(), Error> {
         let deadline = Instant::now() + self.driver.timeout;
         for &peer in peers {
@@ -233,11 +255,14 @@ impl Prepared {
     }
 
     fn add(&mut self, call: &Call, rank: u32, ranks: u32) -> usize {
-        if self.operations.len() >= PREPARED_MOST {
+        let operation = operation(call, rank, ranks);
+        self.scratch_bytes += operation.scratch_bytes();
+        if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
             self.operations.clear();
             self.by_call.clear();
+            self.scratch_bytes = operation.scratch_bytes();
         }
-        self.operations.push((*call, operation(call, rank, ranks)));
+        self.operations.push((*call, operation));
         self.by_call.insert(*call, self.operations.len() - 1);
         self.operations.len() - 1
     }

@@ -32,6 +32,9 @@ pub enum Error {
     /// Memory or descriptors have run out.
     #[error("memory: {0}")]
     Memory(Arc<io::Error>),
+    /// A panic ended an operation half-way, in this library or in a buffer's own code.
+    #[error("an operation panicked")]
+    Panicked,
     /// All survivors got this verdict: who died, stopped, came late, left or called something
     /// else.
     #[error("{0}")]

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use std::thread::JoinHandle;
 
 use crate::Error;
 use crate::communicator::Inner;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
@@ -32,7 +33,7 @@ impl<B> Pending<B> {
         match self.outcome.recv() {
             Ok((buffer, Ok(()))) => Ok(buffer),
             Ok((_, Err(error))) => Err(error),
-            Err(_) => Err(Error::Argument("the operation's thread panicked".to_string())),
+            Err(_) => Err(Error::Panicked),
         }
     }
 }
@@ -44,7 +45,7 @@ impl<B> fmt::Debug for Pending<B> {
 }
 
 /// A communicator's queue and its thread, which is started with the first asynchronous call.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Progress {
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -68,7 +69,7 @@ impl Progress {
     /// The engine, behind everything that was posted before.
     #[inline]
     pub(crate) fn turn<'a>(&self, engine: &'a Mutex<Engine>) -> MutexGuard<'a, Engine> {
-        let mut engine = lock(engine);
+        let mut engine = engine::lock(engine);
         if self.queue.posted.load(Ordering::Acquire) != 0 {
             self.queue.run(&mut engine);
         }
@@ -132,7 +133,7 @@ impl Queue {
                 jobs = self.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
             }
             drop(jobs);
-            self.run(&mut lock(engine));
+            self.run(&mut engine::lock(engine));
         }
     }
 
@@ -140,15 +141,12 @@ impl Queue {
     fn run(&self, engine: &mut Engine) {
         loop {
             let Some(job) = lock(&self.jobs).waiting.pop_front() else { return };
-            job(engine);
+            // A job runs code of its buffer's owner. The jobs behind it must not hang when that panics.
+            if catch_unwind(AssertUnwindSafe(|| job(engine))).is_err() {
+                engine.abandon();
+            }
             self.posted.fetch_sub(1, Ordering::Release);
         }
-    }
-}
-
-impl fmt::Debug for Queue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("posted", &self.posted).finish_non_exhaustive()
     }
 }
 

@@ -127,6 +127,11 @@ impl Operation {
         &self.peers
     }
 
+    /// Memory that it holds for what arrives before it can be reduced.
+    pub fn scratch_bytes(&self) -> usize {
+        self.lanes.len() * self.geometry.scratch_bytes()
+    }
+
     /// What its frames say about the call.
     pub fn digest(&self) -> u32 {
         self.digest

@@ -1,0 +1,372 @@
+//! What the library promises about its calls beside their values: order, ownership, errors.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use ringtree::{Algorithm, Communicator, Error, Op, Pending, Settings, Transports};
+use ringtree_tests::random::Random;
+use ringtree_tests::ranks::{TRANSPORTS, communicators, each, on_ranks};
+
+/// What every rank contributes to a sum, and what it must come to.
+fn sum_of(communicator: &Communicator, factor: f32) -> (f32, f32) {
+    let ranks = communicator.ranks() as f32;
+    ((communicator.rank() as f32 + 1.0) * factor, ranks * (ranks + 1.0) / 2.0 * factor)
+}
+
+/// An all-reduce that must succeed.
+fn works(communicator: &Communicator, count: usize, factor: f32) {
+    let (mine, all) = sum_of(communicator, factor);
+    let mut buffer = vec![mine; count];
+    communicator.all_reduce(&mut buffer, Op::Sum).expect("an all-reduce");
+    assert!(buffer.iter().all(|x| *x == all), "{count} elements of {mine} gave {buffer:?}");
+}
+
+#[test]
+fn threads_that_take_turns_share_a_communicator() {
+    const THREADS: usize = 3;
+    const TURNS: usize = 60;
+    on_ranks(3, Transports::Shm, |communicator| {
+        let (turn, changed) = (Mutex::new(0), Condvar::new());
+        each((0..THREADS).collect(), |thread| {
+            for mine in (thread..TURNS).step_by(THREADS) {
+                let turn = turn.lock().expect("no thread panicked");
+                let mut turn = changed.wait_while(turn, |turn| *turn != mine).expect("as above");
+                works(communicator, 100 * thread + mine, mine as f32);
+                *turn += 1;
+                changed.notify_all();
+            }
+        });
+    });
+}
+
+#[test]
+fn many_communicators_in_one_process() {
+    const MANY: usize = 6;
+    // all[c][r] is rank r of communicator c; each thread is one rank in all of them.
+    let all: Vec<_> =
+        (0..MANY).map(|c| communicators(3, TRANSPORTS[c % TRANSPORTS.len()])).collect();
+    let mut ranks: Vec<Vec<Communicator>> = (0..3).map(|_| Vec::new()).collect();
+    for communicator in all.into_iter().flatten() {
+        ranks[communicator.rank() as usize].push(communicator);
+    }
+    each(ranks, |mut communicators| {
+        for round in 0..10 {
+            for (c, communicator) in communicators.iter().enumerate() {
+                works(communicator, 1 + 997 * c, (round * MANY + c) as f32);
+            }
+            // Those that are left work on when others have gone.
+            if round > 4 {
+                communicators.pop();
+            }
+        }
+    });
+}
+
+/// A buffer that leaves its number where all can see it when it is freed.
+struct Logged {
+    data: Vec<f32>,
+    number: usize,
+    log: Arc<Mutex<Vec<usize>>>,
+}
+
+impl AsMut<[f32]> for Logged {
+    fn as_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        if let Ok(mut log) = self.log.lock() {
+            log.push(self.number);
+        }
+    }
+}
+
+#[test]
+fn calls_complete_in_the_order_of_posting() {
+    const IN_FLIGHT: usize = 8;
+    for transports in TRANSPORTS {
+        on_ranks(3, transports, |communicator| {
+            let log = Arc::new(Mutex::new(Vec::new()));
+            for round in 0..5 {
+                for number in 0..IN_FLIGHT {
+                    let data = vec![number as f32; 1 + 3_000 * ((number + round) % 3)];
+                    let buffer = Logged { data, number, log: log.clone() };
+                    // Nobody waits: the buffer is freed when the operation is done with it.
+                    drop(communicator.all_reduce_async(buffer, Op::Sum).expect("posted"));
+                }
+                // A blocking call comes after everything that was posted before it.
+                works(communicator, 10, 2.0);
+                let done = std::mem::take(&mut *log.lock().expect("no panic"));
+                assert_eq!(done, (0..IN_FLIGHT).collect::<Vec<_>>());
+            }
+        });
+    }
+}
+
+#[test]
+fn asynchronous_calls_between_blocking_ones_give_their_own_results() {
+    for transports in TRANSPORTS {
+        on_ranks(4, transports, |communicator| {
+            let mut random = Random::new(7);
+            let mut pending: Vec<(f32, Pending<Vec<f32>>)> = Vec::new();
+            for call in 0..60 {
+                let (count, factor) = (random.below(5_000), call as f32);
+                let (mine, all) = sum_of(communicator, factor);
+                match random.below(3) {
+                    0 => works(communicator, count, factor),
+                    _ if pending.len() == 8 => {
+                        // Waited for in any order.
+                        let (all, pending) = pending.swap_remove(random.below(8));
+                        let buffer = pending.wait().expect("an all-reduce");
+                        assert!(buffer.iter().all(|x| *x == all));
+                    }
+                    _ => {
+                        let posted = communicator.all_reduce_async(vec![mine; count], Op::Sum);
+                        pending.push((all, posted.expect("posted")));
+                    }
+                }
+            }
+            for (all, pending) in pending {
+                assert!(pending.wait().expect("an all-reduce").iter().all(|x| *x == all));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_communicator_that_is_dropped_completes_what_was_posted() {
+    for transports in TRANSPORTS {
+        let pending = each(communicators(3, transports), |communicator| {
+            let post = |count: usize| {
+                let (mine, all) = sum_of(&communicator, count as f32);
+                let posted = communicator.all_reduce_async(vec![mine; count], Op::Sum);
+                (all, posted.expect("posted"))
+            };
+            [1, 70_000, 0, 300_000].map(post)
+        });
+        for (all, pending) in pending.into_iter().flatten() {
+            let buffer = pending.wait().expect("the operation was completed");
+            assert!(buffer.iter().all(|x| *x == all));
+        }
+    }
+}
+
+/// A buffer whose length is another each time somebody asks.
+struct Shrinking(Vec<f32>);
+
+impl AsMut<[f32]> for Shrinking {
+    fn as_mut(&mut self) -> &mut [f32] {
+        self.0.pop();
+        &mut self.0
+    }
+}
+
+#[test]
+fn a_buffer_that_changes_its_length_is_refused() {
+    on_ranks(2, Transports::Shm, |communicator| {
+        let mut prepared =
+            communicator.prepare_all_reduce(Shrinking(vec![1.0; 9]), Op::Sum).expect("prepared");
+        assert!(matches!(prepared.run(), Err(Error::Argument(_))));
+        let posted = communicator.all_reduce_async(Shrinking(vec![1.0; 9]), Op::Sum);
+        assert!(matches!(posted.expect("posted").wait(), Err(Error::Argument(_))));
+        works(communicator, 100, 3.0);
+    });
+}
+
+/// A buffer that works for the first `left` times that somebody asks.
+struct Panicking {
+    data: Vec<f32>,
+    left: usize,
+}
+
+impl AsMut<[f32]> for Panicking {
+    fn as_mut(&mut self) -> &mut [f32] {
+        assert!(self.left > 0, "this buffer panics, as it is meant to");
+        self.left -= 1;
+        &mut self.data
+    }
+}
+
+#[test]
+fn a_panic_in_an_asynchronous_call_hangs_nobody() {
+    on_ranks(2, Transports::Shm, |communicator| {
+        let panicking = Panicking { data: vec![1.0; 9], left: 1 };
+        let first = communicator.all_reduce_async(panicking, Op::Sum).expect("posted");
+        assert!(matches!(first.wait(), Err(Error::Panicked)));
+        let after = communicator.all_reduce_async(vec![1.0_f32], Op::Sum).expect("posted");
+        assert!(after.wait().is_err());
+        assert!(communicator.barrier().is_err());
+    });
+}
+
+#[test]
+fn a_prepared_call_runs_a_thousand_times() {
+    for transports in TRANSPORTS {
+        on_ranks(3, transports, |communicator| {
+            let (mine, all) = sum_of(communicator, 1.0);
+            let mut prepared =
+                communicator.prepare_all_reduce(vec![0.0_f32; 50], Op::Sum).expect("prepared");
+            for _ in 0..1000 {
+                prepared.buffer().fill(mine);
+                prepared.run().expect("a run");
+                assert!(prepared.buffer().iter().all(|x| *x == all));
+            }
+            assert_eq!(prepared.into_inner(), vec![all; 50]);
+        });
+    }
+}
+
+#[test]
+fn allocated_memory_serves_in_every_position() {
+    const COUNT: usize = 100_001;
+    for transports in TRANSPORTS {
+        on_ranks(2, transports, |communicator| {
+            let (mine, all) = sum_of(communicator, 1.0);
+            let (rank, peer) = (communicator.rank(), 1 - communicator.rank());
+            let mut input = communicator.alloc::<f32>(COUNT).expect("memory");
+            let mut output = communicator.alloc::<f32>(COUNT).expect("memory");
+            let mut plain = vec![0.0; COUNT];
+            assert!(input.len() == COUNT && input.iter().all(|x| *x == 0.0));
+            let is = |buffer: &[f32], value: f32| assert!(buffer.iter().all(|x| *x == value));
+
+            input.fill(mine);
+            communicator.all_reduce_into(&input, &mut output, Op::Sum).expect("both");
+            is(&output, all);
+            communicator.all_reduce_into(&input, &mut plain, Op::Sum).expect("input");
+            is(&plain, all);
+            plain.fill(mine);
+            communicator.all_reduce_into(&plain, &mut output[..], Op::Max).expect("output");
+            is(&output, 2.0);
+            communicator.broadcast(&mut input, 1).expect("in place");
+            is(&input, 2.0);
+            input.fill(mine);
+            communicator.broadcast_into(&input, &mut output, 0).expect("out of place");
+            is(&output, 1.0);
+            communicator.all_reduce(&mut input[1..], Op::Sum).expect("a part");
+            is(&input[1..], all);
+            is(&input[..1], mine);
+
+            // By turns: both ranks sending at once could wait for each other.
+            for sender in 0..2 {
+                output.fill(mine);
+                match sender == rank {
+                    true => communicator.send(&output[3..], peer).expect("sent"),
+                    false => communicator.receive(&mut input[3..], peer).expect("received"),
+                }
+            }
+            is(&input[3..], peer as f32 + 1.0);
+
+            let posted = communicator.all_reduce_async(output, Op::Sum).expect("posted");
+            is(&posted.wait().expect("the buffer"), all);
+            input.fill(mine);
+            let mut prepared = communicator.prepare_all_reduce(input, Op::Sum).expect("prepared");
+            prepared.run().expect("a run");
+            is(&prepared.into_inner(), all);
+            works(communicator, 9, 1.0);
+            assert_eq!(communicator.alloc::<f64>(0).expect("no memory at all").len(), 0);
+        });
+    }
+}
+
+#[test]
+fn nobody_leaves_a_barrier_before_all_have_come() {
+    for transports in TRANSPORTS {
+        for ranks in [1, 2, 3, 5, 8] {
+            let came = AtomicU32::new(0);
+            on_ranks(ranks, transports, |communicator| {
+                let mut random = Random::new(u64::from(communicator.rank()));
+                for round in 1..=20 {
+                    random.dawdle(20_000);
+                    came.fetch_add(1, Ordering::SeqCst);
+                    communicator.barrier().expect("a barrier");
+                    let came = came.load(Ordering::SeqCst);
+                    assert!(came >= round * ranks, "{came} came to barrier {round} of {ranks}");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_call_that_makes_no_sense_is_refused_and_harms_nothing() {
+    on_ranks(3, Transports::Shm, |communicator| {
+        let refused = |result: Result<(), Error>, says: &str| match result {
+            Err(Error::Argument(message)) => assert!(message.contains(says), "{message}"),
+            other => panic!("{other:?} instead of \"{says}\""),
+        };
+        let (mut a, mut b) = ([0.0_f32; 4], [0.0_f32; 5]);
+        // Only one rank makes each mistake: it is not a call at all.
+        if communicator.rank() == 1 {
+            let tree = communicator.using(Algorithm::Tree);
+            refused(communicator.broadcast(&mut a, 3), "root 3");
+            refused(communicator.broadcast_into(&b, &mut a, 1), "5");
+            refused(communicator.all_reduce_into(&b, &mut a, Op::Sum), "5");
+            refused(communicator.send(&a, 3), "rank 3");
+            refused(communicator.send(&a, 1), "rank 1");
+            refused(communicator.receive(&mut b, u32::MAX), "4294967295");
+            refused(tree.all_reduce(&mut a, Op::Sum), "tree does not serve");
+            refused(tree.all_reduce_into(&b[..4], &mut a, Op::Sum), "tree does not serve");
+            refused(tree.all_reduce_async(vec![1.0_f32], Op::Sum).map(drop), "tree");
+            refused(tree.prepare_all_reduce(vec![1.0_f32], Op::Sum).map(drop), "tree");
+            refused(communicator.using(Algorithm::Ring).broadcast(&mut a, 0), "ring");
+            refused(communicator.using(Algorithm::Dissemination).broadcast(&mut a, 0), "dissem");
+        }
+        works(communicator, 1000, 1.0);
+        communicator.broadcast(&mut a, 2).expect("a broadcast");
+        communicator.barrier().expect("a barrier");
+    });
+}
+
+#[test]
+fn only_the_root_needs_an_input_to_broadcast() {
+    on_ranks(3, Transports::Tcp, |communicator| {
+        let input = if communicator.rank() == 1 { &[3_i32, 4, 5][..] } else { &[] };
+        let mut output = [0; 3];
+        communicator.broadcast_into(input, &mut output, 1).expect("a broadcast");
+        assert_eq!(output, [3, 4, 5]);
+    });
+}
+
+#[test]
+fn an_abort_ends_the_calls_of_all_with_its_reason() {
+    for transports in TRANSPORTS {
+        on_ranks(3, transports, |communicator| {
+            communicator.barrier().expect("a barrier");
+            let ended = if communicator.rank() == 2 {
+                communicator.abort("the loss is not a number");
+                communicator.barrier()
+            } else {
+                let posted = communicator.all_reduce_async(vec![1.0_f32; 10], Op::Sum);
+                posted.and_then(Pending::wait).map(drop)
+            };
+            let message = ended.expect_err("the communicator is over").to_string();
+            assert!(message.contains("the loss is not a number"), "{message}");
+            assert!(message.contains("rank 2"), "{message}");
+        });
+    }
+}
+
+#[test]
+fn debug_output_is_short_and_shows_no_secret() {
+    let secret = "correct horse battery staple";
+    let variables = [
+        ("RINGTREE_RANK", "0"),
+        ("RINGTREE_RANKS", "1"),
+        ("RINGTREE_RENDEZVOUS", "127.0.0.1:0"),
+        ("RINGTREE_SECRET", secret),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
+    let settings = Settings::from_variables(&variables.into_iter().collect()).expect("settings");
+    let shown = format!("{settings:?} {:?}", settings.job);
+    assert!(!shown.contains(secret) && shown.contains("Secret(..)"), "{shown}");
+    on_ranks(2, Transports::Auto, |communicator| {
+        works(communicator, 10, 1.0);
+        let prepared = communicator.prepare_all_reduce(vec![0.0_f32], Op::Sum).expect("prepared");
+        let using = communicator.using(Algorithm::Ring);
+        for shown in [format!("{communicator:?}"), format!("{using:?} {prepared:?}")] {
+            assert!(shown.len() < 500 && shown.contains("ranks: 2"), "{shown}");
+        }
+    });
+}
