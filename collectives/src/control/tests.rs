@@ -294,6 +294,16 @@ fn a_service_whose_process_ends_is_its_ranks_end_though_the_connection_stays_ope
 }
 
 #[test]
+fn the_service_is_not_empty_before_the_last_rank_has_come_and_left() {
+    let host = Host::new(None);
+    drop(host.joins(0, 2));
+    let at_once = Instant::now() + Duration::from_millis(100);
+    assert!(!host.service.await_empty(at_once), "rank 1 is still on its way");
+    drop(host.joins(1, 2));
+    assert!(host.service.await_empty(soon()));
+}
+
+#[test]
 fn ranks_that_do_not_fit_are_told_so() {
     let host = Host::new(None);
     let _first = host.joins(0, 2);
