@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
-use ringtree_transport::rendezvous::{self, Server, Store, StoreClient};
+use ringtree_transport::rendezvous::{self, Server, Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::wait::{Sleeper, WaitPolicy};
 
@@ -48,8 +48,6 @@ struct Introduction {
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let deadline = Instant::now() + settings.timeout;
     let hosted = if settings.rank == 0 { host(settings)? } else { None };
-    let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
-    let store = Store::Tcp(store);
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
     let endpoint = Endpoint::bind(EndpointConfig {
@@ -68,7 +66,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     };
     let prefix = format!("communicator/{generation}");
     let (rank, ranks) = (settings.rank, settings.ranks);
-    let values = store.gather(&prefix, rank, ranks, &mine.encode(), deadline)?;
+    let values = meet(settings, &prefix, &mine.encode(), deadline)?;
     let all = introductions(&values, &mine)?;
 
     let recorder = Arc::new(FlightRecorder::new());
@@ -89,6 +87,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         rank,
         endpoint,
         links: (0..ranks).map(|_| None).collect(),
+        registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
     };
     let driver = Driver {
@@ -102,6 +101,25 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     };
     let shape = Shape { ranks, shared_memory };
     Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out: hosted.map(SeeOut) })
+}
+
+/// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
+/// this one: then the next one is waited for.
+fn meet(
+    settings: &Settings,
+    prefix: &str,
+    value: &[u8],
+    deadline: Instant,
+) -> Result<Vec<Vec<u8>>, Error> {
+    loop {
+        let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
+        let (rank, ranks) = (settings.rank, settings.ranks);
+        match Store::Tcp(store).gather(prefix, rank, ranks, value, deadline) {
+            Err(StoreError::Lost { .. } | StoreError::Stopped { .. } | StoreError::Disconnected { .. })
+                if Instant::now() < deadline => {}
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// A rendezvous of this process alone, and the settings of `ranks` ranks that meet there.
@@ -145,22 +163,25 @@ pub(crate) struct SeeOut(Arc<Hosted>);
 
 impl Drop for SeeOut {
     fn drop(&mut self) {
-        self.0.service.await_empty(Instant::now() + LAST_OUT);
+        if Arc::strong_count(&self.0) == 1 {
+            self.0.service.await_empty(Instant::now() + LAST_OUT);
+            self.0.service.close();
+        }
     }
 }
 
-/// Hosts the rendezvous at rank 0, unless a launcher does: then its address is taken. What is
-/// hosted stays until the process ends, since a later communicator may meet there again.
+/// Hosts the rendezvous at rank 0, unless a launcher does: then its address is taken. The
+/// communicators of a process that meet at one place share it.
 fn host(settings: &Settings) -> Result<Option<Arc<Hosted>>, Error> {
-    static HOSTED: LazyLock<Mutex<HashMap<String, Arc<Hosted>>>> = LazyLock::new(Mutex::default);
+    static HOSTED: LazyLock<Mutex<HashMap<String, Weak<Hosted>>>> = LazyLock::new(Mutex::default);
     let mut all = HOSTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(hosted) = all.get(&settings.rendezvous) {
-        return Ok(Some(hosted.clone()));
+    if let Some(hosted) = all.get(&settings.rendezvous).and_then(Weak::upgrade) {
+        return Ok(Some(hosted));
     }
     match Hosted::start(&settings.rendezvous, &settings.job, Some(0)) {
         Ok(hosted) => {
             let hosted = Arc::new(hosted);
-            all.insert(settings.rendezvous.clone(), hosted.clone());
+            all.insert(settings.rendezvous.clone(), Arc::downgrade(&hosted));
             Ok(Some(hosted))
         }
         Err(error) => {

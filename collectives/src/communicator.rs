@@ -9,7 +9,7 @@ use ringtree_transport::TransportKind;
 use crate::bootstrap;
 use crate::control::{Control, Stream};
 use crate::engine::{self, Call, Engine};
-use crate::memory::Memory;
+use crate::memory::{Memory, Registered};
 use crate::progress::{Pending, Progress};
 use crate::record::{CallKind, CallRecord};
 use crate::selection::{self, Explanation, Shape};
@@ -265,12 +265,26 @@ impl Communicator {
         self.chosen().prepare_all_reduce(buffer, op)
     }
 
-    /// Zeroed memory for `count` elements that peers of the same host can map. A local call.
+    /// Zeroed memory for `count` elements that peers of the same host can read in place, which
+    /// spares a copy of large buffers. A local call: peers map it when it is first used.
     ///
     /// # Errors
     /// Memory or descriptors have run out.
     pub fn alloc<T: Element>(&self, count: usize) -> Result<Memory<T>, Error> {
-        Ok(Memory::new(count)?)
+        let memory = Memory::new(count)?;
+        self.engine().share(memory.registration());
+        Ok(memory)
+    }
+
+    /// Lets this communicator's peers read memory in place that another communicator allocated,
+    /// until the guard is dropped. A local call.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn register<'m, T: Element>(&self, memory: &'m Memory<T>) -> Result<Registered<'m>, Error> {
+        let (registration, guard) = memory.register_again();
+        self.engine().share(&registration);
+        Ok(guard)
     }
 
     /// The candidates for an all-reduce with their predicted times.

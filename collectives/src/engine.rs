@@ -2,13 +2,13 @@
 //! operations, and the wait for them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
-use ringtree_transport::memory::Bell;
-use ringtree_transport::wait::{Sleeper, Stage, WaitPolicy};
+use ringtree_transport::memory::{Bell, Registration};
+use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
 use ringtree_transport::{Link, POINT_TO_POINT, Tag};
 
 use crate::control::{
@@ -58,6 +58,8 @@ pub(crate) struct Wiring {
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) links: Vec<Option<Link>>,
+    /// What links may lend, those that are yet to be made too.
+    pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
 /// What a wait looks at beside the links.
@@ -166,6 +168,13 @@ impl Engine {
         self.connect(&all)
     }
 
+    /// Lets peers read a memory in place.
+    pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+        self.wiring.registrations.retain(|other| other.strong_count() > 0);
+        self.wiring.registrations.push(Arc::downgrade(registration));
+        self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
+    }
+
     /// The link to a peer, if it has been made.
     pub(crate) fn link(&self, peer: u32) -> Option<&Link> {
         self.wiring.links.get(peer as usize)?.as_ref()
@@ -198,7 +207,9 @@ impl Engine {
             let abort = self.driver.abort.clone();
             let address = &self.wiring.addresses[peer as usize];
             match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
-                Ok(link) => {
+                Ok(mut link) => {
+                    let registrations = self.wiring.registrations.iter();
+                    registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
                     self.driver.watch_process(&link);
                     self.wiring.links[peer as usize] = Some(link);
                 }
@@ -334,12 +345,12 @@ impl Driver {
         named: Named,
         links: &mut [Option<Link>],
     ) -> Result<(), Error> {
-        let mut wait = Wait::default();
+        let mut wait = Progressless::default();
         loop {
             match operation.poll(links, 0) {
                 Ok(Status::Done) => return Ok(()),
                 Ok(Status::Moved) => {
-                    wait = Wait::default();
+                    wait = Progressless::default();
                     continue;
                 }
                 Ok(Status::Blocked) => {}
@@ -352,23 +363,13 @@ impl Driver {
                     timeout: self.timeout,
                 }));
             }
-            match self.policy.next(wait.looks) {
-                Stage::Spin => wait.looks += 1,
-                Stage::Yielded => {
-                    wait.looks += 1;
-                    if wait.looks % 64 == 0 {
-                        self.watch(&mut wait, operation, named)?;
-                    }
-                }
-                Stage::Sleep => {
-                    let longest = self.watch(&mut wait, operation, named)?;
-                    let poll = |links: &mut [Option<Link>]| {
-                        !matches!(operation.poll(links, 0), Ok(Status::Blocked))
-                    };
-                    let moved = self.sleep(links, longest, poll);
-                    if moved {
-                        wait = Wait::default();
-                    }
+            if self.policy.next(&mut wait.looks) == Stage::Sleep {
+                let longest = self.watch(&mut wait, operation, named)?;
+                let poll = |links: &mut [Option<Link>]| {
+                    !matches!(operation.poll(links, 0), Ok(Status::Blocked))
+                };
+                if self.sleep(links, longest, poll) {
+                    wait = Progressless::default();
                 }
             }
         }
@@ -394,7 +395,7 @@ impl Driver {
     /// how long the thread may sleep until it must look again.
     fn watch(
         &mut self,
-        wait: &mut Wait,
+        wait: &mut Progressless,
         operation: &Operation,
         named: Named,
     ) -> Result<Duration, Error> {
@@ -450,10 +451,11 @@ impl Driver {
     }
 }
 
-/// A wait without progress.
+/// A time without progress.
 #[derive(Default)]
-struct Wait {
-    looks: u32,
+struct Progressless {
+    looks: Wait,
+    /// When the thread first looked at the clock.
     since: Option<Instant>,
     reported: bool,
 }

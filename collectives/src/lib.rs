@@ -32,7 +32,7 @@ mod types;
 
 pub use communicator::{Communicator, Prepared, Using};
 pub use error::Error;
-pub use memory::Memory;
+pub use memory::{Memory, Registered};
 pub use progress::Pending;
 pub use ringtree_plan::Algorithm;
 pub use ringtree_transport::TransportKind;

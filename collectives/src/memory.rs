@@ -3,23 +3,45 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
-use ringtree_transport::memory::SharedMemory;
+use ringtree_transport::memory::{Registration, SharedMemory};
 
 use crate::Element;
 
 /// A zeroed buffer of `T` in memory that can be shared. Use it as a slice.
 pub struct Memory<T> {
-    memory: SharedMemory,
+    registration: Arc<Registration>,
+    memory: Arc<SharedMemory>,
     count: usize,
     element: PhantomData<T>,
+}
+
+/// Leave for the peers of a communicator to read a [`Memory`] in place; ends when it is dropped.
+/// See [`Communicator::register`](crate::Communicator::register).
+#[derive(Debug)]
+pub struct Registered<'a> {
+    _registration: Arc<Registration>,
+    _memory: PhantomData<&'a ()>,
 }
 
 impl<T: Element> Memory<T> {
     pub(crate) fn new(count: usize) -> std::io::Result<Memory<T>> {
         // A mapping cannot be empty.
-        let memory = SharedMemory::create((count * size_of::<T>()).max(1))?;
-        Ok(Memory { memory, count, element: PhantomData })
+        let bytes = count.checked_mul(size_of::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let memory = Arc::new(SharedMemory::create(bytes.max(1))?);
+        let registration = Registration::new(memory.clone());
+        Ok(Memory { registration, memory, count, element: PhantomData })
+    }
+
+    pub(crate) fn registration(&self) -> &Arc<Registration> {
+        &self.registration
+    }
+
+    pub(crate) fn register_again(&self) -> (Arc<Registration>, Registered<'_>) {
+        let registration = Registration::new(self.memory.clone());
+        let guard = Registered { _registration: registration.clone(), _memory: PhantomData };
+        (registration, guard)
     }
 }
 

@@ -1,13 +1,18 @@
 //! The command line: what can be asked for, and what is said about a mistake.
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
 
-use crate::run::{LaunchError, LaunchOptions, launch};
+use crate::bench::{self, BenchArguments};
+use crate::plan::{self, PlanArguments};
+use crate::run::{LaunchOptions, launch, report};
 
 /// Measures collectives, starts jobs, shows and proves plans.
 #[derive(Debug, Parser)]
@@ -19,6 +24,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    Bench(Box<BenchArguments>),
+    Plan(PlanArguments),
     Run(RunArguments),
 }
 
@@ -87,21 +94,35 @@ impl From<RunArguments> for LaunchOptions {
 
 /// Does what the command line asks for.
 pub fn run() -> ExitCode {
+    log_to_stderr();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
     match cli.command {
+        Action::Bench(arguments) => bench::run(&arguments),
+        Action::Plan(arguments) => plan::run(&arguments),
         Action::Run(arguments) => match launch(&arguments.into()) {
             Ok(code) => ExitCode::from(code),
-            Err(error) => fail(&error, error.exit_code()),
+            Err(error) => {
+                report(&error.to_string());
+                ExitCode::from(error.exit_code())
+            }
         },
     }
 }
 
-fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    crate::run::report(&error.to_string());
-    ExitCode::from(code)
+/// What the library has to say goes to standard error, from the level in RINGTREE_LOG on.
+fn log_to_stderr() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .with_env_var("RINGTREE_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
 }
 
 /// Help and version as they are; a mistake in one line that says what to write instead.
@@ -117,7 +138,7 @@ fn explain(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::from(2);
     }
-    crate::run::report(&mistake(error));
+    report(&mistake(error));
     ExitCode::from(2)
 }
 
@@ -136,12 +157,21 @@ fn mistake(error: &clap::Error) -> String {
             format!("there is no command {}{instead}", text(ContextKind::InvalidSubcommand))
         }
         ErrorKind::UnknownArgument => {
-            let instead = instead.unwrap_or_else(|| ": --help lists the options".into());
-            format!("there is no option {}{instead}", text(ContextKind::InvalidArg))
+            let word = text(ContextKind::InvalidArg);
+            let instead = instead.unwrap_or_else(|| match word.as_str() {
+                "-g" | "-t" | "--ngpus" | "--nthreads" => {
+                    ": each rank is a process, give --ranks N".into()
+                }
+                _ => ": --help lists what there is".into(),
+            });
+            let kind = if word.starts_with('-') { "there is no option" } else { "what is" };
+            format!("{kind} {word}{instead}")
+        }
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_empty() => {
+            format!("{} needs a value", text(ContextKind::InvalidArg))
         }
         ErrorKind::InvalidValue if error.get(ContextKind::ValidValue).is_some() => {
             let value = text(ContextKind::InvalidValue);
-            let value = if value.is_empty() { "nothing".into() } else { value };
             let valid = text(ContextKind::ValidValue);
             let instead = instead.unwrap_or_default();
             format!(
@@ -150,7 +180,7 @@ fn mistake(error: &clap::Error) -> String {
             )
         }
         ErrorKind::MissingRequiredArgument => {
-            format!("what is missing: {}", text(ContextKind::InvalidArg))
+            format!("missing: {}", text(ContextKind::InvalidArg))
         }
         ErrorKind::ArgumentConflict => {
             let (one, other) = (text(ContextKind::InvalidArg), text(ContextKind::PriorArg));

@@ -1,6 +1,8 @@
 //! The program `ringtree`.
 
+mod bench;
 mod cli;
+mod plan;
 mod run;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -40,11 +41,13 @@ fn the_first_failure_is_named_and_its_status_passed_on() {
 fn the_first_failure_is_the_first_in_time() {
     let folder = Folder::new("first");
     let fifo = folder.fifo("fifo");
-    // Rank 0 ends because rank 2 has ended: the open end of the fifo is all that holds it.
+    // Rank 0 ends when the kernel says that rank 2 has ended.
     let script = format!(
         "case $RINGTREE_RANK in
-           0) read line <{fifo}; exit 4 ;;
-           2) exec 3>{fifo}; exit 5 ;;
+           0) read other <{fifo}
+              while grep -q '^State:.[^ZX]' /proc/$other/status 2>&-; do :; done
+              exit 4 ;;
+           2) echo $$ >{fifo}; exit 5 ;;
          esac"
     );
     let output = run(&["--ranks", "3"], &script);
@@ -91,6 +94,104 @@ fn each_rank_knows_its_place() {
     let script = "echo $RINGTREE_RANK/$RINGTREE_RANKS/$RINGTREE_LOCAL_RANK";
     let output = run(&["--ranks", "2"], script);
     assert_eq!(sorted_lines(&output.stdout), ["[0] 0/2/0", "[1] 1/2/1"]);
+}
+
+#[test]
+fn the_secret_is_in_the_environment_and_in_no_argument() {
+    let script = r"echo ${#RINGTREE_SECRET} ${RINGTREE_RENDEZVOUS%:*}
+        case $(cat /proc/$PPID/cmdline /proc/$$/cmdline | tr -d '\0') in
+          *$RINGTREE_SECRET*) echo leaked ;;
+        esac";
+    let output = run(&["--ranks", "1"], script);
+    assert_eq!(text(&output.stdout), "[0] 64 127.0.0.1\n");
+}
+
+#[test]
+fn a_given_secret_is_kept() {
+    let output =
+        command(&["--ranks", "1"], "echo $RINGTREE_SECRET").env("RINGTREE_SECRET", "mine").output();
+    assert_eq!(text(&output.unwrap().stdout), "[0] mine\n");
+}
+
+#[test]
+fn a_secret_file_that_others_may_read_is_refused() {
+    let folder = Folder::new("secret");
+    let path = folder.0.join("secret");
+    fs::write(&path, "mine").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let output =
+        command(&["--ranks", "1"], "echo started").env("RINGTREE_SECRET_FILE", &path).output();
+    let output = output.unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stdout), "");
+    assert!(text(&output.stderr).contains("chmod 600"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_printed_command_starts_the_ranks_of_another_host() {
+    let folder = Folder::new("hosts");
+    let gate = folder.fifo("gate");
+    let script = format!(
+        "echo $RINGTREE_RANK/$RINGTREE_RANKS/$RINGTREE_LOCAL_RANK at $RINGTREE_RENDEZVOUS
+         [ $RINGTREE_RANK != 0 ] || read line <{gate}"
+    );
+    let options = ["--ranks", "3", "--nodes", "2", "--rendezvous", "127.0.0.1:0"];
+    let mut first = command(&options, &script)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(|child| Launcher { child })
+        .unwrap();
+    let mut said = BufReader::new(first.child.stderr.take().unwrap()).lines();
+    let intro = said.next().unwrap().unwrap();
+    assert!(intro.contains("secret is in "), "{intro}");
+    let mut printed = said.next().unwrap().unwrap();
+    while printed.matches('\'').count() % 2 == 1 {
+        printed = printed + "\n" + &said.next().unwrap().unwrap();
+    }
+    let printed = printed.strip_prefix("ringtree:   ").unwrap();
+    let (file, _) = printed.strip_prefix("RINGTREE_SECRET_FILE=").unwrap().split_once(' ').unwrap();
+    assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_ringtree"));
+    let other = Command::new("sh")
+        .args(["-c", printed])
+        .env("PATH", format!("{}:/usr/bin:/bin", program.parent().unwrap().display()))
+        .output()
+        .unwrap();
+    assert_eq!(other.status.code(), Some(0), "{}", text(&other.stderr));
+    File::options().write(true).open(gate).unwrap();
+    let mut here = first.take_output();
+    let mut lines = [here.next_line(), here.next_line()];
+    lines.sort();
+    assert_eq!(first.wait(), Some(1), "rank 0 read an end of file");
+    let place = lines[0].strip_prefix("[0] 0/3/0").unwrap();
+    assert!(place.starts_with(" at 127.0.0.1:") && !place.ends_with(":0"), "{place}");
+    assert_eq!(lines[1], format!("[1] 1/3/1{place}"));
+    assert_eq!(text(&other.stdout), format!("[2] 2/3/0{place}\n"));
+    assert!(!fs::exists(file).unwrap(), "the secret file is removed");
+}
+
+#[test]
+fn hosts_that_do_not_fit_are_mistakes() {
+    for (options, said) in [
+        (&["--ranks", "2", "--nodes", "3"][..], "--nodes 3 does not fit --ranks 2"),
+        (&["--ranks", "2", "--nodes", "2"], "several hosts need --rendezvous"),
+        (&["--ranks", "2", "--node-rank", "1"], "--node-rank 1 is not below --nodes 1"),
+        (
+            &["--ranks", "2", "--nodes", "2", "--rendezvous", "here"],
+            "--rendezvous here is not HOST:PORT",
+        ),
+        (
+            &["--ranks", "2", "--nodes", "2", "--node-rank", "1", "--rendezvous", "127.0.0.1:9"],
+            "set RINGTREE_SECRET_FILE",
+        ),
+    ] {
+        let output = run(options, "echo started");
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "");
+    }
 }
 
 #[test]

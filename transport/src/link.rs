@@ -9,7 +9,9 @@
 //! The set of transports is closed, so that the inner loop is a match and not a virtual call.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
+use crate::memory::Registration;
 use crate::{shm, sim, tcp};
 
 /// Number of a channel on a link: a lane of a collective, or [`POINT_TO_POINT`].
@@ -186,6 +188,39 @@ impl Link {
     ) -> Result<(), LinkError> {
         // SAFETY: the caller's promise is passed on.
         each!(self, l => unsafe { l.post(channel, tag, data, len, last) })
+    }
+
+    /// Lets ranges of a memory be lent, where the transport can: see [`Link::lend`].
+    pub fn share(&mut self, registration: &Arc<Registration>) {
+        if let Link::Shm(link) = self {
+            link.share(registration);
+        }
+    }
+
+    /// Whether [`Link::lend`] may lend this range.
+    #[inline]
+    pub fn lends(&self, data: *const u8, len: usize) -> bool {
+        matches!(self, Link::Shm(link) if link.lends(data, len))
+    }
+
+    /// As [`Link::post`], where the range lies in shared memory: the peer reads it in place, and it
+    /// counts as sent when the peer has released it. Returns false, and sends nothing, where that
+    /// cannot be done now.
+    ///
+    /// # Safety
+    /// As [`Link::post`].
+    pub unsafe fn lend(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+        last: bool,
+    ) -> Result<bool, LinkError> {
+        match self {
+            Link::Shm(link) => link.lend(channel, tag, data, len, last),
+            Link::Tcp(_) | Link::Sim(_) => Ok(false),
+        }
     }
 
     /// Payload bytes ever posted or committed on a channel.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -147,6 +148,22 @@ impl Drop for SharedMemory {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by this value and nothing else owns it.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len_bytes) };
+    }
+}
+
+/// Leave for links to let peers read a memory in place, until this is dropped.
+#[derive(Debug)]
+pub struct Registration(Arc<SharedMemory>);
+
+impl Registration {
+    /// Registers `memory`, which lives at least as long.
+    pub fn new(memory: Arc<SharedMemory>) -> Arc<Registration> {
+        Arc::new(Registration(memory))
+    }
+
+    /// What is registered.
+    pub fn memory(&self) -> &SharedMemory {
+        &self.0
     }
 }
 

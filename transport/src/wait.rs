@@ -7,7 +7,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Link;
 use crate::memory::Bell;
@@ -41,13 +41,18 @@ pub fn usable_processors() -> usize {
     }
 }
 
-/// The policy: how often to look before the next stage.
+/// Looks in a row that nothing is between: `pause` would cost more than the message takes.
+const BARE_LOOKS: u32 = 64;
+
+/// How long a thread offers its processor to others before it sleeps. Longer pays only while
+/// all others are ranks that come to the point at once; beside a busy neighbour each offer may
+/// cost milliseconds, and a sleeper is woken sooner.
+const YIELD: Duration = Duration::from_micros(100);
+
+/// The policy: how long a wait spins before it yields.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitPolicy {
-    /// Looks without giving up the processor.
-    pub spins: u32,
-    /// Looks with `sched_yield` between them, before the thread sleeps.
-    pub yields: u32,
+    spins: u32,
 }
 
 /// What a waiter does next.
@@ -61,31 +66,37 @@ pub enum Stage {
     Sleep,
 }
 
+/// A wait that has not found anything yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wait {
+    looks: u32,
+    yielding_since: Option<Instant>,
+}
+
 impl WaitPolicy {
     /// For `local_ranks` ranks on this host: while each has a processor of its own, spinning
     /// answers fastest; otherwise a spinning rank keeps the one that it waits for from running.
     pub fn for_local_ranks(local_ranks: usize) -> WaitPolicy {
-        if local_ranks <= usable_processors() {
-            WaitPolicy { spins: 20_000, yields: 200 }
-        } else {
-            WaitPolicy { spins: 0, yields: 2_000 }
-        }
+        // About 50 microseconds, which is what waking a sleeper can cost.
+        WaitPolicy { spins: if local_ranks <= usable_processors() { 4_000 } else { 0 } }
     }
 
-    /// The stage after `looks` looks in vain.
+    /// Waits a little after a look in vain, and says how.
     #[inline]
-    pub fn next(&self, looks: u32) -> Stage {
-        if looks < self.spins {
-            if looks > 64 {
+    pub fn next(&self, wait: &mut Wait) -> Stage {
+        wait.looks += 1;
+        if wait.looks <= self.spins {
+            if wait.looks > BARE_LOOKS {
                 std::hint::spin_loop();
             }
-            Stage::Spin
-        } else if looks < self.spins + self.yields {
-            std::thread::yield_now();
-            Stage::Yielded
-        } else {
-            Stage::Sleep
+            return Stage::Spin;
         }
+        let now = Instant::now();
+        if now - *wait.yielding_since.get_or_insert(now) > YIELD {
+            return Stage::Sleep;
+        }
+        std::thread::yield_now();
+        Stage::Yielded
     }
 }
 

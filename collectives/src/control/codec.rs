@@ -80,7 +80,10 @@ impl Field for bool {
 
 impl Field for String {
     fn write(&self, out: &mut Vec<u8>) {
-        let len = self.floor_char_boundary(MAX_TEXT_BYTES);
+        let mut len = self.len().min(MAX_TEXT_BYTES);
+        while !self.is_char_boundary(len) {
+            len -= 1;
+        }
         (len as u16).write(out);
         out.extend_from_slice(&self.as_bytes()[..len]);
     }

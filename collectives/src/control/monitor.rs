@@ -24,6 +24,9 @@ use super::wire::{ToArbiter, ToMember};
 /// How long a process may take to end once it has been killed, before the verdict comes anyway.
 const FENCE_LIMIT: Duration = Duration::from_secs(1);
 
+/// An arbiter that runs asks or decides sooner than this when a rank cannot go on.
+const ARBITER_LIMIT: Duration = Duration::from_millis(1500);
+
 /// One communicator of this process.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -134,6 +137,8 @@ struct Watched {
     arbiter_closed: bool,
     /// What this rank cannot go on with, once it has told the arbiter.
     grievance: Option<ToArbiter>,
+    /// When the arbiter should have been heard of since then.
+    arbiter_due: Option<Instant>,
     /// A connection that has ended and is still in the poller: a child that was forked may have
     /// kept it open, and then closing it does not take it out.
     retired: Option<Connection>,
@@ -156,9 +161,8 @@ fn key(id: SeatId, peer: Option<u32>) -> u64 {
 impl Watch {
     fn run(&mut self) {
         loop {
-            let fences = self.seats.values().filter_map(|watched| watched.fence);
-            let deadline = fences.map(|(_, until)| until).min();
-            let ready = match self.poller.sleep(deadline) {
+            let deadlines = self.seats.values().filter_map(Watched::next_deadline);
+            let ready = match self.poller.sleep(deadlines.min()) {
                 Ok(ready) => ready,
                 Err(error) => return self.give_up(&error),
             };
@@ -182,7 +186,7 @@ impl Watch {
                     rank => self.peer_ended(id, rank - 1),
                 }
             }
-            self.pass_fences();
+            self.pass_deadlines();
         }
     }
 
@@ -246,16 +250,12 @@ impl Watch {
         }
     }
 
-    fn pass_fences(&mut self) {
+    fn pass_deadlines(&mut self) {
         let now = Instant::now();
-        for watched in self.seats.values_mut() {
-            if let Some((rank, until)) = watched.fence
-                && until <= now
-            {
-                warn!("rank {rank} was killed but has not ended");
-                watched.expose(vec![rank]);
-            }
-        }
+        let is_due = |watched: &Watched| watched.next_deadline().is_some_and(|at| at <= now);
+        let due = self.seats.iter().filter(|(_, watched)| is_due(watched));
+        let due: Vec<SeatId> = due.map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|id| self.with(id, Watched::deadline_passed));
     }
 
     /// Without the thread nobody hears of anything: say so to everyone.
@@ -278,7 +278,30 @@ impl Watched {
             fence: None,
             arbiter_closed: false,
             grievance: None,
+            arbiter_due: None,
             retired: None,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match self.fence {
+            Some((_, until)) => Some(until),
+            None => self.arbiter_due.filter(|_| self.verdict.is_none()),
+        }
+    }
+
+    /// A process has not ended, or the arbiter was not heard of, although it was time.
+    fn deadline_passed(&mut self) {
+        match self.fence {
+            Some((rank, _)) => {
+                warn!("rank {rank} was killed but has not ended");
+                self.expose(vec![rank]);
+            }
+            None => {
+                self.arbiter_due = None;
+                debug!("rank {} hears nothing of the arbiter", self.seat.rank);
+                self.arbiter_lost();
+            }
         }
     }
 
@@ -290,6 +313,7 @@ impl Watched {
         self.send(&message);
         if ends_operation(&message) {
             self.grievance = Some(message);
+            self.arbiter_due.get_or_insert_with(|| Instant::now() + ARBITER_LIMIT);
             self.decide_alone();
         }
     }
@@ -351,6 +375,7 @@ impl Watched {
     }
 
     fn handle(&mut self, message: ToMember) {
+        self.arbiter_due = None;
         match message {
             ToMember::Query { id } => {
                 let entries = self.seat.recorder.history();
@@ -367,7 +392,8 @@ impl Watched {
         }
     }
 
-    /// The connection ended without a word: the arbiter's process died, for everyone alike.
+    /// The connection ended without a word, or the arbiter does not run: its process died, for
+    /// everyone alike.
     fn arbiter_lost(&mut self) {
         self.retired = self.retired.take().or(self.seat.connection.take());
         let verdict = match self.seat.arbiter {

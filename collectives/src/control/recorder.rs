@@ -206,7 +206,7 @@ impl Slot {
             }
             let entry = self.read_fields();
             fence(Ordering::Acquire);
-            if version % 2 == 0 && self.version.load(Ordering::Relaxed) == version {
+            if version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version {
                 return Some((version, entry?));
             }
             std::hint::spin_loop();

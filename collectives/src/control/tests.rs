@@ -232,36 +232,60 @@ fn members_go_on_when_the_service_ends_in_good_order() {
     assert!(!other.abort.is_set());
 }
 
+/// A member whose service only lets it join, and the service's end of the connection.
+fn joins_mute_service(arbiter: Option<u32>) -> (Member, Connection) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
+    let member = Membership { communicator: 0, rank: 1, ranks: 2 };
+    let service = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let accepted = secure::accept(Arc::new(stream), &job(), soon(), |_, _| Ok(()));
+        let mut connection = Connection::new(accepted.unwrap().0);
+        let place = Place { host: "a".into(), pid: 5 };
+        connection.send(&ToMember::Joined { arbiter, place });
+        connection
+    });
+    let control =
+        Control::join(&address, &job(), member, recorder.clone(), abort.clone(), soon()).unwrap();
+    (Member { control, recorder, abort }, service.join().unwrap())
+}
+
+fn died_with_the_service() -> Verdict {
+    let place = Some(Place { host: "a".into(), pid: 5 });
+    Verdict::Died { rank: 0, place, how: Death::ConnectionLost, operation: None }
+}
+
 #[test]
-fn a_service_that_is_lost_is_its_ranks_death_or_its_own() {
-    for (arbiter, place) in [(None, "a"), (Some(0), "b")] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
-        let member = Membership { communicator: 0, rank: 1, ranks: 2 };
-        let _control = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let (stream, _) = listener.accept().unwrap();
-                let (stream, _, _) =
-                    secure::accept(Arc::new(stream), &job(), soon(), |_, _| Ok(())).unwrap();
-                let place = Place { host: place.into(), pid: 5 };
-                Connection::new(stream).send(&ToMember::Joined { arbiter, place });
-            });
-            Control::join(&address, &job(), member, recorder, abort.clone(), soon()).unwrap()
-        });
-        let expected = match arbiter {
-            None => Verdict::ArbiterLost {
-                reason: format!("process 5 on {place} closed its connections"),
-            },
-            Some(rank) => Verdict::Died {
-                rank,
-                place: Some(Place { host: place.into(), pid: 5 }),
-                how: Death::ConnectionLost,
-                operation: None,
-            },
-        };
-        assert_eq!(abort.await_verdict(soon()).as_deref(), Some(&expected));
-    }
+fn a_service_that_is_lost_is_its_own_or_its_ranks_end() {
+    let (member, connection) = joins_mute_service(None);
+    drop(connection);
+    let reason = "process 5 on a closed its connections".to_owned();
+    assert_eq!(member.verdict(), Verdict::ArbiterLost { reason });
+
+    let (member, connection) = joins_mute_service(Some(0));
+    drop(connection);
+    assert_eq!(member.verdict(), died_with_the_service());
+}
+
+#[test]
+fn a_service_that_does_not_answer_is_its_ranks_end_and_the_rank_is_ended() {
+    let (member, _connection) = joins_mute_service(Some(0));
+    let mut child = sleeper();
+    member.control.watch_process(0, child.id()).unwrap();
+    member.stalls(barrier(), 0, true);
+    assert_eq!(member.verdict(), died_with_the_service());
+    assert!(child.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn a_service_whose_process_ends_is_its_ranks_end_though_the_connection_stays_open() {
+    let (member, _connection) = joins_mute_service(Some(0));
+    let mut child = sleeper();
+    member.control.watch_process(0, child.id()).unwrap();
+    child.kill().unwrap();
+    assert_eq!(member.verdict(), died_with_the_service());
+    child.wait().unwrap();
 }
 
 #[test]

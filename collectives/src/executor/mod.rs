@@ -67,6 +67,9 @@ pub struct Operation {
     failures: Vec<Option<LinkError>>,
     scratch: Scratch,
     digest: u32,
+    /// Peers may read this rank's memory in place. Not where a guard waits for what was sent: the
+    /// peers' guards would wait for this rank's in turn.
+    lends: bool,
     tag: Tag,
     input: *const u8,
     output: *mut u8,
@@ -107,14 +110,15 @@ impl Operation {
             destinations: Vec::with_capacity(program.ranks as usize + 1),
             slotted: Vec::with_capacity(program.ranks as usize),
             peers,
-            program,
             geometry,
             kernel,
             element_bytes,
             digest,
+            lends: !program.actions.iter().any(is_guard),
             tag: Tag::default(),
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
+            program,
         }
     }
 
@@ -212,6 +216,11 @@ impl Operation {
         }
         Ok(Status::Blocked)
     }
+}
+
+/// Whether an action waits until peers have consumed what was sent.
+fn is_guard(action: &Action) -> bool {
+    matches!(action, Action::Flush { .. } | Action::Move { guarded: true, .. })
 }
 
 /// Every peer of a program, in ascending order.

@@ -6,6 +6,9 @@ use ringtree_transport::{Arrival, Link};
 use super::{Fault, Operation};
 use crate::reduce;
 
+/// Shorter pieces are copied: waiting until the peer has read them costs more.
+const LEAST_LOAN_BYTES: usize = 16 << 10;
+
 /// A move of the action in hand, taken apart.
 #[derive(Clone, Copy)]
 struct Move {
@@ -235,7 +238,12 @@ impl Operation {
         let mut own_needed = own.is_some_and(|(_, backing)| !backing);
         for index in mv.destinations.0..mv.destinations.1 {
             if let Destination::Send { peer, .. } = self.program.destinations[index] {
-                let slot = link(links, peer).reserve(channel);
+                let link = link(links, peer);
+                // What is written here anyway, and the peer can read in place, needs no slot.
+                let lent = own.is_some_and(|(start, backing)| {
+                    !backing && self.may_lend(link, start, mv.total_bytes)
+                });
+                let slot = if lent { None } else { link.reserve(channel) };
                 self.slotted.push(slot.is_some());
                 match slot {
                     Some(slot) => {
@@ -316,9 +324,24 @@ impl Operation {
         // SAFETY: the bytes lie in memory that `start` vouched for until the operation is done,
         // and the lane does not finish its round before they have left; that no step writes them
         // before, the plan's proof says.
-        unsafe { link.post(channel, self.tag, data, len, last) }.map_err(Fault::Link)?;
+        let result = unsafe {
+            if self.may_lend(link, data, len)
+                && link.lend(channel, self.tag, data, len, last).map_err(Fault::Link)?
+            {
+                Ok(())
+            } else {
+                link.post(channel, self.tag, data, len, last)
+            }
+        };
+        result.map_err(Fault::Link)?;
         self.lanes[lane].posted(link, peer, data, len);
         Ok(())
+    }
+
+    /// Whether the peer may read these bytes in place.
+    #[inline]
+    fn may_lend(&self, link: &Link, data: *const u8, len: usize) -> bool {
+        self.lends && len >= LEAST_LOAN_BYTES && link.lends(data, len)
     }
 
     /// The next slice of a peer, if it is there and of this call.

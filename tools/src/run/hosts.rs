@@ -13,8 +13,8 @@ pub fn ranks_of_node(ranks: u32, nodes: u32, node: u32) -> Range<u32> {
     first..first + share + u32::from(node < larger)
 }
 
-/// The line that starts this job's part on host `node`, for a shell. `secret` is what gives it the
-/// secret: an assignment in front of the command.
+/// The line that starts this job's part on host `node`, for a shell. `secret` goes in front of
+/// it: an assignment that gives it the secret.
 pub fn command_for_node(
     options: &LaunchOptions,
     job: &str,
@@ -31,7 +31,7 @@ pub fn command_for_node(
     words.push(options.program.clone());
     words.extend(options.arguments.iter().cloned());
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-    format!("{secret} {}", words.join(" "))
+    format!("{secret}{}", words.join(" "))
 }
 
 /// A word as a shell takes it literally.

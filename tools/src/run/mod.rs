@@ -30,6 +30,9 @@ use supervisor::{Outcome, Supervisor};
 /// How long killed processes may take to vanish before the launcher goes without them.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the launcher of the first host serves those of the others after its own have ended.
+const A_LONG_TIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct LaunchOptions {
@@ -76,15 +79,6 @@ pub enum LaunchError {
     /// Several hosts need an address that is known to all.
     #[error("several hosts need --rendezvous HOST:PORT, an address of the first host")]
     NoRendezvous,
-    /// The other hosts must name the job that they join.
-    #[error("give --job NAME: the first host's launcher prints the whole command for this one")]
-    NoJob,
-    /// The secret of a job that spans hosts must come from the first host.
-    #[error(
-        "give the job's secret by RINGTREE_SECRET_FILE: the first host's launcher prints the \
-         whole command for this one"
-    )]
-    NoSecret,
     /// The secret, or the place where ranks meet.
     #[error(transparent)]
     Service(#[from] service::ServiceError),
@@ -164,7 +158,13 @@ fn watch_ranks(options: &LaunchOptions, guardian: OwnedFd) -> Result<u8, LaunchE
     }
     match outcome? {
         (Outcome::Ended(code), output) => {
-            wait_for_output(&output, &signals, &guardian).map_err(during("wait for output"))?;
+            let wait = |end| wait_for_end(end, &signals, &guardian).map_err(during("wait"));
+            wait(&output)?;
+            if options.nodes > 1 {
+                let limit = if code == 0 { A_LONG_TIME } else { options.grace };
+                let others = service.others_left(limit).map_err(during("wait for other hosts"))?;
+                others.as_ref().map_or(Ok(()), wait)?;
+            }
             Ok(code)
         }
         (Outcome::Abandoned, _) => Ok(128 + Signal::SIGKILL as u8),
@@ -195,9 +195,8 @@ fn start_ranks(
     for rank in here.clone() {
         let mut environment = service.environment();
         environment.extend([
-            ("RINGTREE_RANK", Some(rank.to_string())),
-            ("RINGTREE_RANKS", Some(options.ranks.to_string())),
-            ("RINGTREE_LOCAL_RANK", Some((rank - here.start).to_string())),
+            ("RINGTREE_RANK", rank.to_string()),
+            ("RINGTREE_LOCAL_RANK", (rank - here.start).to_string()),
         ]);
         let command = RankCommand {
             rank,
@@ -216,12 +215,12 @@ fn start_ranks(
     Ok((processes, streams))
 }
 
-/// Waits until everything that the ranks printed is written. Whoever reads it may be slow, or have
-/// stopped: then a signal ends the wait.
-fn wait_for_output(output: &PipeReader, signals: &SignalFd, guardian: &OwnedFd) -> io::Result<()> {
+/// Waits until `pipe` reaches its end. Whoever reads our output may be slow or have stopped, and
+/// other hosts may go on for long: a signal ends the wait.
+fn wait_for_end(pipe: &PipeReader, signals: &SignalFd, guardian: &OwnedFd) -> io::Result<()> {
     loop {
         let mut fds = [
-            PollFd::new(output.as_fd(), PollFlags::POLLIN),
+            PollFd::new(pipe.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(guardian.as_fd(), PollFlags::POLLIN),
         ];

@@ -41,8 +41,8 @@ pub struct RankCommand<'a> {
     pub program: &'a OsString,
     /// Its arguments.
     pub arguments: &'a [OsString],
-    /// What to set in its environment; `None` removes a variable.
-    pub environment: Vec<(&'static str, Option<String>)>,
+    /// What is set in its environment.
+    pub environment: Vec<(&'static str, String)>,
     /// Whether its output goes where the launcher's goes, as it is.
     pub raw_output: bool,
 }
@@ -54,12 +54,7 @@ pub struct RankCommand<'a> {
 pub fn start(command: &RankCommand) -> io::Result<(RankProcess, Vec<Stream>)> {
     let mut process = Command::new(command.program);
     process.args(command.arguments).stdin(Stdio::null()).process_group(0);
-    for (name, value) in &command.environment {
-        match value {
-            Some(value) => process.env(name, value),
-            None => process.env_remove(name),
-        };
-    }
+    process.envs(command.environment.iter().map(|(name, value)| (name, value)));
     if !command.raw_output {
         process.stdout(Stdio::piped()).stderr(Stdio::piped());
     }

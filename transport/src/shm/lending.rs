@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use crate::memory::SharedMemory;
+use crate::memory::{Registration, SharedMemory};
 
 /// First bytes of the messages on the socket.
 const WAKE: u8 = 1;
@@ -46,7 +46,7 @@ pub(super) struct Lender {
 #[derive(Debug)]
 struct Lent {
     id: u32,
-    memory: Weak<SharedMemory>,
+    registration: Weak<Registration>,
     start: usize,
     len_bytes: usize,
     announced: bool,
@@ -60,12 +60,17 @@ pub(super) struct Loan {
 }
 
 impl Lender {
-    /// From now on ranges of `memory` may be lent, until it is dropped.
-    pub(super) fn share(&mut self, memory: &Arc<SharedMemory>, socket: &UnixStream) {
+    /// From now on ranges of the memory may be lent, until its registration is dropped.
+    pub(super) fn share(&mut self, registration: &Arc<Registration>, socket: &UnixStream) {
         self.withdraw_dropped(socket);
-        let (start, len_bytes) = (memory.start() as usize, memory.len_bytes());
-        let memory = Arc::downgrade(memory);
-        self.memories.push(Lent { id: self.next_id, memory, start, len_bytes, announced: false });
+        let memory = registration.memory();
+        self.memories.push(Lent {
+            id: self.next_id,
+            start: memory.start() as usize,
+            len_bytes: memory.len_bytes(),
+            registration: Arc::downgrade(registration),
+            announced: false,
+        });
         self.next_id = self.next_id.wrapping_add(1);
     }
 
@@ -94,7 +99,7 @@ impl Lender {
     /// Tells the peer to unmap what has been dropped.
     fn withdraw_dropped(&mut self, socket: &UnixStream) {
         self.memories.retain(|lent| {
-            let dropped = lent.memory.strong_count() == 0;
+            let dropped = lent.registration.strong_count() == 0;
             if dropped && lent.announced {
                 let mut message = vec![WITHDRAW];
                 message.extend_from_slice(&lent.id.to_le_bytes());
@@ -107,20 +112,21 @@ impl Lender {
 }
 
 impl Lent {
-    /// An address is this memory's only while the mapping lives: afterwards the system may give
-    /// it to another one.
+    /// An address is this memory's only while it is registered: afterwards the system may give it
+    /// to another one.
     #[inline]
     fn holds(&self, data: usize, len: usize) -> bool {
         let end = self.start + self.len_bytes;
-        self.start <= data && data + len <= end && self.memory.strong_count() > 0
+        self.start <= data && data + len <= end && self.registration.strong_count() > 0
     }
 
     fn announce(&mut self, socket: &UnixStream) -> Option<()> {
-        let memory = self.memory.upgrade()?;
+        let registration = self.registration.upgrade()?;
+        let descriptor = registration.memory().descriptor().as_raw_fd();
         let mut message = vec![LEND];
         message.extend_from_slice(&self.id.to_le_bytes());
         message.extend_from_slice(&(self.len_bytes as u64).to_le_bytes());
-        send(socket, &message, Some(memory.descriptor().as_raw_fd()))?;
+        send(socket, &message, Some(descriptor))?;
         self.announced = true;
         Some(())
     }
@@ -248,7 +254,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut lender, mut borrower) = (Lender::default(), Borrower::default());
         let memory = Arc::new(SharedMemory::create(8192).unwrap());
-        lender.share(&memory, &ours);
+        let registration = Registration::new(memory.clone());
+        lender.share(&registration, &ours);
         let data = memory.start().wrapping_add(100);
         // SAFETY: the mapping has 8192 bytes and nobody else uses it.
         unsafe { data.write(42) };
@@ -260,7 +267,7 @@ mod tests {
         // SAFETY: the loan has 10 bytes and the memory is still there.
         assert_eq!(unsafe { seen.read() }, 42);
         assert_eq!(borrower.address(loan, 8093), None, "past the end");
-        drop(memory);
+        drop(registration);
         assert!(!lender.holds(data, 10));
         lender.withdraw_dropped(&ours);
         assert_eq!(borrower.take_in(&theirs), Socket::Open);

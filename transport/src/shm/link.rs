@@ -1,9 +1,8 @@
 //! A shared-memory link: one ring of lines a channel and direction, and a pool of slots.
 
-use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
@@ -11,28 +10,19 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::layout::{Half, LINES, SLOT_BYTES, SLOTS};
-use super::ring::{BODY_WORDS, Reader, Writer};
-use crate::memory::SharedMemory;
+use super::lending::{self, Borrower, Lender, Loan, Socket};
+use super::ring::{Reader, Writer};
+use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, NONE, Posted, SendChannel, unpack};
+use crate::memory::{Registration, SharedMemory};
 use crate::{
     Arrival, CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind,
 };
-
-/// Payload bytes that a line carries itself: its body less the tag.
-const INLINE_BYTES: usize = (BODY_WORDS - 1) * 8;
 
 /// Slots kept for send and receive; the lanes divide the others.
 const POINT_TO_POINT_SLOTS: usize = 4;
 
 /// Most slots of one lane: more would push the data out of the cache before the peer reads it.
 const MOST_SLOTS_PER_LANE: usize = 8;
-
-/// The upper half of a line's header: flags and the length of the payload.
-const LAST: u32 = 1 << 31;
-const IN_SLOT: u32 = 1 << 30;
-const LEN_MASK: u32 = (1 << 24) - 1;
-
-/// No slot.
-const NONE: u8 = u8::MAX;
 
 /// A link over shared memory.
 #[derive(Debug)]
@@ -49,6 +39,10 @@ pub struct ShmLink {
     lane_slots: usize,
     /// The channels on which something posted waits.
     waiting: u32,
+    /// The channels on which the peer has not given back everything that was lent.
+    lending: u32,
+    lender: Lender,
+    borrower: Borrower,
     /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
     /// has no `membarrier` that would spare it.
     fenced: bool,
@@ -58,29 +52,6 @@ pub struct ShmLink {
 // SAFETY: the raw pointers inside point into the two mappings, which move with the link; the link
 // is used by one thread at a time.
 unsafe impl Send for ShmLink {}
-
-#[derive(Debug)]
-struct SendChannel {
-    ring: Writer,
-    /// Lines whose slots are back in the pool.
-    reaped: u32,
-    /// The slot of each line under way.
-    slot_of_line: [u8; LINES],
-    slots_in_use: usize,
-    reserved: u8,
-    queue: VecDeque<Posted>,
-    posted_bytes: u64,
-    sent_bytes: u64,
-}
-
-/// Bytes of the caller that wait for credit.
-#[derive(Debug)]
-struct Posted {
-    data: *const u8,
-    len: usize,
-    last: bool,
-    tag: Tag,
-}
 
 #[derive(Debug)]
 struct ReceiveChannel {
@@ -127,6 +98,9 @@ impl ShmLink {
             free_slots: u32::MAX,
             lane_slots: MOST_SLOTS_PER_LANE,
             waiting: 0,
+            lending: 0,
+            lender: Lender::default(),
+            borrower: Borrower::default(),
             fenced,
             socket_ended: false,
         }
@@ -183,12 +157,42 @@ impl ShmLink {
 
     #[inline]
     pub(crate) fn is_waiting(&self, channel: Channel) -> bool {
-        self.waiting & 1 << channel != 0
+        (self.waiting | self.lending) & 1 << channel != 0
+    }
+
+    /// Ranges of the memory may be lent from now on.
+    pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+        self.lender.share(registration, &self.socket);
+    }
+
+    #[inline]
+    pub(crate) fn lends(&self, data: *const u8, len: usize) -> bool {
+        self.lender.holds(data, len)
+    }
+
+    pub(crate) fn lend(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+        last: bool,
+    ) -> Result<bool, LinkError> {
+        if self.waiting & 1 << channel != 0 || !self.line_credit(channel)? {
+            return Ok(false);
+        }
+        let Some(loan) = self.lender.lend(data, len, &self.socket) else { return Ok(false) };
+        let send = &mut self.sends[channel];
+        send.posted_bytes += len as u64;
+        send.publish_loan(tag, loan, len, last);
+        self.lending |= 1 << channel;
+        self.wake_peer();
+        Ok(true)
     }
 
     #[inline]
     pub(crate) fn reserve(&mut self, channel: Channel) -> Option<Slot> {
-        if self.is_waiting(channel) {
+        if self.waiting & 1 << channel != 0 {
             return None;
         }
         if self.sends[channel].reserved == NONE {
@@ -234,22 +238,27 @@ impl ShmLink {
             return Ok(receive.current);
         }
         let Some((meta, body)) = receive.ring.peek() else { return Ok(None) };
-        let len = (meta & LEN_MASK) as usize;
-        // SAFETY: the line was peeked; the tag is its first word.
-        let tag = unpack(unsafe { (*body)[0] });
-        let data = if meta & IN_SLOT == 0 {
-            // SAFETY: the payload follows the tag inside the body.
-            (len <= INLINE_BYTES).then(|| unsafe { (&raw const (*body)[1]).cast::<u8>() })
-        } else {
-            // SAFETY: as for the tag; the number is checked before it is used.
-            let slot = unsafe { (*body)[1] } as usize;
+        let inline = body.cast::<u64>();
+        // SAFETY: the line was peeked and is not given back; the words are read once.
+        let body = unsafe { body.read() };
+        let tag = unpack(body[0]);
+        let mut len = (meta & LEN_MASK) as usize;
+        let data = if meta & LENT != 0 {
+            len = body[3] as usize;
+            self.borrowed(Loan { id: body[1] as u32, offset: body[2] }, body[3])
+        } else if meta & IN_SLOT != 0 {
+            let slot = body[1] as usize;
+            let theirs = self.theirs.start().cast::<Half>();
             (slot < SLOTS && len <= SLOT_BYTES).then(|| {
                 // SAFETY: the slot's number is below SLOTS.
-                let theirs = self.theirs.start().cast::<Half>();
                 unsafe { (&raw const (*theirs).slots.0[slot]).cast::<u8>() }
             })
+        } else {
+            // The payload follows the tag.
+            (len <= INLINE_BYTES).then(|| inline.wrapping_add(1).cast::<u8>())
         };
-        let Some(data) = data else { return Err(self.protocol("a frame longer than its place")) };
+        let Some(data) = data else { return Err(self.protocol("a frame that leaves its place")) };
+        let receive = &mut self.receives[channel];
         receive.current = Some(Arrival { data, len, last: meta & LAST != 0, tag });
         Ok(receive.current)
     }
@@ -304,6 +313,14 @@ impl ShmLink {
             rest &= rest - 1;
             moved |= self.push(channel)?;
         }
+        let mut rest = self.lending;
+        while rest != 0 {
+            let channel = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            let before = self.sends[channel].sent_bytes;
+            self.reap(channel)?;
+            moved |= self.sends[channel].sent_bytes != before;
+        }
         if !moved && self.peer_is_gone() && !self.has_arrivals() {
             return Err(LinkError::Closed { peer: self.peer, transport: TransportKind::Shm });
         }
@@ -319,7 +336,7 @@ impl ShmLink {
         let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
         state.parked.store(u32::from(parked), Ordering::SeqCst);
         if !parked {
-            self.drain_socket();
+            self.take_in();
         }
     }
 
@@ -407,6 +424,9 @@ impl ShmLink {
             }
             send.reaped = send.reaped.wrapping_add(1);
         }
+        if self.lending & 1 << channel != 0 && !send.settle() {
+            self.lending &= !(1 << channel);
+        }
         Ok(())
     }
 
@@ -435,8 +455,7 @@ impl ShmLink {
         // SAFETY: the half lives as long as the link.
         let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
         if state.parked.load(Ordering::Relaxed) != 0 {
-            // A full socket means that the peer has been woken already.
-            let _ = (&self.socket).write(&[1]);
+            lending::wake(&self.socket);
         }
     }
 
@@ -456,19 +475,21 @@ impl ShmLink {
         self.receives.iter().any(|r| r.current.is_some() || r.ring.peek().is_some())
     }
 
-    /// Takes in the bytes that woke this side; notices the end of the peer's process.
-    fn drain_socket(&mut self) {
-        let mut bytes = [0; 64];
-        loop {
-            match (&self.socket).read(&mut bytes) {
-                Ok(0) => self.socket_ended = true,
-                Ok(n) if n == bytes.len() => continue,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() != ErrorKind::WouldBlock => self.socket_ended = true,
-                _ => {}
-            }
-            return;
-        }
+    /// Takes in what is on the socket: what woke this side, what the peer lends, and its end.
+    fn take_in(&mut self) {
+        self.socket_ended |= self.borrower.take_in(&self.socket) != Socket::Open;
+    }
+
+    /// First byte of a loan; its announcement is on the socket since before its first frame.
+    #[cold]
+    fn announced(&mut self, loan: Loan, len: u64) -> Option<*const u8> {
+        self.take_in();
+        self.borrower.address(loan, len)
+    }
+
+    #[inline]
+    fn borrowed(&mut self, loan: Loan, len: u64) -> Option<*const u8> {
+        self.borrower.address(loan, len).or_else(|| self.announced(loan, len))
     }
 
     fn protocol(&self, reason: &str) -> LinkError {
@@ -484,64 +505,4 @@ impl Drop for ShmLink {
         state.closed.store(1, Ordering::Release);
         self.wake_peer();
     }
-}
-
-impl SendChannel {
-    fn new(ring: Writer) -> SendChannel {
-        SendChannel {
-            ring,
-            reaped: 0,
-            slot_of_line: [NONE; LINES],
-            slots_in_use: 0,
-            reserved: NONE,
-            queue: VecDeque::with_capacity(8),
-            posted_bytes: 0,
-            sent_bytes: 0,
-        }
-    }
-
-    /// # Safety
-    /// `data` must have `len` (at most `INLINE_BYTES`) readable bytes, and a line must be free.
-    #[inline]
-    unsafe fn publish_inline(&mut self, tag: Tag, data: *const u8, len: usize, last: bool) {
-        let meta = len as u32 | if last { LAST } else { 0 };
-        self.ring.publish(meta, |body| {
-            body[0] = pack(tag);
-            // SAFETY: the body has INLINE_BYTES bytes behind the tag.
-            unsafe { std::ptr::copy_nonoverlapping(data, body[1..].as_mut_ptr().cast(), len) };
-        });
-        self.sent_bytes += len as u64;
-    }
-
-    #[inline]
-    fn publish_slot(&mut self, tag: Tag, slot: u8, len: usize, last: bool) {
-        self.slot_of_line[self.ring.next() as usize % LINES] = slot;
-        let meta = len as u32 | IN_SLOT | if last { LAST } else { 0 };
-        self.ring.publish(meta, |body| {
-            body[0] = pack(tag);
-            body[1] = u64::from(slot);
-        });
-        self.sent_bytes += len as u64;
-    }
-
-    /// `part` bytes of the oldest posted piece have left.
-    fn advance_queue(&mut self, part: usize) {
-        if let Some(front) = self.queue.front_mut() {
-            front.data = front.data.wrapping_add(part);
-            front.len -= part;
-            if front.len == 0 {
-                self.queue.pop_front();
-            }
-        }
-    }
-}
-
-#[inline]
-fn pack(tag: Tag) -> u64 {
-    u64::from(tag.digest) << 32 | u64::from(tag.sequence)
-}
-
-#[inline]
-fn unpack(word: u64) -> Tag {
-    Tag { sequence: word as u32, digest: (word >> 32) as u32 }
 }

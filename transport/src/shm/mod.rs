@@ -1,13 +1,15 @@
 //! Shared memory between the ranks of one host.
 //!
-//! Tiny messages travel in one cache line ([`ring`]); larger ones through slots that stay in the
-//! cache, pipelined. The pages are sealed memory files handed over by descriptor ([`layout`],
-//! [`establish`]), so that a container's limit on /dev/shm does not matter.
+//! Tiny messages travel in one cache line (`ring`); larger ones through slots that stay in the
+//! cache, pipelined; the program's own shared memory is read in place (`lending`). The pages are
+//! sealed memory files handed over by descriptor (`layout`, `establish`), so that a container's limit on /dev/shm does not matter.
 
 mod establish;
 mod layout;
+mod lending;
 mod link;
 mod primitive;
 mod ring;
+mod send;
 
 pub use link::ShmLink;

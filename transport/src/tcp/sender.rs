@@ -252,11 +252,8 @@ impl Batch {
         left.iter().filter(|frame| frame.header[0] == Kind::Data as u8)
     }
 
-    /// Adds a frame; there is room whenever the batch is empty.
+    /// Adds a frame; there must be room.
     fn push(&mut self, header: Header, channel: Channel, data: *const u8) {
-        if self.is_empty() {
-            (self.count, self.done, self.written) = (0, 0, 0);
-        }
         self.frames[self.count] =
             Frame { header: header.encode(), channel, data, len: header.len as usize };
         self.count += 1;
@@ -299,5 +296,6 @@ impl Batch {
             self.done += 1;
             self.written = 0;
         }
+        (self.count, self.done) = (0, 0);
     }
 }

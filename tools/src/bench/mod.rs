@@ -1,0 +1,190 @@
+//! `ringtree bench`: measures a collective between processes.
+
+mod measure;
+mod options;
+mod output;
+mod pattern;
+mod record;
+mod sizes;
+mod statistics;
+mod summary;
+mod table;
+
+use std::env;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use half::bf16;
+use ringtree::{Communicator, DataType, Op, Settings};
+use ringtree_transport::endpoint::Transports;
+
+use crate::run::{LaunchError, LaunchOptions, launch, report};
+use measure::{Case, Meter};
+pub use options::BenchArguments;
+use options::{Measured, Measurement, OptionError, Transport};
+use output::Output;
+use pattern::Patterned;
+use summary::Summary;
+
+/// How long the other ranks may run on after one has failed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+enum BenchError {
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    #[error("{0}")]
+    Library(#[from] ringtree::Error),
+    #[error("cannot start the ranks: {0}")]
+    Launch(#[from] LaunchError),
+    #[error("cannot find this program's own file: {0}")]
+    Program(io::Error),
+    #[error("cannot print: {0}")]
+    Print(io::Error),
+    #[error("cannot write {}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+/// Measures what was asked for; a wrong element makes the status 1.
+pub fn run(arguments: &BenchArguments) -> ExitCode {
+    let done = if Settings::in_env() { take_part(arguments) } else { start_ranks(arguments) };
+    done.unwrap_or_else(|error| {
+        report(&error.to_string());
+        ExitCode::from(if matches!(error, BenchError::Options(_)) { 2 } else { 1 })
+    })
+}
+
+/// Starts this program again, once for each rank.
+fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let ranks = arguments.ranks.unwrap_or(processors.max(2) as u32);
+    // A mistake is told once, and not by every rank.
+    arguments.decide(ranks)?;
+    let code = launch(&LaunchOptions {
+        ranks,
+        nodes: 1,
+        node_rank: 0,
+        rendezvous: None,
+        job: None,
+        program: env::current_exe().map_err(BenchError::Program)?.into(),
+        arguments: env::args_os().skip(1).collect(),
+        raw_output_of_rank_0: true,
+        grace: GRACE,
+    })?;
+    Ok(ExitCode::from(code))
+}
+
+/// Measures as one of the ranks.
+fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
+    let mut settings = Settings::from_env()?;
+    let measurement = arguments.decide(settings.ranks)?;
+    match measurement.transport {
+        Transport::Auto => {}
+        Transport::Shm => settings.transports = Transports::Shm,
+        Transport::Tcp => settings.transports = Transports::Tcp,
+    }
+    let communicator = Communicator::with(settings)?;
+    communicator.warm_up()?;
+    let summary = Summary::collect(&communicator)?;
+    let json = arguments.json.as_deref();
+    let new_output = |summary| Output::new(summary, &measurement, json);
+    let mut output = summary.map(new_output).transpose()?;
+    let mut wrong = 0;
+    for &data_type in &measurement.data_types {
+        let sweep = Sweep { communicator: &communicator, measurement: &measurement };
+        wrong += match data_type {
+            DataType::F32 => sweep.run::<f32>(output.as_mut()),
+            DataType::F64 => sweep.run::<f64>(output.as_mut()),
+            DataType::Bf16 => sweep.run::<bf16>(output.as_mut()),
+            DataType::I32 => sweep.run::<i32>(output.as_mut()),
+        }?;
+    }
+    // Rank 0 knows of everyone's, and speaks for all.
+    let Some(output) = output else { return Ok(ExitCode::SUCCESS) };
+    output.finish()?;
+    if wrong > 0 {
+        report(&format!("{wrong} elements were wrong"));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All sizes of one element type.
+struct Sweep<'a> {
+    communicator: &'a Communicator,
+    measurement: &'a Measurement,
+}
+
+impl Sweep<'_> {
+    /// Measures them, and returns how many elements were wrong. `output` is there on rank 0 only.
+    fn run<T: Patterned>(&self, mut output: Option<&mut Output>) -> Result<u64, BenchError> {
+        let cases = self.cases::<T>();
+        let largest = cases.iter().map(|case| case.count).max().unwrap_or(0);
+        let mut meter = Meter::<T>::new(self.communicator, self.measurement, largest)?;
+        let mut wrong = 0;
+        for case in cases {
+            let algorithm = self.algorithm(case);
+            if let Some(output) = output.as_deref_mut() {
+                output.begin(case, self.explanation(case).as_deref())?;
+            }
+            let mut outcomes = Vec::new();
+            for &placement in &self.measurement.placements {
+                let outcome = meter.measure(case, placement)?;
+                wrong += outcome.wrong.unwrap_or(0);
+                outcomes.push(outcome);
+            }
+            if let Some(output) = output.as_deref_mut() {
+                output.row(case, algorithm, &outcomes)?;
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// In the order of nccl-tests: operation by operation, root by root, size by size.
+    fn cases<T: Patterned>(&self) -> Vec<Case> {
+        let data_type = T::DATA_TYPE;
+        let kinds: Vec<(Option<Op>, Option<u32>)> = match self.measurement.collective {
+            Measured::AllReduce => {
+                self.measurement.ops.iter().map(|&op| (Some(op), None)).collect()
+            }
+            Measured::Broadcast => {
+                let all = 0..self.communicator.ranks();
+                let roots = self.measurement.root.map_or(all, |root| root..root + 1);
+                roots.map(|root| (None, Some(root))).collect()
+            }
+        };
+        let sizes = &self.measurement.sizes_bytes;
+        let of_kind = |(op, root)| {
+            sizes.iter().map(move |bytes| {
+                let count = *bytes as usize / data_type.size_bytes();
+                Case { data_type, op, root, count }
+            })
+        };
+        kinds.into_iter().flat_map(of_kind).collect()
+    }
+
+    /// The algorithm that a case is carried out by.
+    fn algorithm(&self, case: Case) -> &'static str {
+        let explained = || {
+            let explanation = self.communicator.explain_all_reduce(case.count, case.data_type);
+            explanation.candidates.first().map(|candidate| candidate.choice.algorithm)
+        };
+        let algorithm = match (self.measurement.algorithm, self.measurement.collective) {
+            (Some(forced), _) => Some(forced),
+            (None, Measured::AllReduce) => explained(),
+            (None, Measured::Broadcast) => Some(ringtree::Algorithm::Tree),
+        };
+        algorithm.map_or("none", ringtree::Algorithm::name)
+    }
+
+    fn explanation(&self, case: Case) -> Option<String> {
+        let is_wanted =
+            self.measurement.explain && self.measurement.collective == Measured::AllReduce;
+        let explanation = || self.communicator.explain_all_reduce(case.count, case.data_type);
+        is_wanted.then(|| explanation().to_string())
+    }
+}

@@ -1,0 +1,384 @@
+//! What `ringtree bench` can be asked for, and what that means.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use ringtree::{Algorithm, DataType, Op};
+use serde::{Serialize, Serializer};
+
+use super::sizes::{self, SizesError, Step};
+use crate::plan;
+
+/// The sweep that is measured unless another is asked for: 12 sizes, a few seconds.
+const FIRST_BYTES: u64 = 8;
+const LAST_BYTES: u64 = 32 << 20;
+const FACTOR: u64 = 4;
+
+/// Time for one row and placement, unless set.
+const TIME_MS: f64 = 100.0;
+
+/// Measures a collective between processes and checks every element of every result.
+///
+/// Alone it starts the ranks itself, as processes of this host. Under a launcher (ringtree run,
+/// torchrun) it joins them. Without sizes it measures 8 bytes to 32 MiB, each size four times the
+/// last, in a few seconds. The table and the options -b to -r are those of nccl-tests; a time is
+/// the median over iterations of the slowest rank's time, with a barrier before each.
+///
+/// The exit status is 1 if an element was wrong.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  ringtree bench all-reduce --ranks 4\n  \
+                        ringtree bench all-reduce --ranks 2 -b 1M -e 64M -f 2 --transport tcp\n  \
+                        ringtree bench broadcast --sizes 0,4,1000 -d all -r -1")]
+pub struct BenchArguments {
+    /// What to measure
+    #[arg(value_name = "COLLECTIVE")]
+    pub collective: Measured,
+    /// How many processes to start [default: one a processor, at least 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub ranks: Option<u32>,
+
+    /// Smallest size, such as 8 or 64K [default: 8]
+    #[arg(short = 'b', long = "minbytes", value_name = "SIZE", value_parser = sizes::parse)]
+    first_bytes: Option<u64>,
+    /// Largest size [default: 32M]
+    #[arg(short = 'e', long = "maxbytes", value_name = "SIZE", value_parser = sizes::parse)]
+    last_bytes: Option<u64>,
+    /// From one size to the next: so much more
+    #[arg(short = 'i', long = "stepbytes", value_name = "SIZE", value_parser = sizes::parse)]
+    step_bytes: Option<u64>,
+    /// From one size to the next: so many times as much [default: 4]
+    #[arg(short = 'f', long = "stepfactor", value_name = "FACTOR", conflicts_with = "step_bytes")]
+    factor: Option<u64>,
+    /// Exactly these sizes instead, such as 0,4,64K
+    #[arg(
+        long = "sizes",
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = sizes::parse,
+        conflicts_with_all = ["first_bytes", "last_bytes", "step_bytes", "factor"]
+    )]
+    list: Option<Vec<u64>>,
+    /// Iterations of each loop [default: as many as --time-ms allows, at most 3000]
+    #[arg(short = 'n', long = "iters", value_name = "COUNT",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    iterations: Option<u32>,
+    /// Calls before the measurement [default: 50, for large sizes fewer]
+    #[arg(short = 'w', long = "warmup_iters", value_name = "COUNT")]
+    warm_up: Option<u32>,
+    /// How often to check the result of each row; 0 leaves it out
+    #[arg(short = 'c', long = "check", value_name = "COUNT", default_value_t = 1)]
+    checks: u32,
+    /// Operation: sum, max or all
+    #[arg(short = 'o', long = "op", value_name = "OP", default_value = "sum", value_parser = ops)]
+    ops: Ops,
+    /// Type of the elements: float, double, bfloat16, int32 (f32, f64, bf16, i32) or all
+    #[arg(short = 'd', long = "datatype", value_name = "TYPE", default_value = "float",
+          value_parser = data_types)]
+    data_types: DataTypes,
+    /// Root of a broadcast; -1 means each rank in turn
+    #[arg(short = 'r', long = "root", value_name = "RANK", default_value_t = 0,
+          allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    root: i64,
+
+    /// Which transports may be used
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub transport: Transport,
+    /// Ordinary memory, or memory that the library allocates and peers can read
+    #[arg(long, value_name = "KIND", default_value = "plain")]
+    memory: Memory,
+    /// Measure in place only
+    #[arg(long)]
+    in_place: bool,
+    /// Measure out of place only
+    #[arg(long)]
+    out_of_place: bool,
+    /// Use this algorithm: ring, double-tree, doubling, one-shot, two-shot; tree to broadcast
+    #[arg(long, value_name = "NAME", value_parser = plan::algorithm)]
+    algorithm: Option<Algorithm>,
+    /// Milliseconds for each row and placement [default: 100]
+    #[arg(long, value_name = "MS", conflicts_with = "iterations", allow_negative_numbers = true)]
+    time_ms: Option<f64>,
+    /// Also write the whole run into this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Print one JSON object a row and placement instead of the table
+    #[arg(long)]
+    jsonl: bool,
+    /// Also print which algorithms could be used, and how long each should take
+    #[arg(long)]
+    explain: bool,
+}
+
+/// A collective that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measured {
+    /// All-reduce
+    AllReduce,
+    /// Broadcast
+    Broadcast,
+}
+
+/// Transports by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Shared memory where ranks share a host, TCP elsewhere
+    Auto,
+    /// Shared memory only
+    Shm,
+    /// TCP only
+    Tcp,
+}
+
+/// Where buffers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// Ordinary memory
+    Plain,
+    /// Memory of the library
+    Registered,
+}
+
+/// Where results go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// Into a buffer of their own.
+    OutOfPlace,
+    /// Over the input.
+    InPlace,
+}
+
+/// Iterations of a loop.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Iterations {
+    /// So many.
+    Fixed(u32),
+    /// As many as fit so many milliseconds, with the other loop's.
+    TimeMs(f64),
+}
+
+/// What is measured: the options with everything decided.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// The collective.
+    pub collective: Measured,
+    /// Sizes, in the order in which they are measured.
+    pub sizes_bytes: Vec<u64>,
+    /// Types of the elements.
+    #[serde(serialize_with = "type_names")]
+    pub data_types: Vec<DataType>,
+    /// Operations; none for a broadcast.
+    #[serde(serialize_with = "op_names")]
+    pub ops: Vec<Op>,
+    /// Root of a broadcast; `None`: each rank in turn.
+    pub root: Option<u32>,
+    /// Out of place, in place.
+    pub placements: Vec<Placement>,
+    /// Where the buffers come from.
+    pub memory: Memory,
+    /// Transports that may be used.
+    pub transport: Transport,
+    /// The algorithm, unless it is to be chosen.
+    #[serde(serialize_with = "algorithm_name")]
+    pub algorithm: Option<Algorithm>,
+    /// Iterations of a loop.
+    pub iterations: Iterations,
+    /// Calls before the measurement; `None`: by size.
+    pub warm_up: Option<u32>,
+    /// Checks of a row.
+    pub checks: u32,
+    /// Print JSON instead of the table.
+    #[serde(skip)]
+    pub jsonl: bool,
+    /// Explain the choice of the algorithm.
+    #[serde(skip)]
+    pub explain: bool,
+}
+
+/// Why a measurement makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionError {
+    /// No sizes.
+    #[error(transparent)]
+    Sizes(#[from] SizesError),
+    /// The algorithm is for something else.
+    #[error("{algorithm} is not an algorithm for this collective: write one of {valid}")]
+    Algorithm {
+        /// What was asked for.
+        algorithm: Algorithm,
+        /// What would do.
+        valid: String,
+    },
+    /// No such rank.
+    #[error("-r {root} is not below the {ranks} ranks: ranks count from 0")]
+    Root {
+        /// What was asked for.
+        root: i64,
+        /// How many ranks there are.
+        ranks: u32,
+    },
+    /// No time to measure in.
+    #[error("--time-ms must be above 0")]
+    Time,
+    /// A launcher has decided how many ranks there are.
+    #[error("the launcher has started {launched} ranks: leave --ranks {asked} out")]
+    Ranks {
+        /// What was asked for.
+        asked: u32,
+        /// What there is.
+        launched: u32,
+    },
+}
+
+impl BenchArguments {
+    /// Decides everything that `ranks` ranks are to measure.
+    pub fn decide(&self, ranks: u32) -> Result<Measurement, OptionError> {
+        if let Some(asked) = self.ranks.filter(|&asked| asked != ranks) {
+            return Err(OptionError::Ranks { asked, launched: ranks });
+        }
+        let time_ms = self.time_ms.unwrap_or(TIME_MS);
+        if time_ms.is_nan() || time_ms <= 0.0 {
+            return Err(OptionError::Time);
+        }
+        let is_broadcast = self.collective == Measured::Broadcast;
+        if is_broadcast && self.root >= i64::from(ranks) {
+            return Err(OptionError::Root { root: self.root, ranks });
+        }
+        Ok(Measurement {
+            collective: self.collective,
+            sizes_bytes: self.sizes()?,
+            data_types: self.data_types.0.clone(),
+            ops: if is_broadcast { Vec::new() } else { self.ops.0.clone() },
+            root: u32::try_from(self.root).ok().filter(|_| is_broadcast),
+            placements: self.placements(),
+            memory: self.memory,
+            transport: self.transport,
+            algorithm: self.algorithm()?,
+            iterations: match self.iterations {
+                Some(count) => Iterations::Fixed(count),
+                None => Iterations::TimeMs(time_ms),
+            },
+            warm_up: self.warm_up,
+            checks: self.checks,
+            jsonl: self.jsonl,
+            explain: self.explain,
+        })
+    }
+
+    fn sizes(&self) -> Result<Vec<u64>, OptionError> {
+        if let Some(list) = &self.list {
+            return Ok(list.clone());
+        }
+        let step = match self.step_bytes {
+            Some(bytes) => Step::Add(bytes),
+            None => Step::Multiply(self.factor.unwrap_or(FACTOR)),
+        };
+        // One end alone moves the other one out of its way.
+        let first =
+            self.first_bytes.unwrap_or(self.last_bytes.unwrap_or(FIRST_BYTES).min(FIRST_BYTES));
+        let last = self.last_bytes.unwrap_or(LAST_BYTES.max(first));
+        Ok(sizes::sweep(first, last, step)?)
+    }
+
+    fn placements(&self) -> Vec<Placement> {
+        match (self.in_place, self.out_of_place) {
+            (true, false) => vec![Placement::InPlace],
+            (false, true) => vec![Placement::OutOfPlace],
+            _ => vec![Placement::OutOfPlace, Placement::InPlace],
+        }
+    }
+
+    fn algorithm(&self) -> Result<Option<Algorithm>, OptionError> {
+        let collective = self.collective.collective();
+        match self.algorithm {
+            Some(algorithm) if !algorithm.serves(collective) => Err(OptionError::Algorithm {
+                algorithm,
+                valid: plan::names(|other| other.serves(collective)),
+            }),
+            algorithm => Ok(algorithm),
+        }
+    }
+}
+
+impl Memory {
+    /// Name in the heading.
+    pub fn name(self) -> &'static str {
+        match self {
+            Memory::Plain => "plain",
+            Memory::Registered => "registered",
+        }
+    }
+}
+
+impl Measured {
+    /// Name in tables and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Measured::AllReduce => "all-reduce",
+            Measured::Broadcast => "broadcast",
+        }
+    }
+
+    /// What bus bandwidth is to algorithm bandwidth, as nccl-tests counts it.
+    pub fn bus_factor(self, ranks: u32) -> f64 {
+        match self {
+            Measured::AllReduce => 2.0 * f64::from(ranks - 1) / f64::from(ranks),
+            Measured::Broadcast => 1.0,
+        }
+    }
+
+    fn collective(self) -> ringtree_plan::Collective {
+        match self {
+            Measured::AllReduce => ringtree_plan::Collective::AllReduce,
+            Measured::Broadcast => ringtree_plan::Collective::Broadcast { root: 0 },
+        }
+    }
+}
+
+/// One type or all: a value of one option.
+#[derive(Clone, Debug)]
+struct DataTypes(Vec<DataType>);
+
+/// One operation or all: a value of one option.
+#[derive(Clone, Debug)]
+struct Ops(Vec<Op>);
+
+fn data_types(text: &str) -> Result<DataTypes, String> {
+    Ok(DataTypes(vec![match text {
+        "float" | "f32" | "float32" => DataType::F32,
+        "double" | "f64" | "float64" => DataType::F64,
+        "bfloat16" | "bf16" => DataType::Bf16,
+        "int32" | "i32" | "int" => DataType::I32,
+        "all" => return Ok(DataTypes(DataType::ALL.to_vec())),
+        _ => return Err("the types are float, double, bfloat16, int32 and all".into()),
+    }]))
+}
+
+fn ops(text: &str) -> Result<Ops, String> {
+    match text {
+        "all" => Ok(Ops(Op::ALL.to_vec())),
+        _ => match Op::ALL.into_iter().find(|op| op.name() == text) {
+            Some(op) => Ok(Ops(vec![op])),
+            None => Err("the operations are sum, max and all".into()),
+        },
+    }
+}
+
+fn type_names<S: Serializer>(types: &[DataType], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(types.iter().map(|data_type| data_type.name()))
+}
+
+fn op_names<S: Serializer>(ops: &[Op], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(ops.iter().map(|op| op.name()))
+}
+
+fn algorithm_name<S: Serializer>(
+    algorithm: &Option<Algorithm>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    algorithm.map(Algorithm::name).serialize(serializer)
+}

@@ -1,0 +1,125 @@
+//! What rank 0 prints while it measures, and at the end.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::BenchError;
+use super::measure::{Case, Outcome};
+use super::options::Measurement;
+use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
+use super::summary::Summary;
+use super::table;
+
+/// Prints a run.
+pub struct Output<'a> {
+    summary: Summary,
+    measurement: &'a Measurement,
+    rows: Vec<Row>,
+    bar: ProgressBar,
+    document: Option<(PathBuf, File)>,
+}
+
+impl<'a> Output<'a> {
+    /// Prints what comes before the first row, and creates the file `json` if it is wanted.
+    pub fn new(
+        summary: Summary,
+        measurement: &'a Measurement,
+        json: Option<&Path>,
+    ) -> Result<Output<'a>, BenchError> {
+        let create = |path: &Path| match File::create(path) {
+            Ok(file) => Ok((path.to_owned(), file)),
+            Err(source) => Err(file_error(path, source)),
+        };
+        let document = json.map(create).transpose()?;
+        let bar = bar(&summary, measurement);
+        let output = Output { summary, measurement, rows: Vec::new(), bar, document };
+        if !measurement.jsonl {
+            let heading = output.summary.heading(measurement);
+            output.print(&format!("{heading}{}", table::header(&measurement.placements)))?;
+        }
+        Ok(output)
+    }
+
+    /// A case is about to be measured.
+    pub fn begin(&self, case: Case, explanation: Option<&str>) -> Result<(), BenchError> {
+        self.bar.set_message(format!("{} bytes of {}", case.bytes(), case.data_type.name()));
+        let Some(explanation) = explanation else { return Ok(()) };
+        if self.measurement.jsonl {
+            // Standard output is for records.
+            self.bar.suspend(|| eprint!("{explanation}"));
+            return Ok(());
+        }
+        let lines: String = explanation.lines().map(|line| format!("# {line}\n")).collect();
+        self.print(&lines)
+    }
+
+    /// Prints a case that was measured, with one outcome a placement.
+    pub fn row(
+        &mut self,
+        case: Case,
+        algorithm: &'static str,
+        outcomes: &[Outcome],
+    ) -> Result<(), BenchError> {
+        let (summary, measurement) = (&self.summary, self.measurement);
+        let first = self.rows.len();
+        for (&placement, outcome) in measurement.placements.iter().zip(outcomes) {
+            let record = Record::new(summary, measurement, algorithm, case, placement, outcome);
+            self.rows.push(Row::new(record, case, outcome));
+        }
+        self.bar.inc(1);
+        if measurement.jsonl {
+            let lines: Result<String, serde_json::Error> = self.rows[first..]
+                .iter()
+                .map(|row| serde_json::to_string(&row.record).map(|line| line + "\n"))
+                .collect();
+            self.print(&lines.map_err(|error| BenchError::Print(error.into()))?)
+        } else {
+            let bus_factor = measurement.collective.bus_factor(summary.ranks);
+            self.print(&format!("{}\n", table::row(case, outcomes, bus_factor)))
+        }
+    }
+
+    /// Prints what comes after the last row, and writes the document if it is wanted.
+    pub fn finish(mut self) -> Result<(), BenchError> {
+        self.bar.finish_and_clear();
+        if !self.measurement.jsonl {
+            self.print(&table::footer(out_of_bounds(&self.rows), average_busbw(&self.rows)))?;
+        }
+        let Some((path, file)) = self.document.take() else { return Ok(()) };
+        let document = Document::new(&self.summary, self.measurement, &self.rows);
+        let write = || -> io::Result<()> {
+            let mut file = BufWriter::new(file);
+            serde_json::to_writer_pretty(&mut file, &document)?;
+            writeln!(file)?;
+            file.flush()
+        };
+        write().map_err(|source| file_error(&path, source))
+    }
+
+    fn print(&self, text: &str) -> Result<(), BenchError> {
+        let mut stdout = io::stdout().lock();
+        self.bar
+            .suspend(|| stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+            .map_err(BenchError::Print)
+    }
+}
+
+fn file_error(path: &Path, source: io::Error) -> BenchError {
+    BenchError::File { path: path.to_owned(), source }
+}
+
+/// A bar on standard error if that is a terminal, else nothing.
+fn bar(summary: &Summary, measurement: &Measurement) -> ProgressBar {
+    let kinds = match (measurement.root, measurement.ops.len()) {
+        (Some(_), _) => 1,
+        (None, 0) => summary.ranks as usize,
+        (None, ops) => ops,
+    };
+    let cases = measurement.data_types.len() * kinds * measurement.sizes_bytes.len();
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(cases as u64).with_style(style)
+}

@@ -1,0 +1,142 @@
+//! What was measured as JSON: one line a row and placement, or one document a run.
+
+use ringtree::Op;
+use serde::Serialize;
+
+use super::measure::{Case, Outcome};
+use super::options::{Measurement, Memory, Placement};
+use super::statistics::algorithm_bandwidth;
+use super::summary::Summary;
+use super::table::type_name;
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A row and placement. Others read these fields: their names and their order are fixed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    peer: &'static str,
+    version: &'static str,
+    collective: &'static str,
+    algorithm: &'static str,
+    transport: &'static str,
+    ranks: u32,
+    bytes: u64,
+    iters: u32,
+    median_us: f64,
+    min_us: f64,
+    p95_us: f64,
+    loop_us: f64,
+    #[serde(rename = "algbw_GBps")]
+    algbw_gbps: f64,
+    #[serde(rename = "busbw_GBps")]
+    busbw_gbps: f64,
+    inplace: bool,
+    ok: bool,
+}
+
+impl Record {
+    /// The record of one outcome, by `algorithm`.
+    pub fn new(
+        summary: &Summary,
+        measurement: &Measurement,
+        algorithm: &'static str,
+        case: Case,
+        placement: Placement,
+        outcome: &Outcome,
+    ) -> Record {
+        let timing = outcome.timing;
+        let algbw = algorithm_bandwidth(case.bytes(), timing.median_us);
+        let collective = measurement.collective;
+        Record {
+            peer: match measurement.memory {
+                Memory::Plain => "ringtree",
+                Memory::Registered => "ringtree-reg",
+            },
+            version: VERSION,
+            collective: collective.name(),
+            algorithm,
+            transport: summary.transport,
+            ranks: summary.ranks,
+            bytes: case.bytes(),
+            iters: timing.iterations,
+            median_us: rounded(timing.median_us, 100.0),
+            min_us: rounded(timing.min_us, 100.0),
+            p95_us: rounded(timing.p95_us, 100.0),
+            loop_us: rounded(timing.loop_us, 100.0),
+            algbw_gbps: rounded(algbw, 10_000.0),
+            busbw_gbps: rounded(algbw * collective.bus_factor(summary.ranks), 10_000.0),
+            inplace: placement == Placement::InPlace,
+            ok: outcome.wrong.unwrap_or(0) == 0,
+        }
+    }
+}
+
+/// A record with what the table says beside it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The record.
+    #[serde(flatten)]
+    pub record: Record,
+    count: usize,
+    #[serde(rename = "type")]
+    data_type: &'static str,
+    redop: Option<&'static str>,
+    root: Option<u32>,
+    wrong: Option<u64>,
+}
+
+impl Row {
+    /// The row of one outcome.
+    pub fn new(record: Record, case: Case, outcome: &Outcome) -> Row {
+        Row {
+            record,
+            count: case.count,
+            data_type: type_name(case.data_type),
+            redop: case.op.map(Op::name),
+            root: case.root,
+            wrong: outcome.wrong,
+        }
+    }
+}
+
+/// A whole run. It holds what was asked for and found, and nothing of the environment.
+#[derive(Debug, Serialize)]
+pub struct Document<'a> {
+    version: &'static str,
+    job: &'a Summary,
+    settings: &'a Measurement,
+    rows: &'a [Row],
+    out_of_bounds: u64,
+    #[serde(rename = "average_busbw_GBps")]
+    average_busbw_gbps: f64,
+}
+
+impl<'a> Document<'a> {
+    /// The document of a run.
+    pub fn new(job: &'a Summary, settings: &'a Measurement, rows: &'a [Row]) -> Document<'a> {
+        Document {
+            version: VERSION,
+            job,
+            settings,
+            rows,
+            out_of_bounds: out_of_bounds(rows),
+            average_busbw_gbps: rounded(average_busbw(rows), 10_000.0),
+        }
+    }
+}
+
+/// Outcomes with a wrong element, which nccl-tests calls values out of bounds.
+pub fn out_of_bounds(rows: &[Row]) -> u64 {
+    rows.iter().filter(|row| !row.record.ok).count() as u64
+}
+
+/// Mean bus bandwidth of all outcomes, in 1e9 bytes a second.
+pub fn average_busbw(rows: &[Row]) -> f64 {
+    let sum: f64 = rows.iter().map(|row| row.record.busbw_gbps).sum();
+    sum / rows.len().max(1) as f64
+}
+
+fn rounded(value: f64, scale: f64) -> f64 {
+    (value * scale).round() / scale
+}

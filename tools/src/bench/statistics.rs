@@ -1,0 +1,89 @@
+//! What is said about the times of many iterations, and how many iterations there are.
+
+/// Iterations of one loop at most, however short they are.
+const MAX_ITERATIONS: u32 = 3000;
+/// And at least, however long: fewer have no median worth the name.
+const MIN_ITERATIONS: u32 = 4;
+
+/// The times of one case, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// How many times the call was made in each loop.
+    pub iterations: u32,
+    /// Median, with a barrier before each call.
+    pub median_us: f64,
+    /// The shortest of them.
+    pub min_us: f64,
+    /// 95 of 100 were shorter.
+    pub p95_us: f64,
+    /// Mean of calls made back to back.
+    pub loop_us: f64,
+}
+
+impl Timing {
+    /// Sums up the times of single calls (at least one) and the mean of the back-to-back loop.
+    pub fn new(mut single_us: Vec<f64>, loop_us: f64) -> Timing {
+        single_us.sort_by(f64::total_cmp);
+        let count = single_us.len();
+        let middle = count / 2;
+        let median_us = match count % 2 {
+            1 => single_us[middle],
+            _ => (single_us[middle - 1] + single_us[middle]) / 2.0,
+        };
+        Timing {
+            iterations: count as u32,
+            median_us,
+            min_us: single_us[0],
+            p95_us: single_us[count * 95 / 100],
+            loop_us,
+        }
+    }
+}
+
+/// Calls before anything is measured.
+pub fn warm_up_calls(bytes: u64) -> u32 {
+    match bytes {
+        0..=65_536 => 50,
+        65_537..=1_048_576 => 10,
+        _ => 2,
+    }
+}
+
+/// Iterations of a loop that may take half of `time_ms`: the other half is for the other loop.
+pub fn iterations(time_ms: f64, estimate_us: f64) -> u32 {
+    let wanted = time_ms * 1000.0 / 2.0 / estimate_us.max(0.1);
+    wanted.clamp(f64::from(MIN_ITERATIONS), f64::from(MAX_ITERATIONS)) as u32
+}
+
+/// 1e9 bytes a second; 0 for no bytes.
+pub fn algorithm_bandwidth(bytes: u64, time_us: f64) -> f64 {
+    if bytes == 0 { 0.0 } else { bytes as f64 / time_us / 1000.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let odd = Timing::new(vec![3.0, 1.0, 2.0], 9.0);
+        assert_eq!((odd.median_us, odd.min_us, odd.loop_us, odd.iterations), (2.0, 1.0, 9.0, 3));
+        let even = Timing::new(vec![4.0, 1.0, 3.0, 2.0], 0.0);
+        assert_eq!((even.median_us, even.p95_us), (2.5, 4.0));
+        let hundred = Timing::new((0..100).map(f64::from).collect(), 0.0);
+        assert_eq!(hundred.p95_us, 95.0);
+    }
+
+    #[test]
+    fn iterations_fill_half_the_time_within_limits() {
+        assert_eq!(iterations(100.0, 500.0), 100);
+        assert_eq!(iterations(100.0, 0.0), MAX_ITERATIONS);
+        assert_eq!(iterations(100.0, 1e9), MIN_ITERATIONS);
+    }
+
+    #[test]
+    fn bandwidth_is_in_units_of_1e9() {
+        assert_eq!(algorithm_bandwidth(4_000_000, 1000.0), 4.0);
+        assert_eq!(algorithm_bandwidth(0, 0.0), 0.0);
+    }
+}

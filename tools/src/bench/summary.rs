@@ -1,0 +1,156 @@
+//! Who takes part in a run: ranks, hosts and the transports between them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+
+use ringtree::{Communicator, Error};
+use ringtree_transport::TransportKind;
+use serde::Serialize;
+
+use super::options::Measurement;
+use super::record::VERSION;
+
+/// Longest host name that is told, in bytes.
+const NAME_BYTES: usize = 64;
+
+/// Numbers that a rank tells: which transports its links have, its name's length, its name.
+const NUMBERS: usize = 2 + NAME_BYTES;
+
+/// Who takes part, as rank 0 knows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Ranks of the run.
+    pub ranks: u32,
+    /// Transport of all links: `shm`, `tcp` or `mixed`; `none` where there is one rank.
+    pub transport: &'static str,
+    /// Ranks of each host, by name.
+    hosts: BTreeMap<String, Vec<u32>>,
+    /// Processors that rank 0 may use.
+    processors: usize,
+    /// Linux version of rank 0's host.
+    kernel: String,
+}
+
+impl Summary {
+    /// Collects it at rank 0, and `None` elsewhere. All links must be there.
+    pub fn collect(communicator: &Communicator) -> Result<Option<Summary>, Error> {
+        let (rank, ranks) = (communicator.rank(), communicator.ranks());
+        let mut numbers = [0; NUMBERS];
+        numbers[0] = transports(communicator);
+        let name = host_name();
+        numbers[1] = name.len() as i32;
+        name.bytes().zip(&mut numbers[2..]).for_each(|(byte, number)| *number = i32::from(byte));
+        if rank > 0 {
+            communicator.send(&numbers, 0)?;
+            return Ok(None);
+        }
+        let mut seen = numbers[0];
+        let mut hosts = BTreeMap::from([(name, vec![0])]);
+        for peer in 1..ranks {
+            communicator.receive(&mut numbers, peer)?;
+            seen |= numbers[0];
+            let length = numbers[1].clamp(0, NAME_BYTES as i32) as usize;
+            let name: Vec<u8> = numbers[2..2 + length].iter().map(|&byte| byte as u8).collect();
+            let name = String::from_utf8_lossy(&name).into_owned();
+            hosts.entry(name).or_insert_with(Vec::new).push(peer);
+        }
+        Ok(Some(Summary {
+            ranks,
+            transport: transport_name(seen),
+            hosts,
+            processors: thread::available_parallelism().map_or(1, usize::from),
+            kernel: first_line("/proc/sys/kernel/osrelease"),
+        }))
+    }
+
+    /// The lines above the table.
+    pub fn heading(&self, measurement: &Measurement) -> String {
+        let hosts: Vec<String> = self
+            .hosts
+            .iter()
+            .map(|(name, ranks)| format!("{name} (rank {})", ranges(ranks)))
+            .collect();
+        let algorithm = match measurement.algorithm {
+            Some(algorithm) => algorithm.name().to_owned(),
+            None => "chosen by size".into(),
+        };
+        format!(
+            "# ringtree {VERSION}: {} among {} ranks on {} {}: {}\n\
+             # transport {}, algorithm {algorithm}, {} memory\n\
+             # time: median of the slowest rank's times, with a barrier before each call\n",
+            measurement.collective.name(),
+            self.ranks,
+            hosts.len(),
+            if hosts.len() == 1 { "host" } else { "hosts" },
+            hosts.join(", "),
+            self.transport,
+            measurement.memory.name(),
+        )
+    }
+}
+
+/// Which transports this rank's links have, as bits.
+fn transports(communicator: &Communicator) -> i32 {
+    let links = (0..communicator.ranks()).filter_map(|peer| communicator.transport_to(peer));
+    links.fold(0, |seen, kind| {
+        seen | match kind {
+            TransportKind::Shm => 1,
+            TransportKind::Tcp => 2,
+            TransportKind::Sim => 4,
+        }
+    })
+}
+
+fn transport_name(seen: i32) -> &'static str {
+    match seen {
+        0 => "none",
+        1 => "shm",
+        2 => "tcp",
+        4 => "sim",
+        _ => "mixed",
+    }
+}
+
+fn host_name() -> String {
+    let mut name = first_line("/proc/sys/kernel/hostname");
+    name.truncate(name.floor_char_boundary(NAME_BYTES));
+    name
+}
+
+fn first_line(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").to_owned()
+}
+
+/// `0-3, 6` for 0, 1, 2, 3 and 6.
+fn ranges(ranks: &[u32]) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &rank in ranks {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == rank => *last = rank,
+            _ => runs.push((rank, rank)),
+        }
+    }
+    let names = runs.iter().map(|&(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    names.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_ranks_are_a_range() {
+        assert_eq!(ranges(&[0, 1, 2, 3, 6, 8, 9]), "0-3, 6, 8-9");
+        assert_eq!(ranges(&[5]), "5");
+    }
+
+    #[test]
+    fn several_transports_are_mixed() {
+        assert_eq!([0, 1, 2, 3].map(transport_name), ["none", "shm", "tcp", "mixed"]);
+    }
+}

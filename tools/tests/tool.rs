@@ -1,0 +1,277 @@
+//! The commands `bench` and `plan`, by real processes.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// The fields of a line of `--jsonl`, in their order: other programs read them.
+const FIELDS: [&str; 16] = [
+    "peer",
+    "version",
+    "collective",
+    "algorithm",
+    "transport",
+    "ranks",
+    "bytes",
+    "iters",
+    "median_us",
+    "min_us",
+    "p95_us",
+    "loop_us",
+    "algbw_GBps",
+    "busbw_GBps",
+    "inplace",
+    "ok",
+];
+
+#[test]
+fn the_table_is_that_of_nccl_tests() {
+    let output = ringtree("bench all-reduce --ranks 2 --sizes 0,4,1000 -n 3 -w 1");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "", "no progress bar in a pipe");
+    let table = text(&output.stdout);
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows.len(), 3, "{table}");
+    for (row, (bytes, count)) in rows.iter().zip([("0", "0"), ("4", "1"), ("1000", "250")]) {
+        assert_eq!(row.len(), 13, "{row:?}");
+        assert_eq!(row[..5], [bytes, count, "float", "sum", "-1"]);
+        assert_eq!((row[8], row[12]), ("0", "0"), "nothing is wrong");
+        for number in &row[5..] {
+            assert!(number.parse::<f64>().unwrap() >= 0.0, "{number}");
+        }
+    }
+    assert!(table.contains("#       size         count      type   redop    root     time"));
+    assert!(table.contains("\n# Out of bounds values : 0 OK\n# Avg bus bandwidth    : "));
+}
+
+#[test]
+fn each_line_of_jsonl_has_exactly_the_agreed_fields() {
+    let output = ringtree("bench all-reduce --ranks 3 --sizes 8,4096 -n 7 -w 0 --jsonl");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let lines = text(&output.stdout);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 4);
+    for (line, (bytes, inplace)) in
+        lines.iter().zip([(8, false), (8, true), (4096, false), (4096, true)])
+    {
+        let record: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(record.as_object().unwrap().len(), FIELDS.len(), "{line}");
+        let places: Vec<usize> =
+            FIELDS.iter().map(|field| line.find(&format!("\"{field}\":")).unwrap()).collect();
+        assert!(places.is_sorted(), "{line}");
+        assert_eq!(record["peer"], "ringtree");
+        assert_eq!(record["collective"], "all-reduce");
+        assert_eq!(record["transport"], "shm");
+        assert_eq!((&record["ranks"], &record["iters"]), (&Value::from(3), &Value::from(7)));
+        assert_eq!((&record["bytes"], &record["inplace"]), (&bytes.into(), &inplace.into()));
+        assert_eq!(record["ok"], true);
+        let number = |field: &str| record[field].as_f64().unwrap();
+        assert!(number("min_us") <= number("median_us"));
+        assert!(number("median_us") <= number("p95_us"));
+        assert!(number("loop_us") > 0.0);
+    }
+}
+
+#[test]
+fn every_algorithm_is_verified_over_every_transport() {
+    for ranks in [2, 3, 4, 7] {
+        for transport in ["shm", "tcp"] {
+            for algorithm in ["ring", "double-tree", "doubling", "one-shot", "two-shot"] {
+                let records = records(&format!(
+                    "bench all-reduce --ranks {ranks} --transport {transport} --algorithm \
+                     {algorithm} --sizes 0,4,12,1000,65536,1000004 -n 2 -w 1 --jsonl"
+                ));
+                assert_eq!(records.len(), 12);
+                for record in records {
+                    assert_eq!(record["ok"], true, "{record}");
+                    assert_eq!(record["algorithm"], algorithm);
+                    assert_eq!(record["transport"], transport);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_type_and_operation_is_verified() {
+    for memory in ["plain", "registered"] {
+        let records = records(&format!(
+            "bench all-reduce --ranks 3 -d all -o all --memory {memory} --sizes 4,70000 -n 1 -w 0 \
+             --jsonl"
+        ));
+        assert_eq!(records.len(), 4 * 2 * 2 * 2);
+        let peer = if memory == "plain" { "ringtree" } else { "ringtree-reg" };
+        assert!(records.iter().all(|record| record["ok"] == true && record["peer"] == peer));
+    }
+}
+
+#[test]
+fn a_broadcast_can_come_from_each_rank() {
+    let output = ringtree("bench broadcast --ranks 3 -r -1 --sizes 0,4,100000 -n 2 -w 0");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    let roots: Vec<&str> = table
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_whitespace().nth(4).unwrap())
+        .collect();
+    assert_eq!(roots, ["0", "0", "0", "1", "1", "1", "2", "2", "2"]);
+    assert!(table.contains("Out of bounds values : 0 OK"));
+}
+
+#[test]
+fn sizes_sweep_as_in_nccl_tests() {
+    let bytes = |options: &str| -> Vec<u64> {
+        let command = format!("bench all-reduce --ranks 2 {options} -n 1 -w 0 --in-place --jsonl");
+        records(&command).iter().map(|record| record["bytes"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(bytes("-b 8 -e 1K -f 4"), [8, 32, 128, 512]);
+    assert_eq!(bytes("-b 1K -e 4K -i 1K"), [1024, 2048, 3072, 4096]);
+    assert_eq!(bytes("--sizes 64K,8"), [65_536, 8]);
+    assert_eq!(bytes("-e 100 -d double"), [8, 32]);
+}
+
+#[test]
+fn the_document_holds_the_run_and_no_secret() {
+    let path = std::env::temp_dir().join(format!("ringtree-document-{}", std::process::id()));
+    let arguments = format!("bench all-reduce --ranks 2 --sizes 8 -n 2 --json {}", path.display());
+    let output = command(&arguments).env("RINGTREE_SECRET", "hunter2hunter2").output().unwrap();
+    let document = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(!document.contains("hunter2"));
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(document["rows"][0]["wrong"], 0);
+    assert_eq!(document["settings"]["sizes_bytes"], serde_json::json!([8]));
+    assert_eq!(document["job"]["ranks"], 2);
+    assert_eq!(document["out_of_bounds"], 0);
+}
+
+#[test]
+fn an_explanation_names_the_candidates() {
+    let output = ringtree("bench all-reduce --ranks 2 --sizes 8 -n 1 -w 0 --explain");
+    let table = text(&output.stdout);
+    for algorithm in ["ring", "double-tree", "doubling", "one-shot", "two-shot"] {
+        let line = table.lines().find(|line| line.starts_with(&format!("#   {algorithm}")));
+        assert!(line.is_some(), "{table}");
+    }
+    assert!(table.contains("chosen"));
+}
+
+#[test]
+fn under_a_launcher_it_joins() {
+    let program = env!("CARGO_BIN_EXE_ringtree");
+    let bench = format!("{program} bench all-reduce --sizes 8 -n 2 --jsonl --in-place");
+    let output = ringtree(&format!("run --ranks 3 --raw -- {bench}"));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let record: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert_eq!(record["ranks"], 3);
+
+    let output = ringtree(&format!("run --ranks 2 -- {bench} --ranks 3"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("has started 2 ranks: leave --ranks 3 out"));
+}
+
+#[test]
+fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
+    for (arguments, said) in [
+        ("bench allreduce", "did you mean all-reduce?"),
+        ("bench", "missing: <COLLECTIVE>"),
+        ("bnech all-reduce", "did you mean bench?"),
+        ("bench all-reduce -b 12Q", "write a number of bytes such as 8, 64K or 128M"),
+        ("bench all-reduce -b 8M -e 1M", "-b 8388608 is above -e 1048576: swap them"),
+        ("bench all-reduce -f 1", "-f at least 2"),
+        ("bench all-reduce -d half", "the types are float, double, bfloat16, int32 and all"),
+        ("bench all-reduce -o min", "the operations are sum, max and all"),
+        ("bench all-reduce --algorithm tree", "write one of ring, double-tree"),
+        ("bench all-reduce --algorithm rings", "the algorithms are ring, double-tree"),
+        ("bench all-reduce --transport rdma", "one of: auto, shm, tcp"),
+        ("bench all-reduce --ranks 0", "0 is not in 1..="),
+        ("bench all-reduce --time-ms -1", "--time-ms must be above 0"),
+        ("bench all-reduce -n", "--iters <COUNT> needs a value"),
+        ("bench all-reduce -g 2", "give --ranks N"),
+        ("bench all-reduce --inplace", "did you mean --in-place?"),
+        ("bench all-reduce --sizes 8 -b 8", "leave one out"),
+        ("bench broadcast --ranks 2 -r 2", "-r 2 is not below the 2 ranks"),
+        ("plan all-reduce --ranks 4", "give --algorithm NAME, one of: ring, double-tree"),
+        ("plan all-reduce --ranks 4 --algorithm tree", "write one of: ring"),
+        ("plan broadcast --ranks 4 --rank 4", "--rank 4 is not below --ranks 4"),
+        ("plan broadcast --ranks 4 --root 9", "--root 9 is not below --ranks 4"),
+        ("plan barrier --ranks 4 --root 1", "--root is for broadcast"),
+        ("run true", "missing: --ranks <N>"),
+        ("run --ranks 2", "missing: <PROGRAM>..."),
+    ] {
+        let output = ringtree(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments}");
+        let line = text(&output.stderr);
+        assert!(line.starts_with("ringtree: ") && line.lines().count() == 1, "{line}");
+        assert!(line.contains(said), "{arguments}: {line}");
+        assert_eq!(text(&output.stdout), "", "{arguments}");
+    }
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    let version = ringtree("--version");
+    assert_eq!(text(&version.stdout), format!("ringtree {}\n", env!("CARGO_PKG_VERSION")));
+    for (arguments, said) in [
+        ("--help", "bench"),
+        ("bench --help", "-b, --minbytes <SIZE>"),
+        ("run --help", "--grace <SECONDS>"),
+        ("plan --help", "--check"),
+    ] {
+        let help = ringtree(arguments);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(text(&help.stdout).contains(said), "{arguments}");
+    }
+}
+
+#[test]
+fn a_plan_is_printed() {
+    let output = ringtree("plan all-reduce --algorithm ring --ranks 3 --rank 1");
+    assert_eq!(output.status.code(), Some(0));
+    let plan = text(&output.stdout);
+    assert!(plan.starts_with("# ring: rank 1 of 3, 3 chunks a round\nSend 2 In[1]"), "{plan}");
+    assert_eq!(plan.lines().count(), 1 + 8);
+}
+
+#[test]
+fn plans_are_proved() {
+    for arguments in [
+        "plan all-reduce --algorithm ring --ranks 7 --check",
+        "plan all-reduce --algorithm double-tree --ranks 6 --check",
+        "plan broadcast --ranks 5 --root 3 --check",
+        "plan barrier --ranks 5 --check",
+    ] {
+        let output = ringtree(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments}");
+        let verdict = text(&output.stdout);
+        assert!(verdict.starts_with("proved: ") && verdict.lines().count() == 1, "{verdict}");
+    }
+}
+
+/// The records that a command prints; it must succeed.
+fn records(arguments: &str) -> Vec<Value> {
+    let output = ringtree(arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments}: {}", text(&output.stderr));
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ringtree(arguments: &str) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn command(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtree"));
+    command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
