@@ -115,8 +115,9 @@ fn meet(
         let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
         let (rank, ranks) = (settings.rank, settings.ranks);
         match Store::Tcp(store).gather(prefix, rank, ranks, value, deadline) {
-            Err(StoreError::Lost { .. } | StoreError::Stopped { .. } | StoreError::Disconnected { .. })
-                if Instant::now() < deadline => {}
+            Err(
+                StoreError::Lost { .. } | StoreError::Stopped | StoreError::Disconnected { .. },
+            ) if Instant::now() < deadline => {}
             result => return Ok(result?),
         }
     }
@@ -194,8 +195,9 @@ fn host(settings: &Settings) -> Result<Option<Arc<Hosted>>, Error> {
 /// Communicators that this rank has joined before at the same place. All ranks join in the same
 /// order, so that they agree on the number.
 fn next_generation(settings: &Settings) -> u64 {
-    static JOINED: LazyLock<Mutex<HashMap<(String, String, u32), u64>>> =
-        LazyLock::new(Mutex::default);
+    /// By rendezvous, job and rank.
+    type Generations = HashMap<(String, String, u32), u64>;
+    static JOINED: LazyLock<Mutex<Generations>> = LazyLock::new(Mutex::default);
     let key = (settings.rendezvous.clone(), settings.job.name.clone(), settings.rank);
     let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
     let generation = joined.entry(key).or_insert(0);

@@ -357,11 +357,7 @@ impl Driver {
                 Err(fault) => return Err(self.report(fault, named)),
             }
             if self.abort.is_set() {
-                return Err(self.verdict_or(Error::Timeout {
-                    operation: named,
-                    waiting_for: operation.waiting_for(),
-                    timeout: self.timeout,
-                }));
+                return Err(self.verdict_or_timeout(named, operation.waiting_for(), self.timeout));
             }
             if self.policy.next(&mut wait.looks) == Stage::Sleep {
                 let longest = self.watch(&mut wait, operation, named)?;
@@ -411,9 +407,7 @@ impl Driver {
         };
         if stalled >= self.timeout {
             self.control.stalled(stall(true));
-            let timeout = self.timeout;
-            let waiting_for = waiting_for();
-            return Err(self.verdict_or(Error::Timeout { operation: named, waiting_for, timeout }));
+            return Err(self.verdict_or_timeout(named, waiting_for(), self.timeout));
         }
         if stalled >= STALL && !wait.reported {
             wait.reported = true;
@@ -439,10 +433,20 @@ impl Driver {
                     peer_sequence: theirs.sequence,
                     peer_digest: theirs.digest,
                 });
-                let waiting_for = vec![peer];
-                self.verdict_or(Error::Timeout { operation, waiting_for, timeout: VERDICT_WAIT })
+                self.verdict_or_timeout(operation, vec![peer], VERDICT_WAIT)
             }
         }
+    }
+
+    /// The arbiter's verdict, or that time ran out where none comes.
+    fn verdict_or_timeout(
+        &mut self,
+        operation: Named,
+        waiting_for: Vec<u32>,
+        timeout: Duration,
+    ) -> Error {
+        let control_address = self.control.address().to_owned();
+        self.verdict_or(Error::Timeout { operation, waiting_for, timeout, control_address })
     }
 
     /// The arbiter's verdict, or `otherwise` where none comes.

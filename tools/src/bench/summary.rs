@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::options::Measurement;
 use super::record::VERSION;
 
-/// Longest host name that is told, in bytes.
+/// Longest host name, in bytes: Linux's limit.
 const NAME_BYTES: usize = 64;
 
 /// Numbers that a rank tells: which transports its links have, its name's length, its name.
@@ -38,8 +38,8 @@ impl Summary {
         let (rank, ranks) = (communicator.rank(), communicator.ranks());
         let mut numbers = [0; NUMBERS];
         numbers[0] = transports(communicator);
-        let name = host_name();
-        numbers[1] = name.len() as i32;
+        let name = first_line("/proc/sys/kernel/hostname");
+        numbers[1] = name.len().min(NAME_BYTES) as i32;
         name.bytes().zip(&mut numbers[2..]).for_each(|(byte, number)| *number = i32::from(byte));
         if rank > 0 {
             communicator.send(&numbers, 0)?;
@@ -110,12 +110,6 @@ fn transport_name(seen: i32) -> &'static str {
         4 => "sim",
         _ => "mixed",
     }
-}
-
-fn host_name() -> String {
-    let mut name = first_line("/proc/sys/kernel/hostname");
-    name.truncate(name.floor_char_boundary(NAME_BYTES));
-    name
 }
 
 fn first_line(path: &str) -> String {

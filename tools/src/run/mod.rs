@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use ranks::{RankCommand, RankProcess};
+use ranks::RankCommand;
 use relay::Stream;
 use service::Service;
 use supervisor::{Outcome, Supervisor};
@@ -177,19 +177,19 @@ fn run_ranks(
     signals: &SignalFd,
     guardian: &OwnedFd,
 ) -> Result<(Outcome, PipeReader), LaunchError> {
-    let (processes, streams) = start_ranks(options, service)?;
+    let mut supervisor =
+        Supervisor::new(signals, guardian, options.grace).map_err(during("watch the ranks"))?;
+    let streams = start_ranks(options, service, &mut supervisor)?;
     let output = relay::start(streams).map_err(during("pass on output"))?;
-    let outcome = Supervisor::new(processes, signals, guardian, options.grace)
-        .and_then(Supervisor::run)
-        .map_err(during("watch the ranks"))?;
+    let outcome = supervisor.run().map_err(during("watch the ranks"))?;
     Ok((outcome, output))
 }
 
 fn start_ranks(
     options: &LaunchOptions,
     service: &Service,
-) -> Result<(Vec<RankProcess>, Vec<Stream>), LaunchError> {
-    let mut processes = Vec::new();
+    supervisor: &mut Supervisor,
+) -> Result<Vec<Stream>, LaunchError> {
     let mut streams = Vec::new();
     let here = hosts::ranks_of_node(options.ranks, options.nodes, options.node_rank);
     for rank in here.clone() {
@@ -209,10 +209,10 @@ fn start_ranks(
             program: PathBuf::from(&options.program),
             source,
         })?;
-        processes.push(process);
+        supervisor.watch(process).map_err(during("watch a rank"))?;
         streams.extend(output);
     }
-    Ok((processes, streams))
+    Ok(streams)
 }
 
 /// Waits until `pipe` reaches its end. Whoever reads our output may be slow or have stopped, and

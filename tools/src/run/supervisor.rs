@@ -68,11 +68,10 @@ enum State {
 }
 
 impl<'a> Supervisor<'a> {
-    /// Takes charge of `processes`. Once one has failed, the others get `grace` to end by
+    /// A supervisor of no rank yet. Once one has failed, the others get `grace` to end by
     /// themselves, and as much again after they were asked to. `guardian` becomes readable when the
     /// process that watches this one has ended.
     pub fn new(
-        processes: Vec<RankProcess>,
         signals: &'a SignalFd,
         guardian: &OwnedFd,
         grace: Duration,
@@ -80,22 +79,24 @@ impl<'a> Supervisor<'a> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
         epoll.add(guardian, EpollEvent::new(EpollFlags::EPOLLIN, GUARDIAN))?;
-        for (index, process) in processes.iter().enumerate() {
-            // Ends are reported in the order in which they happened.
-            epoll.add(&process.end, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-        }
         Ok(Supervisor {
             epoll,
             signals,
-            ranks: processes
-                .into_iter()
-                .map(|process| Rank { process, state: State::Running })
-                .collect(),
+            ranks: Vec::new(),
             grace,
             stage: Stage::Running,
             passed_on: None,
             first_failure: None,
         })
+    }
+
+    /// Takes charge of a rank. To be called before the next rank is started: ends are reported in
+    /// the order in which they happen, for the ranks that are watched by then.
+    pub fn watch(&mut self, process: RankProcess) -> io::Result<()> {
+        let token = self.ranks.len() as u64;
+        self.epoll.add(&process.end, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        self.ranks.push(Rank { process, state: State::Running });
+        Ok(())
     }
 
     /// Waits until every rank has ended.

@@ -46,7 +46,10 @@ pub enum EndpointError {
         reason: String,
     },
     /// Shared memory was asked for, and the peer is not on this host.
-    #[error("{peer} is not on this host{doubt}: shm was asked for; use --transport auto or tcp")]
+    #[error(
+        "{peer} is not on this host{doubt}: shm was asked for; use auto or tcp \
+         (RINGTREE_TRANSPORT, --transport)"
+    )]
     NotOnThisHost {
         /// The peer.
         peer: Peer,
@@ -54,7 +57,9 @@ pub enum EndpointError {
         doubt: &'static str,
     },
     /// One side allows only shm, the other only tcp.
-    #[error("{peer} does not use {ours}: give all ranks the same --transport")]
+    #[error(
+        "{peer} does not use {ours}: give all ranks the same RINGTREE_TRANSPORT or --transport"
+    )]
     NoCommonTransport {
         /// The peer.
         peer: Peer,

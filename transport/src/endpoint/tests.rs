@@ -157,7 +157,7 @@ fn shm_with_a_rank_of_another_host_is_an_error_on_both_sides() {
     let (low, high) = (endpoint(0, Transports::Shm), endpoint(3, Transports::Shm));
     let error = low.connect(3, &of_another_host(&high), soon(), &|| false).unwrap_err();
     let said = "rank 3 on host b (process 12) is not on this host: shm was asked for; use \
-                --transport auto or tcp";
+                auto or tcp (RINGTREE_TRANSPORT, --transport)";
     assert_eq!(error.to_string(), said);
     let error = high.connect(0, &of_another_host(&low), soon(), &|| false).unwrap_err();
     assert!(matches!(error, EndpointError::NotOnThisHost { .. }), "{error}");

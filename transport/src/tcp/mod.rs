@@ -13,6 +13,8 @@ mod link;
 mod receiver;
 mod sender;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use link::TcpLink;
 

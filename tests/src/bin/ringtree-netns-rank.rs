@@ -1,0 +1,74 @@
+//! One rank of the tests between two hosts: connects to all others, repeats a verified all-reduce,
+//! and says in lines that tests read what became of it.
+//!
+//! `ringtree-netns-rank COUNT REPEATS`, with the job in RINGTREE_*. It prints `link PEER TRANSPORT`
+//! for each peer, `running REPEAT` now and then, and at the end `verified IN_MS` or
+//! `error AFTER_MS MESSAGE`, with the time that the last call took.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use ringtree::{Communicator, Error, Op};
+
+/// It says that it runs after the first repeat and after each of so many.
+const SAY_EVERY: usize = 16;
+
+fn main() -> ExitCode {
+    let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>().expect("a number"));
+    let count = numbers.next().expect("a count");
+    let repeats = numbers.next().expect("a number of repeats");
+    let began = Instant::now();
+    let communicator = match connect() {
+        Ok(communicator) => communicator,
+        Err(error) => return failed(began, &error),
+    };
+    let mut buffer = vec![0.0; count];
+    for repeat in 0..repeats {
+        fill(&communicator, repeat, &mut buffer);
+        let began = Instant::now();
+        if let Err(error) = communicator.all_reduce(&mut buffer, Op::Sum) {
+            return failed(began, &error);
+        }
+        let took_ms = began.elapsed().as_millis();
+        verify(&communicator, repeat, &buffer);
+        if repeat % SAY_EVERY == 0 {
+            println!("running {repeat}");
+        }
+        if repeat + 1 == repeats {
+            println!("verified {took_ms}");
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn failed(began: Instant, error: &Error) -> ExitCode {
+    println!("error {} {error}", began.elapsed().as_millis());
+    ExitCode::FAILURE
+}
+
+fn connect() -> Result<Communicator, Error> {
+    let communicator = Communicator::from_env()?;
+    communicator.warm_up()?;
+    for peer in (0..communicator.ranks()).filter(|peer| *peer != communicator.rank()) {
+        let kind = communicator.transport_to(peer).expect("a link, after warm-up");
+        println!("link {peer} {kind}");
+    }
+    Ok(communicator)
+}
+
+fn fill(communicator: &Communicator, repeat: usize, buffer: &mut [f32]) {
+    let rank = communicator.rank();
+    buffer.iter_mut().enumerate().for_each(|(index, x)| *x = value(rank, repeat, index));
+}
+
+fn verify(communicator: &Communicator, repeat: usize, buffer: &[f32]) {
+    for (index, got) in buffer.iter().enumerate() {
+        let expected = (0..communicator.ranks()).map(|rank| value(rank, repeat, index)).sum();
+        assert_eq!(*got, expected, "element {index} of all-reduce {repeat}");
+    }
+}
+
+/// Whole numbers small enough that every sum is exact.
+fn value(rank: u32, repeat: usize, index: usize) -> f32 {
+    ((rank as usize + 1) * (index % 251 + repeat % 13)) as f32
+}

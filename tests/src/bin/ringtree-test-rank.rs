@@ -1,0 +1,286 @@
+//! A rank of the tests: joins as the environment says, does what its arguments say one after the
+//! other, and prints a line an event (time, word, details). An error ends no script, so that what
+//! comes after it is seen too.
+//!
+//! | step | what it does, and says |
+//! | --- | --- |
+//! | `all-reduce TYPE OP COUNT`, `broadcast TYPE COUNT ROOT`, `barrier`, `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | a call: `done`, or `error KIND RANKS MESSAGE`; then `values V,V`, the buffer's distinct values |
+//! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
+//! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
+//! | `wait` | `waiting`; goes on when a line comes on standard input |
+//! | `fill`, `check` | writes a pattern into the last call's buffer; `intact` or `touched` |
+//! | `usage` | `usage US`: processor time of the process so far |
+//! | `churn TIMES` | communicators of threads of this process come and go: `counts BEFORE... AFTER...` |
+//! | `warm-up`, `abort REASON`, `leave` | what [`Communicator`] calls so; `done` |
+//!
+//! Rank r contributes 10^r everywhere, so that a value tells who contributed to it.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::BufRead;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use half::bf16;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use ringtree::control::Verdict;
+use ringtree::{Communicator, Element, Error, Op};
+use ringtree_tests::clock::monotonic_ns;
+use ringtree_tests::counts::Counts;
+
+/// All-reduces of a loop after which it counts as running.
+const RUNNING_AFTER: usize = 50;
+
+/// What no all-reduce here yields.
+const PATTERN: f64 = -7.0;
+
+fn main() -> ExitCode {
+    let communicator = match Communicator::from_env() {
+        Ok(communicator) => communicator,
+        Err(error) => {
+            say("failed", describe(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    say("joined", "");
+    let mut rank = Rank { communicator: Some(communicator), buffer: Box::new(Vec::<f32>::new()) };
+    std::env::args().skip(1).for_each(|step| rank.step(&step));
+    drop(rank);
+    say("left", "");
+    ExitCode::SUCCESS
+}
+
+struct Rank {
+    communicator: Option<Communicator>,
+    /// What the last call worked on.
+    buffer: Box<dyn Buffer>,
+}
+
+impl Rank {
+    fn step(&mut self, step: &str) {
+        let words: Vec<&str> = step.split_ascii_whitespace().collect();
+        match words[..] {
+            ["wait"] => wait(),
+            ["fill"] => self.buffer.paint(),
+            ["check"] => say(if self.buffer.is_painted() { "intact" } else { "touched" }, ""),
+            ["usage"] => say("usage", processor_time_us()),
+            ["churn", times] => churn(number(times)),
+            ["leave"] => {
+                self.communicator = None;
+                say("done", "");
+            }
+            _ => self.call(&words),
+        }
+    }
+
+    fn call(&mut self, words: &[&str]) {
+        let Some(communicator) = &self.communicator else { panic!("{words:?} after leaving") };
+        match *words {
+            ["warm-up"] => report(communicator.warm_up()),
+            ["barrier"] => report(communicator.barrier()),
+            ["abort", reason] => report({
+                communicator.abort(reason);
+                Ok(())
+            }),
+            ["loop", count] => self.buffer = endless(communicator, number(count)),
+            ["repeat", times, count] => repeat(communicator, number(times), number(count)),
+            [_, "f32", ..] => self.buffer = typed::<f32>(communicator, words),
+            [_, "f64", ..] => self.buffer = typed::<f64>(communicator, words),
+            [_, "bf16", ..] => self.buffer = typed::<bf16>(communicator, words),
+            [_, "i32", ..] => self.buffer = typed::<i32>(communicator, words),
+            _ => panic!("no step {words:?}"),
+        }
+    }
+}
+
+/// A call on a fresh buffer.
+fn typed<T: Value>(communicator: &Communicator, words: &[&str]) -> Box<dyn Buffer> {
+    let own = 10_f64.powi(communicator.rank() as i32);
+    let buffer = |count: &str| vec![T::from_f64(own); number(count)];
+    let (buffer, result) = match *words {
+        ["all-reduce", _, op, count] => {
+            let op = if op == "max" { Op::Max } else { Op::Sum };
+            let mut buffer = buffer(count);
+            let result = communicator.all_reduce(&mut buffer, op);
+            (buffer, result)
+        }
+        ["broadcast", _, count, root] => {
+            let mut buffer = buffer(count);
+            let result = communicator.broadcast(&mut buffer, number(root) as u32);
+            (buffer, result)
+        }
+        ["send", _, count, peer] => {
+            let buffer = buffer(count);
+            let result = communicator.send(&buffer, number(peer) as u32);
+            (buffer, result)
+        }
+        ["receive", _, count, peer] => {
+            let mut buffer = buffer(count);
+            let result = communicator.receive(&mut buffer, number(peer) as u32);
+            (buffer, result)
+        }
+        _ => panic!("no step {words:?}"),
+    };
+    report(result);
+    let values: BTreeSet<i64> = buffer.iter().map(|value| value.to_f64() as i64).collect();
+    let values: Vec<String> = values.iter().map(i64::to_string).collect();
+    say("values", values.join(","));
+    Box::new(buffer)
+}
+
+/// All-reduces until one fails; every result is looked at.
+fn endless(communicator: &Communicator, count: usize) -> Box<dyn Buffer> {
+    let own = 10_f32.powi(communicator.rank() as i32);
+    let sum: f32 = (0..communicator.ranks()).map(|rank| 10_f32.powi(rank as i32)).sum();
+    let mut buffer = vec![own; count];
+    for turn in 0.. {
+        buffer.fill(own);
+        let result = communicator.all_reduce(&mut buffer, Op::Sum);
+        if result.is_err() {
+            report(result);
+            break;
+        }
+        assert!(buffer.iter().all(|value| *value == sum), "a wrong sum in turn {turn}");
+        if turn == RUNNING_AFTER {
+            say("running", "");
+        }
+    }
+    Box::new(buffer)
+}
+
+fn repeat(communicator: &Communicator, times: usize, count: usize) {
+    let mut buffer = vec![0_f32; count];
+    let began = Instant::now();
+    for _ in 0..times {
+        if let Err(error) = communicator.all_reduce(&mut buffer, Op::Sum) {
+            return report(Err(error));
+        }
+    }
+    say("took", began.elapsed().as_secs_f64() * 1e6 / times as f64);
+}
+
+/// What stays behind of communicators that have gone: nothing.
+fn churn(times: usize) {
+    churn_once(); // makes whatever is made only once in a process
+    let before = Counts::now();
+    (0..times).for_each(|_| churn_once());
+    let after = Counts::settled(&before);
+    say("counts", format!("{before} {after}"));
+}
+
+fn churn_once() {
+    for transports in [ringtree::Transports::Shm, ringtree::Transports::Tcp] {
+        let adjust = |settings: &mut ringtree::Settings| settings.transports = transports;
+        let communicators = Communicator::in_process_with(3, adjust).expect("communicators");
+        std::thread::scope(|scope| {
+            for communicator in communicators {
+                scope.spawn(move || {
+                    let buffer = vec![1_f32; 50_000];
+                    let pending = communicator.all_reduce_async(buffer, Op::Sum).expect("posted");
+                    communicator.barrier().expect("a barrier");
+                    assert_eq!(pending.wait().expect("a sum")[0], 3.0);
+                });
+            }
+        });
+    }
+}
+
+fn wait() {
+    say("waiting", "");
+    let mut line = String::new();
+    if std::io::stdin().lock().read_line(&mut line).is_ok_and(|bytes| bytes == 0) {
+        std::process::exit(1); // whoever would say so has ended
+    }
+}
+
+fn report(result: Result<(), Error>) {
+    match result {
+        Ok(()) => say("done", ""),
+        Err(error) => say("error", describe(&error)),
+    }
+}
+
+/// `KIND RANKS MESSAGE`.
+fn describe(error: &Error) -> String {
+    let (kind, ranks) = match error {
+        Error::Verdict(verdict) => match &**verdict {
+            Verdict::Died { rank, .. } => ("died", vec![*rank]),
+            Verdict::Stopped { rank, .. } => ("stopped", vec![*rank]),
+            Verdict::Late { rank, .. } => ("late", vec![*rank]),
+            Verdict::Left { rank, .. } => ("left", vec![*rank]),
+            Verdict::Mismatch { a, b, .. } => ("mismatch", vec![a.rank, b.rank]),
+            Verdict::LinkBroken { a, b, .. } => ("broken", vec![*a, *b]),
+            Verdict::Aborted { by, .. } => ("aborted", vec![*by]),
+            Verdict::ArbiterLost { .. } => ("arbiter", vec![]),
+        },
+        Error::Settings(_) => ("settings", vec![]),
+        Error::Argument(_) => ("argument", vec![]),
+        Error::Rendezvous(_) => ("rendezvous", vec![]),
+        Error::Control(_) => ("control", vec![]),
+        Error::Endpoint(_) => ("endpoint", vec![]),
+        Error::Memory(_) => ("memory", vec![]),
+        Error::Link { .. } => ("link", vec![]),
+        Error::Panicked => ("panicked", vec![]),
+        Error::Timeout { waiting_for, .. } => ("timeout", waiting_for.clone()),
+    };
+    let ranks: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    let ranks = if ranks.is_empty() { "-".to_string() } else { ranks.join(",") };
+    format!("{kind} {ranks} {error}")
+}
+
+fn processor_time_us() -> i64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("every process has a usage");
+    usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
+}
+
+fn number(text: &str) -> usize {
+    text.parse().unwrap_or_else(|_| panic!("\"{text}\" is no number"))
+}
+
+/// Prints one event at once.
+fn say(word: &str, rest: impl Display) {
+    let rest = rest.to_string().replace('\n', " ");
+    println!("{} {word} {rest}", monotonic_ns());
+}
+
+/// A call's buffer, whatever its type.
+trait Buffer {
+    fn paint(&mut self);
+    fn is_painted(&self) -> bool;
+}
+
+impl<T: Value> Buffer for Vec<T> {
+    fn paint(&mut self) {
+        self.fill(T::from_f64(PATTERN));
+    }
+
+    fn is_painted(&self) -> bool {
+        self.iter().all(|value| *value == T::from_f64(PATTERN))
+    }
+}
+
+/// An element that small whole numbers can be turned into, and back.
+trait Value: Element {
+    fn from_f64(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! value {
+    ($type:ty, $value:ident => $from:expr, $itself:ident => $to:expr) => {
+        impl Value for $type {
+            fn from_f64($value: f64) -> Self {
+                $from
+            }
+
+            fn to_f64($itself) -> f64 {
+                $to
+            }
+        }
+    };
+}
+
+value!(f32, value => value as f32, self => f64::from(self));
+value!(f64, value => value, self => self);
+value!(bf16, value => bf16::from_f64(value), self => self.to_f64());
+value!(i32, value => value as i32, self => f64::from(self));

@@ -1,0 +1,139 @@
+//! Pairs of links of every transport, and how to wait with them.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use ringtree_transport::shm::ShmLink;
+use ringtree_transport::sim::{Config, Network};
+use ringtree_transport::tcp::TcpLink;
+use ringtree_transport::{Link, LinkError};
+
+/// How long a test waits for what must happen; far more than it takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A link's two ends, ranks 0 and 1, and the time that they live in.
+#[derive(Debug)]
+pub struct Pair {
+    /// Rank 0's end.
+    pub left: Link,
+    /// Rank 1's end.
+    pub right: Link,
+    /// Where they are.
+    pub world: World,
+}
+
+/// The time that links live in.
+#[derive(Clone, Debug)]
+pub enum World {
+    /// The kernel's.
+    Real,
+    /// A simulation's.
+    Virtual(VirtualTime),
+}
+
+/// The clock of a simulated network.
+#[derive(Clone)]
+pub struct VirtualTime(Network);
+
+impl std::fmt::Debug for VirtualTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VirtualTime({} ns)", self.0.now_ns())
+    }
+}
+
+/// Makes a pair of links of one transport.
+pub type MakePair = fn() -> Pair;
+
+/// TCP over loopback.
+pub fn tcp() -> Pair {
+    let (left, right) = tcp_streams();
+    Pair {
+        left: Link::Tcp(TcpLink::new(left, 1).expect("a connected stream")),
+        right: Link::Tcp(TcpLink::new(right, 0).expect("a connected stream")),
+        world: World::Real,
+    }
+}
+
+/// Two ends of one connection over loopback.
+pub fn tcp_streams() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound socket");
+    let left = TcpStream::connect(address).expect("someone listens");
+    (left, listener.accept().expect("someone connects").0)
+}
+
+/// Shared memory.
+pub fn shm() -> Pair {
+    let (left, right) = UnixStream::pair().expect("two descriptors");
+    let deadline = Instant::now() + PATIENCE;
+    let (left, right) = std::thread::scope(|scope| {
+        let right = scope.spawn(|| ShmLink::establish(right, 0, deadline));
+        let left = ShmLink::establish(left, 1, deadline);
+        (left, right.join().expect("no panic"))
+    });
+    Pair {
+        left: Link::Shm(left.expect("shared memory")),
+        right: Link::Shm(right.expect("shared memory")),
+        world: World::Real,
+    }
+}
+
+/// Simulation, with jitter.
+pub fn sim() -> Pair {
+    let network = Network::new(Config { seed: 7, jitter_ns: 20_000, ..Config::default() });
+    Pair {
+        left: Link::Sim(network.link(0, 1)),
+        right: Link::Sim(network.link(1, 0)),
+        world: World::Virtual(VirtualTime(network)),
+    }
+}
+
+impl Pair {
+    /// Divides both directions among `lanes`.
+    pub fn divide(&mut self, lanes: usize) {
+        self.left.divide(lanes);
+        self.right.divide(lanes);
+    }
+
+    /// Polls both ends until neither moves.
+    pub fn settle(&mut self) {
+        // Over TCP something may be under way inside the kernel; a few more looks find it.
+        let mut quiet = 0;
+        while quiet < 10 {
+            let moved = self.left.poll(0).expect("open") | self.right.poll(0).expect("open");
+            quiet = if self.world.pass() | moved { 0 } else { quiet + 1 };
+        }
+    }
+}
+
+impl World {
+    /// Lets a little time pass. Returns whether that made something happen.
+    pub fn pass(&self) -> bool {
+        match self {
+            World::Real => {
+                std::thread::yield_now();
+                false
+            }
+            World::Virtual(VirtualTime(network)) => network.step().is_some(),
+        }
+    }
+}
+
+/// Calls `step` until it returns something, with time passing in between; panics when that takes
+/// too long.
+pub fn wait_for<T>(world: &World, what: &str, mut step: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(result) = step() {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        world.pass();
+    }
+}
+
+/// Whether the peer has left.
+pub fn is_closed(error: &LinkError) -> bool {
+    matches!(error, LinkError::Closed { .. })
+}

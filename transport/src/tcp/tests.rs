@@ -1,0 +1,130 @@
+//! What a TCP link says on the wire, seen by a plain socket at the other end.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::frame::{HEADER_BYTES, Header, Kind, parse};
+use super::{SLICE_BYTES, TcpLink};
+use crate::{CHANNELS, LinkError, POINT_TO_POINT, Tag};
+
+const TAG: Tag = Tag { sequence: 4, digest: 9 };
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A link, and the socket at its other end.
+fn link_and_socket() -> (TcpLink, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    (TcpLink::new(listener.accept().unwrap().0, 3).unwrap(), socket)
+}
+
+fn data(channel: usize, ask: bool, len: usize) -> Vec<u8> {
+    let mut header = Header::control(Kind::Data, ask, [0; CHANNELS]);
+    (header.channel, header.last, header.len, header.tag) = (channel as u8, true, len as u32, TAG);
+    let mut frame = header.encode().to_vec();
+    frame.resize(HEADER_BYTES + len, 7);
+    frame
+}
+
+fn read_header(socket: &mut TcpStream) -> Header {
+    let mut bytes = [0; HEADER_BYTES];
+    socket.read_exact(&mut bytes).unwrap();
+    parse(&bytes).unwrap()
+}
+
+/// Waits for a slice and releases it.
+fn consume(link: &mut TcpLink, channel: usize) -> Result<usize, LinkError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(arrival) = link.arrival(channel)? {
+            link.release(channel, arrival.len)?;
+            return Ok(arrival.len);
+        }
+        assert!(Instant::now() < deadline, "nothing arrived");
+    }
+}
+
+#[test]
+fn the_answer_brings_the_credit_back() {
+    let (mut link, mut socket) = link_and_socket();
+    for _ in 0..100 {
+        socket.write_all(&data(POINT_TO_POINT, true, 8)).unwrap();
+        assert_eq!(consume(&mut link, POINT_TO_POINT), Ok(8));
+        // SAFETY: a constant.
+        unsafe { link.post(0, TAG, b"12345678".as_ptr(), 8, true) }.unwrap();
+        link.poll(0).unwrap();
+        let header = read_header(&mut socket);
+        assert_eq!((header.kind, header.len, header.tag), (Kind::Data, 8, TAG));
+        assert_eq!(header.credits[POINT_TO_POINT], 1, "no frame was needed for it");
+        socket.read_exact(&mut [0; 8]).unwrap();
+        let mut credits = [0; CHANNELS];
+        credits[0] = 1;
+        socket.write_all(&Header::control(Kind::Credit, false, credits).encode()).unwrap();
+    }
+}
+
+#[test]
+fn a_poll_returns_what_was_asked_for_and_nothing_else() {
+    let (mut link, mut socket) = link_and_socket();
+    socket.write_all(&[data(0, false, 100), data(1, true, 100)].concat()).unwrap();
+    consume(&mut link, 0).unwrap();
+    assert!(!link.poll(0).unwrap(), "nobody waits for this credit");
+    consume(&mut link, 1).unwrap();
+    assert!(link.descriptor().is_some_and(|(_, writable)| writable));
+    assert!(link.poll(0).unwrap());
+    let header = read_header(&mut socket);
+    assert_eq!((header.kind, &header.credits[..2]), (Kind::Credit, &[1, 1][..]));
+    assert!(!link.poll(0).unwrap());
+}
+
+#[test]
+fn who_is_out_of_credit_asks() {
+    let (mut link, mut socket) = link_and_socket();
+    // SAFETY: constants.
+    let post = |link: &mut TcpLink| unsafe { link.post(0, TAG, b"x".as_ptr(), 1, true) }.unwrap();
+    post(&mut link);
+    link.divide(16);
+    post(&mut link);
+    assert_eq!((link.posted_bytes(0), link.sent_bytes(0)), (2, 1));
+    assert!(!read_header(&mut socket).ask);
+    socket.read_exact(&mut [0]).unwrap();
+    let ask = read_header(&mut socket);
+    assert_eq!((ask.kind, ask.ask), (Kind::Credit, true));
+}
+
+#[test]
+fn what_came_whole_is_shown_before_the_end() {
+    let broken = [data(5, false, 3), data(5, false, SLICE_BYTES), vec![9; 50]].concat();
+    let cut_off = [data(5, false, 3), data(5, false, SLICE_BYTES), data(5, false, 10)[..41].into()];
+    for (stream, is_protocol) in [(broken, true), (cut_off.concat(), false)] {
+        let (mut link, mut socket) = link_and_socket();
+        let writer = std::thread::spawn(move || {
+            socket.write_all(&stream).unwrap();
+            socket.shutdown(Shutdown::Write).unwrap();
+            socket
+        });
+        assert_eq!(consume(&mut link, 5), Ok(3));
+        assert_eq!(consume(&mut link, 5), Ok(SLICE_BYTES));
+        match consume(&mut link, 5).unwrap_err() {
+            LinkError::Protocol { peer: 3, .. } => assert!(is_protocol),
+            LinkError::Closed { peer: 3, .. } => assert!(!is_protocol),
+            other => panic!("{other}"),
+        }
+        assert_eq!(link.descriptor(), None, "a socket that is always ready");
+        drop(writer.join().unwrap());
+    }
+}
+
+/// A peer that is silent, takes nothing and gives no credit.
+#[test]
+fn close_ends_at_the_deadline() {
+    let (mut link, socket) = link_and_socket();
+    let much = vec![1; 64 << 20];
+    // SAFETY: kept until the link is closed.
+    unsafe { link.post(0, TAG, much.as_ptr(), much.len(), true) }.unwrap();
+    let begin = Instant::now();
+    link.close(begin + Duration::from_millis(50));
+    assert!(begin.elapsed() >= Duration::from_millis(50) && begin.elapsed() < PATIENCE);
+    drop(socket);
+}
