@@ -92,7 +92,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     };
     let driver = Driver {
         policy: WaitPolicy::for_local_ranks(local),
-        sleeper: Sleeper::default(),
+        sleeper: Sleeper::for_links(ranks as usize),
         bell,
         abort,
         control: control.clone(),

@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
-use super::layout::{Half, LINES, SLOT_BYTES, SLOTS};
+use super::layout::{AWAKE, Half, LINES, PARKED, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{self, Borrower, Lender, Loan, Socket};
 use super::ring::{Reader, Writer};
 use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, NONE, Posted, SendChannel, unpack};
@@ -100,7 +100,7 @@ impl ShmLink {
             waiting: 0,
             lending: 0,
             lender: Lender::default(),
-            borrower: Borrower::default(),
+            borrower: Borrower::new(),
             fenced,
             socket_ended: false,
         }
@@ -279,8 +279,7 @@ impl ShmLink {
         if current.len == 0 {
             receive.current = None;
             receive.ring.advance();
-            // The peer may sleep for want of the credit.
-            self.wake_peer();
+            self.wake_peer_if(|parked| parked == PARKED_FOR_ROOM);
         }
         Ok(())
     }
@@ -340,7 +339,12 @@ impl ShmLink {
     pub(crate) fn set_parked(&mut self, parked: bool) {
         // SAFETY: the half lives as long as the link.
         let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
-        state.parked.store(u32::from(parked), Ordering::SeqCst);
+        let wanted = match (parked, self.waiting | self.lending) {
+            (false, _) => AWAKE,
+            (true, 0) => PARKED,
+            (true, _) => PARKED_FOR_ROOM,
+        };
+        state.parked.store(wanted, Ordering::SeqCst);
         if !parked {
             self.take_in();
         }
@@ -470,18 +474,24 @@ impl ShmLink {
         unsafe { (&raw mut (*ours).slots.0[slot as usize]).cast() }
     }
 
-    /// Sends a byte to a peer that sleeps.
+    /// Wakes a peer that sleeps.
     #[inline]
     fn wake_peer(&self) {
+        self.wake_peer_if(|parked| parked != AWAKE);
+    }
+
+    /// Sends a byte to a peer that waits for what was just published or given back.
+    #[inline]
+    fn wake_peer_if(&self, waits: impl FnOnce(u32) -> bool) {
         if self.fenced {
             fence(Ordering::SeqCst);
         } else {
-            // The sleeper's barrier orders the processor; the compiler is told here.
+            // The sleeper's barrier orders what this processor does, not what the compiler does.
             compiler_fence(Ordering::SeqCst);
         }
         // SAFETY: the half lives as long as the link.
         let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
-        if state.parked.load(Ordering::Relaxed) != 0 {
+        if waits(state.parked.load(Ordering::Relaxed)) {
             lending::wake(&self.socket);
         }
     }
