@@ -46,17 +46,8 @@ struct Introduction {
 
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
-    let hosted = if settings.rank == 0 { host(settings)? } else { None };
-    let joined = join_at(settings, hosted.clone());
-    if let (Err(_), Some(hosted)) = (&joined, &hosted) {
-        // The others hear why, too, before this process ends.
-        hosted.server.await_no_clients(Instant::now() + LAST_OUT);
-    }
-    joined
-}
-
-fn join_at(settings: &Settings, hosted: Option<Arc<Hosted>>) -> Result<Joined, Error> {
     let deadline = Instant::now() + settings.timeout;
+    let see_out = if settings.rank == 0 { host(settings)?.map(SeeOut) } else { None };
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
     let endpoint = Endpoint::bind(EndpointConfig {
@@ -101,7 +92,7 @@ fn join_at(settings: &Settings, hosted: Option<Arc<Hosted>>) -> Result<Joined, E
     };
     let driver = Driver {
         policy: WaitPolicy::for_local_ranks(local),
-        sleeper: Sleeper::default(),
+        sleeper: Sleeper::for_links(ranks as usize),
         bell,
         abort,
         control: control.clone(),
@@ -109,7 +100,7 @@ fn join_at(settings: &Settings, hosted: Option<Arc<Hosted>>) -> Result<Joined, E
         timeout: settings.timeout,
     };
     let shape = Shape { ranks, shared_memory };
-    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out: hosted.map(SeeOut) })
+    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out })
 }
 
 /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -165,16 +156,19 @@ impl Hosted {
     }
 }
 
-/// Held by the communicator of the rank that hosts the rendezvous. When it is dropped, as the last
-/// part of the communicator, it waits a little until the other ranks have left too, so that the
-/// end of this process does not look like a failure to them.
+/// Held by the communicator of the rank that hosts the rendezvous, from its beginning. When it is
+/// dropped, as the last part of the communicator or because that could not be made, it waits a
+/// little until the other ranks have found each other and have left too, so that the end of this
+/// process does not look like a failure to them.
 #[derive(Debug)]
 pub(crate) struct SeeOut(Arc<Hosted>);
 
 impl Drop for SeeOut {
     fn drop(&mut self) {
         if Arc::strong_count(&self.0) == 1 {
-            self.0.service.await_empty(Instant::now() + LAST_OUT);
+            let deadline = Instant::now() + LAST_OUT;
+            self.0.server.await_no_clients(deadline);
+            self.0.service.await_empty(deadline);
             self.0.service.close();
         }
     }

@@ -26,7 +26,7 @@ pub struct Outcome {
 }
 
 /// For each algorithm, operation, kind of input and count: checks on this rank that the result has
-/// the same bits in place and out of place, when it is repeated, and when a rank comes late.
+/// the same bits in place, out of place and out of lent memory, when it is repeated, and when a rank comes late.
 /// Returns what all ranks and transports must have in common.
 ///
 /// # Panics
@@ -84,16 +84,21 @@ fn repeated<T: Sample>(
     let using = communicator.using(algorithm);
     let mut random = Random::new(seed ^ count as u64);
     let mut first: Option<Vec<T>> = None;
-    for round in 0..4 {
+    let mut lent = communicator.alloc(count).expect("memory");
+    for round in 0..5 {
         let mut result = own.clone();
         let late = random.below(communicator.ranks() as usize) as u32;
         if round > 1 && late == rank {
             random.clone().dawdle(100_000);
         }
-        let called = if round % 2 == 0 {
-            using.all_reduce(&mut result, op)
-        } else {
-            using.all_reduce_into(&own, &mut result, op)
+        let called = match round {
+            0 | 2 => using.all_reduce(&mut result, op),
+            1 | 3 => using.all_reduce_into(&own, &mut result, op),
+            _ => {
+                // Read in place by the peers.
+                lent.copy_from_slice(&own);
+                using.all_reduce_into(&lent, &mut result, op)
+            }
         };
         called.unwrap_or_else(|error| panic!("rank {rank}, {algorithm} of {count}: {error}"));
         let first = first.get_or_insert_with(|| result.clone());

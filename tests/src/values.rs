@@ -1,6 +1,8 @@
 //! Results against plain sums: random calls whose result is exact, so that it can be compared to
 //! the bit.
 
+use std::ops::DerefMut;
+
 use half::bf16;
 use ringtree::{Algorithm, Communicator, DataType, Element, Op};
 use ringtree_plan::Collective;
@@ -29,6 +31,8 @@ pub struct Case {
     count: usize,
     /// Elements before the first one: what makes a buffer unaligned.
     offset: usize,
+    /// Which ranks have their buffers in memory of the library's, a bit each.
+    allocated: u64,
     seed: u64,
 }
 
@@ -55,6 +59,7 @@ pub fn all_reduces(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
                         place,
                         count: count(&mut random, ranks, most),
                         offset: random.below(2),
+                        allocated: allocated(&mut random),
                         seed: random.number(),
                     });
                 }
@@ -80,6 +85,7 @@ pub fn broadcasts(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
                 place,
                 count: count(&mut random, ranks, most),
                 offset: random.below(2),
+                allocated: allocated(&mut random),
                 seed: random.number(),
             });
         }
@@ -114,12 +120,35 @@ fn count(random: &mut Random, ranks: u32, most: usize) -> usize {
     .min(most)
 }
 
+/// Nobody, everybody, or any ranks: what is registered must not matter to the others.
+fn allocated(random: &mut Random) -> u64 {
+    match random.below(4) {
+        0 | 1 => 0,
+        2 => u64::MAX,
+        _ => random.number(),
+    }
+}
+
+/// A buffer of `count` elements, of the library's memory or of its own.
+fn buffer<T: Sample>(
+    communicator: &Communicator,
+    case: Case,
+    count: usize,
+) -> Box<dyn DerefMut<Target = [T]>> {
+    if case.allocated >> communicator.rank() & 1 == 1 {
+        Box::new(communicator.alloc(count).expect("memory"))
+    } else {
+        Box::new(vec![T::default(); count])
+    }
+}
+
 fn check_as<T: Sample>(communicator: &Communicator, case: Case) {
     let Case { count, offset, seed, .. } = case;
     let value = |rank: u32, index: usize| T::exact(element(seed, rank, index));
     let untouched = T::special(2);
     let framed = |fill: &dyn Fn(usize) -> T| {
-        let mut buffer = vec![untouched; offset + count + 1];
+        let mut buffer = buffer(communicator, case, offset + count + 1);
+        buffer.fill(untouched);
         buffer[offset..][..count].iter_mut().enumerate().for_each(|(i, x)| *x = fill(i));
         buffer
     };

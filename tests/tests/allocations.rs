@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use ringtree::{Communicator, Op};
+use ringtree::{Communicator, Op, Transports};
 use ringtree_tests::ranks::{TRANSPORTS, on_ranks};
 
 /// Counts what the calling thread allocates.
@@ -45,8 +45,18 @@ const SIZES_BYTES: [usize; 3] = [8, 64 << 10, 1 << 20];
 const WARM_UP_CALLS: usize = 20;
 const COUNTED_CALLS: usize = 60;
 
+/// The counted calls may be repeated so often until none of them allocates. A TCP link makes its
+/// receive slots when it first needs them: how many it needs at once depends on who is late, and
+/// the link has not very many.
+const fn repeats(transports: Transports) -> usize {
+    match transports {
+        Transports::Tcp => 30,
+        Transports::Shm | Transports::Auto => 1,
+    }
+}
+
 #[test]
-fn a_blocking_call_allocates_nothing() {
+fn blocking_calls_allocate_nothing() {
     for transports in TRANSPORTS {
         for ranks in [2, 3] {
             on_ranks(ranks, transports, |communicator| {
@@ -55,17 +65,22 @@ fn a_blocking_call_allocates_nothing() {
                     for _ in 0..WARM_UP_CALLS {
                         let _ = call(communicator, &mut buffer);
                     }
-                    let counted: Vec<u64> = (0..COUNTED_CALLS)
-                        .filter_map(|_| call(communicator, &mut buffer))
-                        .collect();
-                    let rank = communicator.rank();
-                    let what = format!("{bytes} bytes, rank {rank} of {ranks}, {transports}");
-                    assert!(counted.len() > COUNTED_CALLS / 2, "{what}: nearly all calls stalled");
-                    assert!(counted.iter().all(|count| *count == 0), "{what}: {counted:?}");
+                    let clean = (0..repeats(transports))
+                        .any(|_| nobody_allocates(communicator, &mut buffer));
+                    assert!(clean, "calls of {bytes} bytes over {transports} allocate");
                 }
             });
         }
     }
+}
+
+/// Makes the counted calls; whether none of them allocated on any rank.
+fn nobody_allocates(communicator: &Communicator, buffer: &mut [f32]) -> bool {
+    let counted: Vec<u64> = (0..COUNTED_CALLS).filter_map(|_| call(communicator, buffer)).collect();
+    assert!(counted.len() > COUNTED_CALLS / 2, "nearly all calls stalled");
+    let mut most = [counted.iter().sum::<u64>() as i32];
+    communicator.all_reduce(&mut most, Op::Max).expect("an all-reduce");
+    most == [0]
 }
 
 /// What one call allocated, unless it stalled.

@@ -333,13 +333,15 @@ fn only_the_root_needs_an_input_to_broadcast() {
 fn an_abort_ends_the_calls_of_all_with_its_reason() {
     for transports in TRANSPORTS {
         on_ranks(3, transports, |communicator| {
-            communicator.barrier().expect("a barrier");
+            works(communicator, 1000, 1.0);
             let ended = if communicator.rank() == 2 {
+                communicator.barrier().expect("a barrier");
                 communicator.abort("the loss is not a number");
                 communicator.barrier()
             } else {
-                let posted = communicator.all_reduce_async(vec![1.0_f32; 10], Op::Sum);
-                posted.and_then(Pending::wait).map(drop)
+                // The abort may come while these are still leaving the first barrier.
+                let posted = |()| communicator.all_reduce_async(vec![1.0_f32; 10], Op::Sum);
+                communicator.barrier().and_then(posted).and_then(Pending::wait).map(drop)
             };
             let message = ended.expect_err("the communicator is over").to_string();
             assert!(message.contains("the loss is not a number"), "{message}");

@@ -107,6 +107,11 @@ pub struct Sleeper {
 }
 
 impl Sleeper {
+    /// For up to `links` links, so that sleeping allocates nothing.
+    pub fn for_links(links: usize) -> Sleeper {
+        Sleeper { descriptors: Vec::with_capacity(links + 1) }
+    }
+
     /// Sleeps until one of the links may have moved, `bell` rings, or `timeout` passes. `ready` is
     /// asked once after the peers know that this thread sleeps, and must say whether there is something to
     /// do after all.

@@ -65,8 +65,9 @@ impl ControlService {
         self.inbox.push(Work::Accept { connection, hello });
     }
 
-    /// Waits until no rank is connected and none is still to come, at most until the deadline;
-    /// whether that came true.
+    /// Waits until all ranks of all communicators that any rank has joined have come and left again,
+    /// at most until the deadline; whether that came true. A rank that has not come a minute after
+    /// the last one left is waited for no longer.
     pub fn await_empty(&self, deadline: Instant) -> bool {
         self.members.wait_until_none(deadline)
     }
@@ -95,7 +96,8 @@ enum Work {
     Close,
 }
 
-/// How many ranks are connected or still to come.
+/// Ranks that are connected, and communicators that some ranks have yet to join: none of them may
+/// find the service gone.
 #[derive(Debug, Default)]
 struct Members {
     count: Mutex<usize>,
@@ -164,7 +166,6 @@ impl Server {
             if !ready.more {
                 self.handle_timeouts();
             }
-            self.members.set(self.occupied());
         }
     }
 
@@ -197,6 +198,7 @@ impl Server {
         connection.send(&self.joined);
         let watched = self.poller.add(&connection, key);
         self.seats.insert(key, Seat { connection, communicator: id, rank });
+        self.count_members();
         self.send(id, sends);
         if let Err(error) = watched {
             warn!("the control connection of rank {rank} cannot be watched: {error}");
@@ -252,6 +254,7 @@ impl Server {
         let sends = communicator.arbiter.connection_lost(seat.rank);
         self.send(seat.communicator, sends);
         self.forget_if_unused(seat.communicator);
+        self.count_members();
     }
 
     fn handle_timeouts(&mut self) {
@@ -273,7 +276,13 @@ impl Server {
         let unused = communicator.forget_at_ms().is_some_and(|at_ms| at_ms <= self.now_ms());
         if unused {
             self.communicators.remove(&id);
+            self.count_members();
         }
+    }
+
+    fn count_members(&self) {
+        let awaited = |communicator: &&Communicator| !communicator.arbiter.is_complete();
+        self.members.set(self.seats.len() + self.communicators.values().filter(awaited).count());
     }
 
     fn next_timeout(&self) -> Option<Instant> {
@@ -289,12 +298,6 @@ impl Server {
         }
         self.seats.clear();
         self.members.set(0);
-    }
-
-    /// Ranks that are connected or still to come.
-    fn occupied(&self) -> usize {
-        let to_come = self.communicators.values().map(|c| c.arbiter.to_come());
-        self.seats.len() + to_come.sum::<usize>()
     }
 
     fn now_ms(&self) -> u64 {

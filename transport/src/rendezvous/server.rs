@@ -42,7 +42,7 @@ pub struct Server {
 /// The part of the service that the server's owner uses.
 trait Hub: Send + Sync {
     fn store(&self) -> Arc<MemoryStore>;
-    fn await_no_clients(&self, deadline: Instant);
+    fn await_no_clients(&self, deadline: Instant) -> bool;
     fn stop(&self);
 }
 
@@ -50,8 +50,8 @@ struct HubOf<F> {
     store: Arc<MemoryStore>,
     on_control: F,
     clients: Mutex<Clients>,
-    /// A client has gone.
-    gone: Condvar,
+    /// A client has left.
+    left: Condvar,
 }
 
 #[derive(Default)]
@@ -80,7 +80,7 @@ impl Server {
         let address = listener.local_addr().map_err(|error| failed("a socket".into(), error))?;
         let store = MemoryStore::new();
         let hub =
-            Arc::new(HubOf { store, on_control, clients: Mutex::default(), gone: Condvar::new() });
+            Arc::new(HubOf { store, on_control, clients: Mutex::default(), left: Condvar::new() });
         let acceptor = Acceptor::start(listener, job, hub.clone())
             .map_err(|error| failed(address.to_string(), error))?;
         Ok(Server { address, hub, acceptor })
@@ -91,15 +91,15 @@ impl Server {
         self.address
     }
 
-    /// Waits until no rank is connected to the store, at most until the deadline: all have had their
-    /// answers then.
-    pub fn await_no_clients(&self, deadline: Instant) {
-        self.hub.await_no_clients(deadline);
-    }
-
     /// The store itself, for whoever is in the server's process. It stops with the server.
     pub fn store(&self) -> Arc<MemoryStore> {
         self.hub.store()
+    }
+
+    /// Waits until no rank is connected to the store, at most until the deadline; whether that
+    /// came true.
+    pub fn await_no_clients(&self, deadline: Instant) -> bool {
+        self.hub.await_no_clients(deadline)
     }
 }
 
@@ -123,11 +123,11 @@ impl<F: Send + Sync> Hub for HubOf<F> {
         self.store.clone()
     }
 
-    fn await_no_clients(&self, deadline: Instant) {
+    fn await_no_clients(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        let connected = |clients: &mut Clients| !clients.sockets.is_empty();
-        // Whether all have gone in time makes no difference to whoever has waited.
-        let _ = self.gone.wait_timeout_while(self.clients(), left, connected);
+        let is_used = |clients: &mut Clients| !clients.sockets.is_empty();
+        let waited = self.left.wait_timeout_while(self.clients(), left, is_used);
+        waited.unwrap_or_else(PoisonError::into_inner).0.sockets.is_empty()
     }
 
     fn stop(&self) {
@@ -159,7 +159,7 @@ where
             debug!("the store's connection to {peer} has ended: {error}");
         }
         self.clients().sockets.remove(&id);
-        self.gone.notify_all();
+        self.left.notify_all();
     }
 }
 

@@ -123,6 +123,34 @@ mod tests {
     }
 
     #[test]
+    fn a_sleeper_that_waits_for_room_is_woken_when_there_is_some() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let other = std::thread::spawn(move || ShmLink::establish(b, 0, deadline()).unwrap());
+        let mut sender = ShmLink::establish(a, 1, deadline()).unwrap();
+        let mut receiver = other.join().unwrap();
+        let data = vec![7_u8; 8 << 20];
+        let tag = crate::Tag::default();
+        // SAFETY: the data outlives the links.
+        unsafe { sender.post(0, tag, data.as_ptr(), data.len(), true).unwrap() };
+        assert!(sender.is_waiting(0), "more than the slots hold");
+        let (socket, _) = sender.descriptor().unwrap();
+        let is_woken = || {
+            let mut entry = libc::pollfd { fd: socket, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, as said.
+            unsafe { libc::poll(&raw mut entry, 1, 0) == 1 }
+        };
+        for parked in [false, true] {
+            sender.set_parked(parked);
+            assert!(!is_woken());
+            let arrival = receiver.arrival(0).unwrap().unwrap();
+            receiver.release(0, arrival.len).unwrap();
+            assert_eq!(is_woken(), parked);
+        }
+        sender.set_parked(false);
+        assert!(!is_woken() && sender.poll(0).unwrap());
+    }
+
+    #[test]
     fn a_byte_crosses_between_the_two_ends() {
         let (a, b) = UnixStream::pair().unwrap();
         let other = std::thread::spawn(move || ShmLink::establish(b, 0, deadline()).unwrap());

@@ -18,11 +18,21 @@ pub(super) const SLOT_BYTES: usize = 64 << 10;
 /// Slots of a link and direction; their numbers fit a 32-bit set.
 pub(super) const SLOTS: usize = 32;
 
+/// It does not sleep.
+pub(super) const AWAKE: u32 = 0;
+
+/// It sleeps until something is published for it.
+pub(super) const PARKED: u32 = 1;
+
+/// It sleeps until something is published for it, or something that it published was consumed.
+pub(super) const PARKED_FOR_ROOM: u32 = 2;
+
 /// What the owner says about itself.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(super) struct State {
-    /// The owner sleeps and wants a byte on the socket when something was published.
+    /// Whether the owner sleeps, and when it wants a byte on the socket: [`AWAKE`], [`PARKED`] or
+    /// [`PARKED_FOR_ROOM`].
     pub(super) parked: AtomicU32,
     /// The owner has said goodbye and will publish nothing more.
     pub(super) closed: AtomicU32,

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use crate::memory::{Registration, SharedMemory};
 
@@ -139,21 +139,30 @@ pub(super) fn wake(socket: &UnixStream) {
 
 /// Sends a whole message or nothing.
 fn send(socket: &UnixStream, message: &[u8], descriptor: Option<RawFd>) -> Option<()> {
-    let descriptors: Vec<RawFd> = descriptor.into_iter().collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], control, flags, None);
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+    let sent = match descriptor {
+        // Allocates nothing: a peer is woken in the midst of calls.
+        None => socket::send(fd, message, flags),
+        Some(descriptor) => {
+            let rights = [ControlMessage::ScmRights(&[descriptor])];
+            sendmsg::<()>(fd, &[IoSlice::new(message)], &rights, flags, None)
+        }
+    };
     (sent.ok()? == message.len()).then_some(())
 }
 
 /// What the peer lends to this side.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Borrower {
     memories: Vec<(u32, SharedMemory)>,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
+    /// Room for the descriptors of one read. It is kept, since a sleeper reads whenever it wakes.
+    space: Vec<u8>,
 }
+
+/// Bytes taken in by one read.
+const READ_BYTES: usize = 256;
 
 /// What a look at the socket found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +176,17 @@ pub(super) enum Socket {
 }
 
 impl Borrower {
+    /// With nothing lent to it.
+    pub(super) fn new() -> Borrower {
+        Borrower {
+            memories: Vec::new(),
+            // What is left of one read, and the next.
+            bytes: Vec::with_capacity(2 * READ_BYTES),
+            descriptors: VecDeque::new(),
+            space: nix::cmsg_space!([RawFd; DESCRIPTORS]),
+        }
+    }
+
     /// First byte of a loan that is mapped, if it lies inside.
     #[inline]
     pub(super) fn address(&self, loan: Loan, len: u64) -> Option<*const u8> {
@@ -179,28 +199,27 @@ impl Borrower {
     /// Takes in everything that is on the socket.
     pub(super) fn take_in(&mut self, socket: &UnixStream) -> Socket {
         loop {
-            let mut bytes = [0; 256];
-            let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
+            let mut bytes = [0; READ_BYTES];
+            let space = &mut self.space;
             let mut parts = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-            let received =
-                match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-                    Ok(message) => {
-                        for part in message.cmsgs().into_iter().flatten() {
-                            if let ControlMessageOwned::ScmRights(descriptors) = part {
-                                // SAFETY: the kernel has just made these descriptors for this process.
-                                let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-                                self.descriptors.extend(descriptors.into_iter().map(owned));
-                            }
+            let received = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(space), flags) {
+                Ok(message) => {
+                    for part in message.cmsgs().into_iter().flatten() {
+                        if let ControlMessageOwned::ScmRights(descriptors) = part {
+                            // SAFETY: the kernel has just made these descriptors for this process.
+                            let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+                            self.descriptors.extend(descriptors.into_iter().map(owned));
                         }
-                        message.bytes
                     }
-                    Err(Errno::EINTR) => continue,
-                    Err(errno) if std::io::Error::from(errno).kind() == ErrorKind::WouldBlock => {
-                        return self.process();
-                    }
-                    Err(_) => return Socket::Ended,
-                };
+                    message.bytes
+                }
+                Err(Errno::EINTR) => continue,
+                Err(errno) if std::io::Error::from(errno).kind() == ErrorKind::WouldBlock => {
+                    return self.process();
+                }
+                Err(_) => return Socket::Ended,
+            };
             if received == 0 {
                 return Socket::Ended;
             }
@@ -252,7 +271,7 @@ mod tests {
     #[test]
     fn lent_memory_is_read_in_place_until_it_is_dropped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (mut lender, mut borrower) = (Lender::default(), Borrower::default());
+        let (mut lender, mut borrower) = (Lender::default(), Borrower::new());
         let memory = Arc::new(SharedMemory::create(8192).unwrap());
         let registration = Registration::new(memory.clone());
         lender.share(&registration, &ours);
@@ -280,9 +299,9 @@ mod tests {
     fn garbage_on_the_socket_is_noticed() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         send(&ours, &[77], None).unwrap();
-        assert_eq!(Borrower::default().take_in(&theirs), Socket::Broken);
+        assert_eq!(Borrower::new().take_in(&theirs), Socket::Broken);
         let (ours, theirs) = UnixStream::pair().unwrap();
         send(&ours, &[LEND, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], None).unwrap();
-        assert_eq!(Borrower::default().take_in(&theirs), Socket::Broken, "no descriptor");
+        assert_eq!(Borrower::new().take_in(&theirs), Socket::Broken, "no descriptor");
     }
 }

@@ -3,13 +3,13 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{Ordering, compiler_fence, fence};
 use std::time::Instant;
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
-use super::layout::{Half, LINES, SLOT_BYTES, SLOTS};
+use super::layout::{AWAKE, Half, LINES, PARKED, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{self, Borrower, Lender, Loan, Socket};
 use super::ring::{Reader, Writer};
 use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, NONE, Posted, SendChannel, unpack};
@@ -100,7 +100,7 @@ impl ShmLink {
             waiting: 0,
             lending: 0,
             lender: Lender::default(),
-            borrower: Borrower::default(),
+            borrower: Borrower::new(),
             fenced,
             socket_ended: false,
         }
@@ -195,11 +195,15 @@ impl ShmLink {
         if self.waiting & 1 << channel != 0 {
             return None;
         }
-        if self.sends[channel].reserved == NONE {
-            if !self.credit(channel).ok()? {
+        if self.sends[channel].reserved != NONE {
+            // Posts since may have used up the lines.
+            if !self.line_credit(channel).ok()? {
                 return None;
             }
+        } else if self.credit(channel).ok()? {
             self.sends[channel].reserved = self.take_slot(channel);
+        } else {
+            return None;
         }
         let slot = self.sends[channel].reserved;
         Some(Slot { data: self.slot(slot), len: SLOT_BYTES })
@@ -275,6 +279,7 @@ impl ShmLink {
         if current.len == 0 {
             receive.current = None;
             receive.ring.advance();
+            self.wake_peer_if(|parked| parked == PARKED_FOR_ROOM);
         }
         Ok(())
     }
@@ -334,7 +339,12 @@ impl ShmLink {
     pub(crate) fn set_parked(&mut self, parked: bool) {
         // SAFETY: the half lives as long as the link.
         let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
-        state.parked.store(u32::from(parked), Ordering::SeqCst);
+        let wanted = match (parked, self.waiting | self.lending) {
+            (false, _) => AWAKE,
+            (true, 0) => PARKED,
+            (true, _) => PARKED_FOR_ROOM,
+        };
+        state.parked.store(wanted, Ordering::SeqCst);
         if !parked {
             self.take_in();
         }
@@ -343,7 +353,14 @@ impl ShmLink {
     pub(crate) fn close(mut self, deadline: Instant) {
         // What is posted still borrows the caller's memory: it must be in slots before the end.
         while self.waiting != 0 && Instant::now() < deadline {
-            match self.poll(0) {
+            // Nobody will read what comes. Its credits may be what a peer that closes waits for.
+            let thrown_away = (0..CHANNELS).try_for_each(|channel| {
+                while let Some(arrival) = self.arrival(channel)? {
+                    self.release(channel, arrival.len)?;
+                }
+                Ok::<(), LinkError>(())
+            });
+            match thrown_away.and_then(|()| self.poll(0)) {
                 Ok(true) => {}
                 Ok(false) => std::thread::yield_now(),
                 Err(_) => break,
@@ -364,10 +381,7 @@ impl ShmLink {
                 // SAFETY: the caller of `post` promised the bytes until they are sent.
                 unsafe { self.sends[channel].publish_inline(tag, data, part, last) };
             } else {
-                if !self.credit(channel)? {
-                    break;
-                }
-                let slot = self.take_slot(channel);
+                let Some(slot) = self.slot_for_posted(channel)? else { break };
                 // SAFETY: as above; a slot has SLOT_BYTES bytes, and it is free.
                 unsafe { std::ptr::copy_nonoverlapping(data, self.slot(slot), part) };
                 self.sends[channel].publish_slot(tag, slot, part, last);
@@ -380,6 +394,20 @@ impl ShmLink {
             self.waiting &= !(1 << channel);
         }
         Ok(moved)
+    }
+
+    /// A slot for posted bytes: the reserved one if nobody has committed it, since it may hold the
+    /// channel's only credit.
+    fn slot_for_posted(&mut self, channel: Channel) -> Result<Option<u8>, LinkError> {
+        let reserved = self.sends[channel].reserved;
+        if reserved == NONE {
+            return Ok(if self.credit(channel)? { Some(self.take_slot(channel)) } else { None });
+        }
+        if !self.line_credit(channel)? {
+            return Ok(None);
+        }
+        self.sends[channel].reserved = NONE;
+        Ok(Some(reserved))
     }
 
     /// Whether a line is free, after a look at the peer's counter if need be.
@@ -446,15 +474,24 @@ impl ShmLink {
         unsafe { (&raw mut (*ours).slots.0[slot as usize]).cast() }
     }
 
-    /// Sends a byte to a peer that sleeps.
+    /// Wakes a peer that sleeps.
     #[inline]
     fn wake_peer(&self) {
+        self.wake_peer_if(|parked| parked != AWAKE);
+    }
+
+    /// Sends a byte to a peer that waits for what was just published or given back.
+    #[inline]
+    fn wake_peer_if(&self, waits: impl FnOnce(u32) -> bool) {
         if self.fenced {
             fence(Ordering::SeqCst);
+        } else {
+            // The sleeper's barrier orders what this processor does, not what the compiler does.
+            compiler_fence(Ordering::SeqCst);
         }
         // SAFETY: the half lives as long as the link.
         let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
-        if state.parked.load(Ordering::Relaxed) != 0 {
+        if waits(state.parked.load(Ordering::Relaxed)) {
             lending::wake(&self.socket);
         }
     }
