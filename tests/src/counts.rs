@@ -1,6 +1,5 @@
 //! What a process has open, to see that nothing stays behind.
 
-use std::fmt;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -30,23 +29,23 @@ impl Counts {
         }
     }
 
-    /// As they are once they are `wanted` again, or after some seconds: a thread that has been
+    /// As they are once nothing exceeds `before`, or after some seconds: a thread that has been
     /// joined is listed for a moment longer.
-    pub fn settled(wanted: &Counts) -> Counts {
+    pub fn settled(before: &Counts) -> Counts {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let now = Counts::now();
-            if now == *wanted || Instant::now() >= deadline {
+            if !now.exceed(before) || Instant::now() >= deadline {
                 return now;
             }
             std::thread::yield_now();
         }
     }
-}
 
-impl fmt::Display for Counts {
-    /// The three numbers, with commas between them.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{},{}", self.descriptors, self.threads, self.shared_mappings)
+    /// Whether there is more of anything than before.
+    pub fn exceed(&self, before: &Counts) -> bool {
+        self.descriptors > before.descriptors
+            || self.threads > before.threads
+            || self.shared_mappings > before.shared_mappings
     }
 }

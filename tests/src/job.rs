@@ -223,6 +223,18 @@ impl Job {
         self.members[member].child.wait().expect("it can be reaped")
     }
 
+    /// Waits until one of two members has ended, and says which.
+    #[track_caller]
+    pub fn first_to_end(&mut self, members: [usize; 2]) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(member) = members.into_iter().find(|m| self.members[*m].silent) {
+                return member;
+            }
+            assert!(self.hear(deadline), "neither of {members:?} ends:\n{self}");
+        }
+    }
+
     /// Lets a member that waits go on.
     pub fn go_on(&mut self, member: usize) {
         let stdin = self.members[member].child.stdin.as_mut().expect("a pipe");

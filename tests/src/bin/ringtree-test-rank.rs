@@ -4,13 +4,16 @@
 //!
 //! | step | what it does, and says |
 //! | --- | --- |
-//! | `all-reduce TYPE OP COUNT`, `broadcast TYPE COUNT ROOT`, `barrier`, `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | a call: `done`, or `error KIND RANKS MESSAGE`; then `values V,V`, the buffer's distinct values |
+//! | `all-reduce TYPE OP COUNT`, `broadcast TYPE COUNT ROOT`, `barrier`, `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | a call: `done`, or `error KIND RANKS MESSAGE` |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
+//! | `stream COUNT` | all-reduces until rank 0 is told to stop by a line on standard input: `running`, `done` |
 //! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
 //! | `wait` | `waiting`; goes on when a line comes on standard input |
+//! | `values` | `values V,V`: what is in the last call's buffer, each value once |
 //! | `fill`, `check` | writes a pattern into the last call's buffer; `intact` or `touched` |
 //! | `usage` | `usage US`: processor time of the process so far |
-//! | `churn TIMES` | communicators of threads of this process come and go: `counts BEFORE... AFTER...` |
+//! | `rest SECONDS` | does nothing |
+//! | `churn TIMES` | communicators of threads of this process come and go: `clean`, or `leaks WHAT` |
 //! | `warm-up`, `abort REASON`, `leave` | what [`Communicator`] calls so; `done` |
 //!
 //! Rank r contributes 10^r everywhere, so that a value tells who contributed to it.
@@ -19,7 +22,9 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::BufRead;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use half::bf16;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -62,9 +67,13 @@ impl Rank {
         let words: Vec<&str> = step.split_ascii_whitespace().collect();
         match words[..] {
             ["wait"] => wait(),
+            ["values"] => say("values", self.buffer.values()),
             ["fill"] => self.buffer.paint(),
             ["check"] => say(if self.buffer.is_painted() { "intact" } else { "touched" }, ""),
             ["usage"] => say("usage", processor_time_us()),
+            ["rest", seconds] => {
+                std::thread::sleep(Duration::from_secs(number(seconds) as u64));
+            }
             ["churn", times] => churn(number(times)),
             ["leave"] => {
                 self.communicator = None;
@@ -84,6 +93,7 @@ impl Rank {
                 Ok(())
             }),
             ["loop", count] => self.buffer = endless(communicator, number(count)),
+            ["stream", count] => report(stream(communicator, number(count))),
             ["repeat", times, count] => repeat(communicator, number(times), number(count)),
             [_, "f32", ..] => self.buffer = typed::<f32>(communicator, words),
             [_, "f64", ..] => self.buffer = typed::<f64>(communicator, words),
@@ -123,9 +133,6 @@ fn typed<T: Value>(communicator: &Communicator, words: &[&str]) -> Box<dyn Buffe
         _ => panic!("no step {words:?}"),
     };
     report(result);
-    let values: BTreeSet<i64> = buffer.iter().map(|value| value.to_f64() as i64).collect();
-    let values: Vec<String> = values.iter().map(i64::to_string).collect();
-    say("values", values.join(","));
     Box::new(buffer)
 }
 
@@ -149,6 +156,33 @@ fn endless(communicator: &Communicator, count: usize) -> Box<dyn Buffer> {
     Box::new(buffer)
 }
 
+/// All-reduces until rank 0 is told to stop, which the sum of the first elements tells everyone.
+fn stream(communicator: &Communicator, count: usize) -> Result<(), Error> {
+    let told = Arc::new(AtomicBool::new(false));
+    if communicator.rank() == 0 {
+        let told = told.clone();
+        std::thread::spawn(move || {
+            read_line();
+            told.store(true, Ordering::Relaxed);
+        });
+    }
+    let mut buffer = vec![0_f32; count];
+    for turn in 0.. {
+        buffer.fill(communicator.rank() as f32 + turn as f32);
+        buffer[0] = if told.load(Ordering::Relaxed) { 1.0 } else { 0.0 };
+        communicator.all_reduce(&mut buffer, Op::Sum)?;
+        let sum: f32 = (0..communicator.ranks()).map(|rank| (rank + turn) as f32).sum();
+        assert!(buffer[1..].iter().all(|value| *value == sum), "a wrong sum in turn {turn}");
+        if turn == RUNNING_AFTER as u32 {
+            say("running", "");
+        }
+        if buffer[0] > 0.0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 fn repeat(communicator: &Communicator, times: usize, count: usize) {
     let mut buffer = vec![0_f32; count];
     let began = Instant::now();
@@ -165,8 +199,10 @@ fn churn(times: usize) {
     churn_once(); // makes whatever is made only once in a process
     let before = Counts::now();
     (0..times).for_each(|_| churn_once());
-    let after = Counts::settled(&before);
-    say("counts", format!("{before} {after}"));
+    match Counts::settled(&before) {
+        after if after.exceed(&before) => say("leaks", format!("{before:?}, then {after:?}")),
+        _ => say("clean", ""),
+    }
 }
 
 fn churn_once() {
@@ -188,6 +224,10 @@ fn churn_once() {
 
 fn wait() {
     say("waiting", "");
+    read_line();
+}
+
+fn read_line() {
     let mut line = String::new();
     if std::io::stdin().lock().read_line(&mut line).is_ok_and(|bytes| bytes == 0) {
         std::process::exit(1); // whoever would say so has ended
@@ -246,11 +286,17 @@ fn say(word: &str, rest: impl Display) {
 
 /// A call's buffer, whatever its type.
 trait Buffer {
+    fn values(&self) -> String;
     fn paint(&mut self);
     fn is_painted(&self) -> bool;
 }
 
 impl<T: Value> Buffer for Vec<T> {
+    fn values(&self) -> String {
+        let values: BTreeSet<i64> = self.iter().map(|value| value.to_f64() as i64).collect();
+        values.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
+    }
+
     fn paint(&mut self) {
         self.fill(T::from_f64(PATTERN));
     }

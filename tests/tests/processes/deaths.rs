@@ -68,3 +68,75 @@ fn die(setup: &Setup, victim: usize, script: &str) {
     );
     assert!(best < PROMPT_MS && worst < BUSY_MS, "{all_ms:?}");
 }
+
+#[test]
+fn survivors_between_two_calls_hear_of_it_in_the_next_one() {
+    for transport in ["shm", "tcp"] {
+        for before in ["", "all-reduce f32 sum 1000;"] {
+            let script = format!("{before} wait; all-reduce f32 sum 1000");
+            let mut job = Job::start(&setup(3, transport), |_| script.clone());
+            job.expect_all(0..3, "waiting");
+            let at_ns = job.signal(1, Signal::SIGKILL);
+            [0, 2].into_iter().for_each(|survivor| job.go_on(survivor));
+            let errors = job.expect_all([0, 2], "error");
+            errors.iter().for_each(|error| assert_names(error, "died", "1"));
+            let all_ms = latencies_ms(&errors, at_ns);
+            println!("{transport}, between calls: {all_ms:.1?} ms");
+            assert!(all_ms.iter().all(|ms| *ms < BUSY_MS), "{all_ms:?}\n{job}");
+        }
+    }
+}
+
+#[test]
+fn an_abort_reaches_everyone() {
+    for transport in ["shm", "tcp"] {
+        let mut job = Job::start(&setup(4, transport), |rank| match rank {
+            2 => "barrier; wait; abort enough; barrier".into(),
+            _ => "barrier; all-reduce f32 sum 1000".into(),
+        });
+        job.expect(2, "waiting");
+        job.go_on(2);
+        for member in 0..4 {
+            let error = job.expect(member, "error");
+            assert_names(&error, "aborted", "2");
+            assert!(error.rest.contains("enough"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_early_is_named_to_those_who_wait_for_it() {
+    for transport in ["shm", "tcp"] {
+        for leaver in [0, 1] {
+            let mut job = Job::start(&setup(3, transport), |rank| {
+                let last = if rank == leaver { "leave" } else { "all-reduce f32 sum 1000" };
+                format!("all-reduce f32 sum 1000; {last}")
+            });
+            let others = job.others(leaver as usize);
+            for error in job.expect_all(others, "error") {
+                assert_names(&error, "left", &leaver.to_string());
+            }
+            assert!(job.end(leaver as usize).success(), "{job}");
+        }
+    }
+}
+
+/// Whoever has no more calls to make may go while others still wait for each other.
+#[test]
+fn a_rank_that_nobody_waits_for_may_leave() {
+    for transport in ["shm", "tcp"] {
+        for host in [Host::Launcher, Host::RankZero] {
+            let mut job = Job::start(&setup(3, transport).host(host), |rank| match rank {
+                0 => "barrier; leave".into(),
+                1 => "barrier; wait; send f32 100000 2".into(),
+                _ => "barrier; receive f32 100000 1; values".into(),
+            });
+            job.expect(0, "done");
+            job.expect(0, "done");
+            job.expect(1, "waiting");
+            job.go_on(1);
+            assert_eq!(job.expect(2, "values").rest, "10", "{job}");
+            (0..3).for_each(|member| assert!(job.end(member).success(), "{job}"));
+        }
+    }
+}

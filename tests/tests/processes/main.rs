@@ -1,6 +1,11 @@
 //! What real processes do to each other: ranks that are killed, stopped, late, wrong or strangers.
 
+mod costs;
 mod deaths;
+mod joining;
+mod mismatches;
+mod stalls;
+mod strangers;
 
 use ringtree_tests::job::{Event, Setup};
 

@@ -40,6 +40,9 @@ struct Gather {
     complete: Option<Arc<Vec<Vec<u8>>>>,
     /// Ranks that have not taken the values yet.
     untaken: usize,
+    /// How often a rank has waited in vain. One that gives up takes all with it that wait at that
+    /// time: they would wait for a rank that is no longer there.
+    given_up: u64,
 }
 
 impl MemoryStore {
@@ -146,6 +149,7 @@ impl MemoryStore {
     /// Waits for all values of a gather. The last rank that takes them removes it.
     fn await_gather(&self, prefix: &str, deadline: Instant) -> Result<Reply, StoreError> {
         let mut state = self.running()?;
+        let given_up = state.gathers.get(prefix).map(|gather| gather.given_up);
         loop {
             let Some(gather) = state.gathers.get_mut(prefix) else {
                 let reason = format!("all ranks have left \"{prefix}\" already");
@@ -158,7 +162,12 @@ impl MemoryStore {
                 }
                 return Ok(Reply::Values(values));
             }
+            if given_up != Some(gather.given_up) {
+                return Err(gather.missing_ranks(prefix));
+            }
             let Some(left) = time_left(deadline) else {
+                gather.given_up += 1;
+                self.gathered.notify_all();
                 return Err(gather.missing_ranks(prefix));
             };
             state = wait(&self.gathered, state, left)?;
@@ -177,7 +186,8 @@ impl MemoryStore {
 
 impl Gather {
     fn new(ranks: usize) -> Gather {
-        Gather { values: vec![None; ranks], missing: ranks, complete: None, untaken: ranks }
+        let values = vec![None; ranks];
+        Gather { values, missing: ranks, complete: None, untaken: ranks, given_up: 0 }
     }
 
     fn missing_ranks(&self, prefix: &str) -> StoreError {

@@ -286,7 +286,8 @@ impl TcpLink {
         true
     }
 
-    /// Reads until the socket is empty or enough is there. Returns whether anything came.
+    /// Reads until the socket is empty or enough is there. Returns whether anything came that
+    /// somebody may wait for: the end of the link alone is nothing.
     fn read_until(
         &mut self,
         wanted: &mut Option<Wanted>,
@@ -295,7 +296,7 @@ impl TcpLink {
         let fd = self.stream.as_raw_fd();
         for count in 0..READS_AT_ONCE {
             if self.end.is_some() {
-                return count > 0;
+                return count > 1 || count == 1 && self.receiver.shows_any();
             }
             // SAFETY: `wanted` is made by `receive` from what its caller promised.
             match unsafe { self.receiver.read(fd, wanted, &mut self.credits) } {

@@ -101,6 +101,11 @@ impl Receiver {
         !self.arrived[channel].is_empty()
     }
 
+    /// Whether a whole slice is there on any channel.
+    pub fn shows_any(&self) -> bool {
+        self.arrived.iter().any(|arrived| !arrived.is_empty())
+    }
+
     /// The oldest whole slice on the channel.
     pub fn arrival(&self, channel: Channel) -> Option<Arrival> {
         self.arrived[channel].front().map(|frame| Arrival {

@@ -1,0 +1,60 @@
+//! What ranks cost: nothing while idle, nothing after the end, not much more when crowded.
+
+use std::fs;
+
+use ringtree_tests::job::Job;
+
+use crate::setup;
+
+/// Processor time that an idle rank may use in a second: 10 ms in 10 s, and the asking.
+const IDLE_US_PER_S: f64 = 1000.0;
+
+/// How long ranks are watched while they do nothing.
+const IDLE_S: u64 = 5;
+
+/// A crowd may be this much slower than this machine usually is, not the thousandfold of a collapse.
+const CROWDED_MOST_US: f64 = 20_000.0;
+
+#[test]
+fn an_idle_communicator_uses_no_processor_time() {
+    for transport in ["shm", "tcp"] {
+        let mut job = Job::start(&setup(4, transport), |_| {
+            format!("warm-up; all-reduce f32 sum 100000; barrier; usage; rest {IDLE_S}; usage")
+        });
+        for member in 0..4 {
+            let before = job.expect(member, "usage").number(0);
+            let used_us = job.expect(member, "usage").number(0) - before;
+            println!("{transport}: rank {member} used {used_us} us in {IDLE_S} s");
+            assert!(used_us < IDLE_US_PER_S * IDLE_S as f64, "{used_us} us\n{job}");
+        }
+    }
+}
+
+#[test]
+fn nothing_stays_behind_of_communicators_that_have_gone() {
+    let files = || names("/dev/shm").chain(names("/tmp")).filter(|n| n.contains("ringtree"));
+    let before: Vec<String> = files().collect();
+    let mut job = Job::start(&setup(1, "auto"), |_| "churn 25".into());
+    job.expect(0, "clean");
+    assert!(job.end(0).success());
+    let left: Vec<String> = files().filter(|name| !before.contains(name)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn names(folder: &str) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).expect("a folder").flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+#[test]
+fn more_ranks_than_processors_do_not_collapse() {
+    for transport in ["shm", "tcp"] {
+        let mut job = Job::start(&setup(8, transport), |_| "repeat 20 2; repeat 300 2".into());
+        for member in 0..8 {
+            job.expect(member, "took"); // links are made meanwhile
+            let mean_us = job.expect(member, "took").number(0);
+            println!("{transport}: rank {member} of 8: {mean_us:.1} us for 8 bytes");
+            assert!(mean_us < CROWDED_MOST_US, "{mean_us} us");
+        }
+    }
+}
