@@ -143,9 +143,9 @@ impl Engine {
         let sequence = self.next_sequence(call.stream);
         let named = Named { stream: call.stream, sequence, record: call.record };
         let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
-        let peers = self.prepared.operations[index].1.peers();
-        if peers.iter().any(|&peer| self.wiring.links[peer as usize].is_none()) {
-            let peers = peers.to_vec();
+        let missing = self.prepared.operations[index].1.peers().iter();
+        if missing.clone().any(|&peer| self.wiring.links[peer as usize].is_none()) {
+            let peers: Vec<u32> = missing.copied().collect();
             self.connect(&peers, Some(named))?;
         }
         let operation = &mut self.prepared.operations[index].1;
@@ -199,64 +199,24 @@ impl Engine {
         self.fail(Error::Panicked);
     }
 
-    /// Makes the links to peers that have none, for an operation or ahead of all.
+    /// Makes the links that are missing, for an operation if there is one.
     fn connect(&mut self, peers: &[u32], operation: Option<Named>) -> Result<(), Error> {
-        let began = Instant::now();
+        let deadline = Instant::now() + self.driver.timeout;
         for &peer in peers {
             if peer == self.wiring.rank || self.wiring.links[peer as usize].is_some() {
                 continue;
             }
-            let address = &self.wiring.addresses[peer as usize];
-            let told = Cell::new(false);
-            let stop = || {
-                // A peer that called something else may never need this link.
-                if let Some(operation) = operation
-                    && began.elapsed() >= STALL
-                    && !told.replace(true)
-                {
-                    self.driver.control.stalled(stall(
-                        operation,
-                        vec![peer],
-                        began.elapsed(),
-                        false,
-                    ));
-                }
-                self.driver.abort.is_set()
-            };
-            let deadline = began + self.driver.timeout;
-            match self.wiring.endpoint.connect(peer, address, deadline, &stop) {
+            match self.driver.connect(&self.wiring, peer, operation, deadline) {
                 Ok(mut link) => {
                     let registrations = self.wiring.registrations.iter();
                     registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
                     self.driver.watch_process(&link);
                     self.wiring.links[peer as usize] = Some(link);
                 }
-                Err(error) => return Err(self.unconnected(peer, operation, error.into(), began)),
+                Err(error) => return Err(self.fail(error)),
             }
         }
         Ok(())
-    }
-
-    /// Ends the communicator because a peer could not be reached: by the arbiter's verdict where
-    /// an operation needed it.
-    fn unconnected(
-        &mut self,
-        peer: u32,
-        operation: Option<Named>,
-        error: Error,
-        began: Instant,
-    ) -> Error {
-        let Some(operation) = operation else { return self.fail(error) };
-        let waited = began.elapsed();
-        if waited >= self.driver.timeout {
-            self.driver.control.stalled(stall(operation, vec![peer], waited, true));
-        } else {
-            let reason = error.to_string();
-            let operation = Some(operation);
-            self.driver.control.link_failed(LinkFailure { peer, reason, operation });
-        }
-        let error = self.driver.verdict_or(error);
-        self.fail(error)
     }
 
     fn next_sequence(&mut self, stream: Stream) -> u32 {
@@ -378,6 +338,45 @@ impl Driver {
         }
     }
 
+    /// The link to a peer. A peer that does not come holds its operation up like one that does not
+    /// answer, so the arbiter hears of it.
+    fn connect(
+        &self,
+        wiring: &Wiring,
+        peer: u32,
+        operation: Option<Named>,
+        deadline: Instant,
+    ) -> Result<Link, Error> {
+        let began = Instant::now();
+        let stall = |operation, deadline_passed| Stall {
+            operation,
+            waiting_for: vec![peer],
+            stalled_ms: began.elapsed().as_millis() as u64,
+            deadline_passed,
+        };
+        let reported = Cell::new(false);
+        let stop = || {
+            if let Some(operation) = operation
+                && began.elapsed() >= STALL
+                && !reported.replace(true)
+            {
+                self.control.stalled(stall(operation, false));
+            }
+            self.abort.is_set()
+        };
+        let address = &wiring.addresses[peer as usize];
+        wiring.endpoint.connect(peer, address, deadline, &stop).map_err(|error| {
+            match operation.filter(|_| Instant::now() >= deadline) {
+                Some(operation) => self.control.stalled(stall(operation, true)),
+                None => {
+                    let reason = error.to_string();
+                    self.control.link_failed(LinkFailure { peer, reason, operation });
+                }
+            }
+            self.verdict_or(error.into())
+        })
+    }
+
     /// Drives an operation to its end, however long its peers take within the deadline.
     fn drive(
         &mut self,
@@ -439,13 +438,20 @@ impl Driver {
         let now = Instant::now();
         let since = *wait.since.get_or_insert(now);
         let stalled = now - since;
+        let waiting_for = || operation.waiting_for();
+        let stall = |deadline_passed| Stall {
+            operation: named,
+            waiting_for: waiting_for(),
+            stalled_ms: stalled.as_millis() as u64,
+            deadline_passed,
+        };
         if stalled >= self.timeout {
-            self.control.stalled(stall(named, operation.waiting_for(), stalled, true));
-            return Err(self.verdict_or_timeout(named, operation.waiting_for(), self.timeout));
+            self.control.stalled(stall(true));
+            return Err(self.verdict_or_timeout(named, waiting_for(), self.timeout));
         }
         if stalled >= STALL && !wait.reported {
             wait.reported = true;
-            self.control.stalled(stall(named, operation.waiting_for(), stalled, false));
+            self.control.stalled(stall(false));
         }
         let next = if wait.reported { self.timeout } else { STALL.min(self.timeout) };
         Ok(next.saturating_sub(stalled).max(Duration::from_millis(1)))
@@ -474,7 +480,7 @@ impl Driver {
 
     /// The arbiter's verdict, or that time ran out where none comes.
     fn verdict_or_timeout(
-        &mut self,
+        &self,
         operation: Named,
         waiting_for: Vec<u32>,
         timeout: Duration,
@@ -484,7 +490,7 @@ impl Driver {
     }
 
     /// The arbiter's verdict, or `otherwise` where none comes.
-    fn verdict_or(&mut self, otherwise: Error) -> Error {
+    fn verdict_or(&self, otherwise: Error) -> Error {
         self.abort.await_verdict(Instant::now() + VERDICT_WAIT).map_or(otherwise, Error::Verdict)
     }
 }
@@ -496,16 +502,6 @@ fn take_in_elsewhere(operation: &Operation, links: &mut [Option<Link>]) {
     for link in links.iter_mut().flatten().filter(is_elsewhere) {
         let _ = link.poll(0);
     }
-}
-
-/// What the arbiter is told of an operation that does not move.
-fn stall(
-    operation: Named,
-    waiting_for: Vec<u32>,
-    stalled: Duration,
-    deadline_passed: bool,
-) -> Stall {
-    Stall { operation, waiting_for, stalled_ms: stalled.as_millis() as u64, deadline_passed }
 }
 
 /// A time without progress.

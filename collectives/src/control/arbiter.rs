@@ -189,11 +189,6 @@ impl Arbiter {
         self.members.len() == self.ranks as usize
     }
 
-    /// Ranks that have not been here yet and have reason to come.
-    pub(super) fn to_come(&self) -> usize {
-        if self.verdict.is_some() { 0 } else { self.ranks as usize - self.members.len() }
-    }
-
     fn first(&self, which: impl Fn(&Member) -> bool) -> Option<u32> {
         self.members.iter().find(|(_, member)| which(member)).map(|(rank, _)| *rank)
     }
