@@ -47,7 +47,7 @@ struct Introduction {
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let deadline = Instant::now() + settings.timeout;
-    let see_out = if settings.rank == 0 { host(settings)?.map(SeeOut) } else { None };
+    let mut see_out = if settings.rank == 0 { host(settings)?.map(SeeOut::new) } else { None };
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
     let endpoint = Endpoint::bind(EndpointConfig {
@@ -100,6 +100,9 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         timeout: settings.timeout,
     };
     let shape = Shape { ranks, shared_memory };
+    if let Some(see_out) = &mut see_out {
+        see_out.joined = true;
+    }
     Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out })
 }
 
@@ -161,15 +164,28 @@ impl Hosted {
 /// little until the other ranks have found each other and have left too, so that the end of this
 /// process does not look like a failure to them.
 #[derive(Debug)]
-pub(crate) struct SeeOut(Arc<Hosted>);
+pub(crate) struct SeeOut {
+    hosted: Arc<Hosted>,
+    /// The communicator was made. Whoever is at the store then waits for the next one, in which
+    /// this rank has a part.
+    joined: bool,
+}
+
+impl SeeOut {
+    fn new(hosted: Arc<Hosted>) -> SeeOut {
+        SeeOut { hosted, joined: false }
+    }
+}
 
 impl Drop for SeeOut {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.0) == 1 {
+        if Arc::strong_count(&self.hosted) == 1 {
             let deadline = Instant::now() + LAST_OUT;
-            self.0.server.await_no_clients(deadline);
-            self.0.service.await_empty(deadline);
-            self.0.service.close();
+            if !self.joined {
+                self.hosted.server.await_no_clients(deadline);
+            }
+            self.hosted.service.await_empty(deadline);
+            self.hosted.service.close();
         }
     }
 }

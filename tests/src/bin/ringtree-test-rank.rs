@@ -15,13 +15,13 @@
 //! | `rest SECONDS` | does nothing |
 //! | `churn TIMES` | communicators of threads of this process come and go: `clean`, or `leaks WHAT` |
 //! | `warm-up`, `abort REASON`, `leave` | what [`Communicator`] calls so; `done` |
+//! | `join` | joins again, after leaving: `joined`, or `failed KIND RANKS MESSAGE` and the end |
 //!
 //! Rank r contributes 10^r everywhere, so that a value tells who contributed to it.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::BufRead;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,20 +40,12 @@ const RUNNING_AFTER: usize = 50;
 /// What no all-reduce here yields.
 const PATTERN: f64 = -7.0;
 
-fn main() -> ExitCode {
-    let communicator = match Communicator::from_env() {
-        Ok(communicator) => communicator,
-        Err(error) => {
-            say("failed", describe(&error));
-            return ExitCode::FAILURE;
-        }
-    };
-    say("joined", "");
-    let mut rank = Rank { communicator: Some(communicator), buffer: Box::new(Vec::<f32>::new()) };
+fn main() {
+    let mut rank = Rank { communicator: None, buffer: Box::new(Vec::<f32>::new()) };
+    rank.join();
     std::env::args().skip(1).for_each(|step| rank.step(&step));
     drop(rank);
     say("left", "");
-    ExitCode::SUCCESS
 }
 
 struct Rank {
@@ -63,6 +55,17 @@ struct Rank {
 }
 
 impl Rank {
+    fn join(&mut self) {
+        match Communicator::from_env() {
+            Ok(communicator) => self.communicator = Some(communicator),
+            Err(error) => {
+                say("failed", describe(&error));
+                std::process::exit(1);
+            }
+        }
+        say("joined", "");
+    }
+
     fn step(&mut self, step: &str) {
         let words: Vec<&str> = step.split_ascii_whitespace().collect();
         match words[..] {
@@ -75,6 +78,7 @@ impl Rank {
                 std::thread::sleep(Duration::from_secs(number(seconds) as u64));
             }
             ["churn", times] => churn(number(times)),
+            ["join"] => self.join(),
             ["leave"] => {
                 self.communicator = None;
                 say("done", "");

@@ -2,7 +2,7 @@
 
 use ringtree_tests::job::{Host, Job};
 
-use crate::setup;
+use crate::{latencies_ms, setup};
 
 #[test]
 fn a_wrong_secret_is_refused_at_once_and_disturbs_nobody() {
@@ -72,6 +72,25 @@ fn a_contradictory_environment_is_an_error_that_says_so() {
         let error = job.expect(member, "failed");
         assert!(error.field(0) == "settings" && error.rest.contains(hint), "{error}");
         assert_eq!(job.end(member).code(), Some(1));
+    }
+}
+
+/// Nobody waits for anybody who waits for him.
+#[test]
+fn ranks_that_leave_and_join_again_meet_at_once() {
+    for host in [Host::Launcher, Host::RankZero] {
+        let script = "barrier; leave; join; barrier; leave; join; barrier";
+        let mut job = Job::start(&setup(3, "shm").host(host), |_| script.into());
+        let first = job.expect_all(0..3, "done");
+        let last: Vec<_> = (0..3)
+            .map(|member| {
+                job.expect_all([member; 3], "done");
+                job.expect(member, "done")
+            })
+            .collect();
+        let worst_ms = latencies_ms(&last, first[0].at_ns).into_iter().fold(0.0, f64::max);
+        println!("{host:?}: {worst_ms:.1} ms to leave and join twice");
+        assert!(worst_ms < 1500.0, "{job}");
     }
 }
 

@@ -128,3 +128,40 @@ fn close_ends_at_the_deadline() {
     assert!(begin.elapsed() >= Duration::from_millis(50) && begin.elapsed() < PATIENCE);
     drop(socket);
 }
+
+/// Whoever waits for something else must not take it for progress.
+#[test]
+fn the_end_of_the_link_alone_is_not_something_that_came() {
+    for goodbye in [true, false] {
+        let (mut link, mut socket) = link_and_socket();
+        if goodbye {
+            let header = Header::control(Kind::Goodbye, false, [0; CHANNELS]);
+            socket.write_all(&header.encode()).unwrap();
+        }
+        socket.shutdown(Shutdown::Write).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while link.descriptor().is_some() {
+            assert_eq!(link.poll(0), Ok(false));
+            assert!(Instant::now() < deadline, "the end is not seen");
+        }
+        assert_eq!(link.poll(0), Ok(false));
+    }
+}
+
+#[test]
+fn what_came_with_the_end_of_the_link_is_progress_once() {
+    let (mut link, mut socket) = link_and_socket();
+    let mut bytes = data(2, false, 100);
+    bytes.extend_from_slice(&Header::control(Kind::Goodbye, false, [0; CHANNELS]).encode());
+    socket.write_all(&bytes).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !link.poll(0).unwrap() {
+        assert!(Instant::now() < deadline, "nothing comes");
+    }
+    while link.descriptor().is_some() {
+        let _ = link.poll(0);
+        assert!(Instant::now() < deadline, "the end is not seen");
+    }
+    assert_eq!(link.poll(0), Ok(false));
+    assert_eq!(link.arrival(2).unwrap().unwrap().len, 100);
+}
