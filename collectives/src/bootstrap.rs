@@ -47,7 +47,7 @@ struct Introduction {
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let deadline = Instant::now() + settings.timeout;
-    let hosted = if settings.rank == 0 { host(settings)? } else { None };
+    let see_out = if settings.rank == 0 { host(settings)?.map(SeeOut) } else { None };
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
     let endpoint = Endpoint::bind(EndpointConfig {
@@ -100,7 +100,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         timeout: settings.timeout,
     };
     let shape = Shape { ranks, shared_memory };
-    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out: hosted.map(SeeOut) })
+    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out })
 }
 
 /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -156,16 +156,19 @@ impl Hosted {
     }
 }
 
-/// Held by the communicator of the rank that hosts the rendezvous. When it is dropped, as the last
-/// part of the communicator, it waits a little until the other ranks have left too, so that the
-/// end of this process does not look like a failure to them.
+/// Held by the communicator of the rank that hosts the rendezvous, from its beginning. When it is
+/// dropped, as the last part of the communicator or because that could not be made, it waits a
+/// little until the other ranks have found each other and have left too, so that the end of this
+/// process does not look like a failure to them.
 #[derive(Debug)]
 pub(crate) struct SeeOut(Arc<Hosted>);
 
 impl Drop for SeeOut {
     fn drop(&mut self) {
         if Arc::strong_count(&self.0) == 1 {
-            self.0.service.await_empty(Instant::now() + LAST_OUT);
+            let deadline = Instant::now() + LAST_OUT;
+            self.0.server.await_no_clients(deadline);
+            self.0.service.await_empty(deadline);
             self.0.service.close();
         }
     }

@@ -1,6 +1,7 @@
 //! The part of a communicator that one thread at a time drives: its links, its prepared
 //! operations, and the wait for them.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -123,7 +124,7 @@ impl Engine {
         self.check()?;
         let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
         let peers = self.prepared.operations[index].1.peers().to_vec();
-        self.connect(&peers)
+        self.connect(&peers, None)
     }
 
     /// Runs a call to its end.
@@ -139,16 +140,16 @@ impl Engine {
     ) -> Result<(), Error> {
         self.check()?;
         let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
-        let missing = self.prepared.operations[index].1.peers().iter();
-        if missing.clone().any(|&peer| self.wiring.links[peer as usize].is_none()) {
-            let peers: Vec<u32> = missing.copied().collect();
-            self.connect(&peers)?;
-        }
         let sequence = self.next_sequence(call.stream);
-        let operation = &mut self.prepared.operations[index].1;
-        let tag = Tag { sequence, digest: operation.digest() };
         let named = Named { stream: call.stream, sequence, record: call.record };
         let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
+        let peers = self.prepared.operations[index].1.peers();
+        if peers.iter().any(|&peer| self.wiring.links[peer as usize].is_none()) {
+            let peers = peers.to_vec();
+            self.connect(&peers, Some(named))?;
+        }
+        let operation = &mut self.prepared.operations[index].1;
+        let tag = Tag { sequence, digest: operation.digest() };
         // SAFETY: the caller's promise is passed on.
         unsafe { operation.start(tag, input, output, &mut self.wiring.links) };
         let result = self.driver.drive(operation, named, &mut self.wiring.links);
@@ -165,7 +166,7 @@ impl Engine {
     pub(crate) fn warm_up(&mut self) -> Result<(), Error> {
         self.check()?;
         let all: Vec<u32> = (0..self.wiring.addresses.len() as u32).collect();
-        self.connect(&all)
+        self.connect(&all, None)
     }
 
     /// Lets peers read a memory in place.
@@ -198,25 +199,64 @@ impl Engine {
         self.fail(Error::Panicked);
     }
 
-    fn connect(&mut self, peers: &[u32]) -> Result<(), Error> {
-        let deadline = Instant::now() + self.driver.timeout;
+    /// Makes the links to peers that have none, for an operation or ahead of all.
+    fn connect(&mut self, peers: &[u32], operation: Option<Named>) -> Result<(), Error> {
+        let began = Instant::now();
         for &peer in peers {
             if peer == self.wiring.rank || self.wiring.links[peer as usize].is_some() {
                 continue;
             }
-            let abort = self.driver.abort.clone();
             let address = &self.wiring.addresses[peer as usize];
-            match self.wiring.endpoint.connect(peer, address, deadline, &|| abort.is_set()) {
+            let told = Cell::new(false);
+            let stop = || {
+                // A peer that called something else may never need this link.
+                if let Some(operation) = operation
+                    && began.elapsed() >= STALL
+                    && !told.replace(true)
+                {
+                    self.driver.control.stalled(stall(
+                        operation,
+                        vec![peer],
+                        began.elapsed(),
+                        false,
+                    ));
+                }
+                self.driver.abort.is_set()
+            };
+            let deadline = began + self.driver.timeout;
+            match self.wiring.endpoint.connect(peer, address, deadline, &stop) {
                 Ok(mut link) => {
                     let registrations = self.wiring.registrations.iter();
                     registrations.filter_map(Weak::upgrade).for_each(|r| link.share(&r));
                     self.driver.watch_process(&link);
                     self.wiring.links[peer as usize] = Some(link);
                 }
-                Err(error) => return Err(self.fail(error.into())),
+                Err(error) => return Err(self.unconnected(peer, operation, error.into(), began)),
             }
         }
         Ok(())
+    }
+
+    /// Ends the communicator because a peer could not be reached: by the arbiter's verdict where
+    /// an operation needed it.
+    fn unconnected(
+        &mut self,
+        peer: u32,
+        operation: Option<Named>,
+        error: Error,
+        began: Instant,
+    ) -> Error {
+        let Some(operation) = operation else { return self.fail(error) };
+        let waited = began.elapsed();
+        if waited >= self.driver.timeout {
+            self.driver.control.stalled(stall(operation, vec![peer], waited, true));
+        } else {
+            let reason = error.to_string();
+            let operation = Some(operation);
+            self.driver.control.link_failed(LinkFailure { peer, reason, operation });
+        }
+        let error = self.driver.verdict_or(error);
+        self.fail(error)
     }
 
     fn next_sequence(&mut self, stream: Stream) -> u32 {
@@ -398,20 +438,13 @@ impl Driver {
         let now = Instant::now();
         let since = *wait.since.get_or_insert(now);
         let stalled = now - since;
-        let waiting_for = || operation.waiting_for();
-        let stall = |deadline_passed| Stall {
-            operation: named,
-            waiting_for: waiting_for(),
-            stalled_ms: stalled.as_millis() as u64,
-            deadline_passed,
-        };
         if stalled >= self.timeout {
-            self.control.stalled(stall(true));
-            return Err(self.verdict_or_timeout(named, waiting_for(), self.timeout));
+            self.control.stalled(stall(named, operation.waiting_for(), stalled, true));
+            return Err(self.verdict_or_timeout(named, operation.waiting_for(), self.timeout));
         }
         if stalled >= STALL && !wait.reported {
             wait.reported = true;
-            self.control.stalled(stall(false));
+            self.control.stalled(stall(named, operation.waiting_for(), stalled, false));
         }
         let next = if wait.reported { self.timeout } else { STALL.min(self.timeout) };
         Ok(next.saturating_sub(stalled).max(Duration::from_millis(1)))
@@ -453,6 +486,16 @@ impl Driver {
     fn verdict_or(&mut self, otherwise: Error) -> Error {
         self.abort.await_verdict(Instant::now() + VERDICT_WAIT).map_or(otherwise, Error::Verdict)
     }
+}
+
+/// What the arbiter is told of an operation that does not move.
+fn stall(
+    operation: Named,
+    waiting_for: Vec<u32>,
+    stalled: Duration,
+    deadline_passed: bool,
+) -> Stall {
+    Stall { operation, waiting_for, stalled_ms: stalled.as_millis() as u64, deadline_passed }
 }
 
 /// A time without progress.

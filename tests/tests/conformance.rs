@@ -40,11 +40,7 @@ conformance! { [tcp shm sim] {
     a_peer_that_vanishes_has_sent_a_beginning
     who_posts_to_nobody_learns_it
     a_sleeper_wakes
-} }
-
-// Shared memory does not do these yet: an abandoned reservation keeps its credit, and two sides
-// that close wait for each other until the deadline.
-conformance! { [tcp sim] {
+    a_credit_wakes_a_sleeper
     an_abandoned_reservation_harms_nothing
     both_close_with_much_to_say
 } }
@@ -396,6 +392,41 @@ fn a_sleeper_wakes(make: MakePair) {
         let right = scope.spawn(move || take_turns(right, false));
         let left = take_turns(left, true);
         drop((left, right.join().expect("no panic")));
+    });
+}
+
+/// One side sleeps until all it posted has left, the other until it has come: far more than the
+/// slots hold.
+fn a_credit_wakes_a_sleeper(make: MakePair) {
+    let Pair { left, right, world } = make();
+    if let World::Virtual(_) = world {
+        return assert_eq!(right.descriptor(), None, "no one sleeps on virtual time");
+    }
+    let data = vec![7; 8 << 20];
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut links, bell) = ([Some(right)], Bell::new().expect("a descriptor"));
+            loop {
+                let arrival = sleep_until_arrival(&mut links, &bell);
+                links[0].as_mut().expect("a link").release(0, arrival.len).expect("open");
+                if arrival.last {
+                    return links;
+                }
+            }
+        });
+        let (mut links, bell) = ([Some(left)], Bell::new().expect("a descriptor"));
+        post(links[0].as_mut().expect("a link"), 0, TAG, &data, true);
+        let deadline = Instant::now() + PATIENCE;
+        let waits = |links: &mut [Option<Link>]| {
+            let link = links[0].as_mut().expect("a link");
+            link.poll(0).expect("open");
+            link.is_waiting(0)
+        };
+        while waits(&mut links) {
+            Sleeper::default().sleep(&mut links, &bell, PATIENCE, |links| !waits(links));
+            assert!(Instant::now() < deadline, "nothing woke the sleeper");
+        }
+        drop(reader.join().expect("no panic"));
     });
 }
 

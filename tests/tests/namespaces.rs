@@ -188,6 +188,18 @@ fn shared_memory_between_hosts_is_refused_on_both() {
 }
 
 #[test]
+fn different_settings_are_told_on_both_hosts() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    let job = Job { ranks_a_host: 1, ..Job::default() };
+    let tcp = [("RINGTREE_TRANSPORT", "tcp")];
+    let ranks = [job.start_rank(&bed, 0, &tcp), job.start_rank(&bed, 1, &[])];
+    for ended in ranks.map(Program::await_end) {
+        let (_, message) = error_of(&ended);
+        assert!(message.contains("all must have the same settings"), "{message}");
+    }
+}
+
+#[test]
 fn a_cut_wire_is_an_error_on_both_hosts() {
     let Some(bed) = TwoHosts::new(1) else { return };
     cut_while_running(&bed, &bed.hosts[1]);
@@ -217,8 +229,9 @@ fn cut_while_running(bed: &TwoHosts, at: &Host) {
             ),
             // It is on the other side.
             _ => assert!(
-                message.contains("no progress for 2s, waiting for rank(s)")
-                    && message.contains("no word from the control service at 10.77.0.1:29400"),
+                message.starts_with("rank 0 ")
+                    && message.contains("does not answer, which hosts the control service")
+                    && message.contains("the network to it"),
                 "rank {rank}: {message}"
             ),
         }

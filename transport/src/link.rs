@@ -6,6 +6,10 @@
 //! channel, so that a channel that nobody reads never stops another one. The link's slots are one
 //! fixed budget that the channels in use divide ([`Link::divide`]).
 //!
+//! That the peer has left shows as [`LinkError::Closed`] once everything that it sent was taken:
+//! from the call that looks for more, or from [`Link::poll`]. It is for the caller to know whether it
+//! still wanted something.
+//!
 //! The set of transports is closed, so that the inner loop is a match and not a virtual call.
 
 use std::os::fd::RawFd;

@@ -189,4 +189,4 @@ macro_rules! variants {
 pub(super) use variants;
 
 variants!(State { 0 => Running {}, 1 => Completed {} });
-variants!(Death { 0 => ProcessEnded {}, 1 => ConnectionLost {} });
+variants!(Death { 0 => ProcessEnded {}, 1 => ConnectionLost {}, 2 => NoAnswer {} });

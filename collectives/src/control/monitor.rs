@@ -300,7 +300,7 @@ impl Watched {
             None => {
                 self.arbiter_due = None;
                 debug!("rank {} hears nothing of the arbiter", self.seat.rank);
-                self.arbiter_lost();
+                self.arbiter_lost(Death::NoAnswer);
             }
         }
     }
@@ -354,7 +354,7 @@ impl Watched {
         if self.seat.arbiter == Some(rank) {
             self.read();
             if !self.arbiter_closed {
-                self.arbiter_lost();
+                self.arbiter_lost(Death::ConnectionLost);
             }
         }
         self.say(ToArbiter::ProcessEnded { peer: rank });
@@ -368,7 +368,7 @@ impl Watched {
                 Ok(Some(message)) => self.handle(message),
                 Err(error) => {
                     debug!("the control connection of rank {} ended: {error}", self.seat.rank);
-                    self.arbiter_lost();
+                    self.arbiter_lost(Death::ConnectionLost);
                 }
             }
         }
@@ -394,18 +394,22 @@ impl Watched {
 
     /// The connection ended without a word, or the arbiter does not run: its process died, for
     /// everyone alike.
-    fn arbiter_lost(&mut self) {
+    fn arbiter_lost(&mut self, how: Death) {
         self.retired = self.retired.take().or(self.seat.connection.take());
         let verdict = match self.seat.arbiter {
             Some(rank) => Verdict::Died {
                 rank,
                 place: Some(self.seat.arbiter_place.clone()),
-                how: Death::ConnectionLost,
+                how,
                 operation: None,
             },
             None => {
                 let place = &self.seat.arbiter_place;
-                Verdict::ArbiterLost { reason: format!("{place} closed its connections") }
+                let what = match how {
+                    Death::NoAnswer => "does not answer",
+                    Death::ProcessEnded | Death::ConnectionLost => "closed its connections",
+                };
+                Verdict::ArbiterLost { reason: format!("{place} {what}") }
             }
         };
         self.judged(verdict);

@@ -65,7 +65,9 @@ impl ControlService {
         self.inbox.push(Work::Accept { connection, hello });
     }
 
-    /// Waits until no rank is connected, at most until the deadline; whether that came true.
+    /// Waits until all ranks of all communicators that any rank has joined have come and left again,
+    /// at most until the deadline; whether that came true. A rank that has not come a minute after
+    /// the last one left is waited for no longer.
     pub fn await_empty(&self, deadline: Instant) -> bool {
         self.members.wait_until_none(deadline)
     }
@@ -94,7 +96,8 @@ enum Work {
     Close,
 }
 
-/// How many ranks are connected.
+/// Ranks that are connected, and communicators that some ranks have yet to join: none of them may
+/// find the service gone.
 #[derive(Debug, Default)]
 struct Members {
     count: Mutex<usize>,
@@ -195,7 +198,7 @@ impl Server {
         connection.send(&self.joined);
         let watched = self.poller.add(&connection, key);
         self.seats.insert(key, Seat { connection, communicator: id, rank });
-        self.members.set(self.seats.len());
+        self.count_members();
         self.send(id, sends);
         if let Err(error) = watched {
             warn!("the control connection of rank {rank} cannot be watched: {error}");
@@ -242,7 +245,6 @@ impl Server {
         let Some(seat) = self.seats.remove(&key) else { return };
         // A child that was forked may have kept it open; then closing it would not be enough.
         self.poller.remove(&seat.connection);
-        self.members.set(self.seats.len());
         let now_ms = self.now_ms();
         let Some(communicator) = self.communicators.get_mut(&seat.communicator) else { return };
         communicator.seats.remove(&seat.rank);
@@ -252,6 +254,7 @@ impl Server {
         let sends = communicator.arbiter.connection_lost(seat.rank);
         self.send(seat.communicator, sends);
         self.forget_if_unused(seat.communicator);
+        self.count_members();
     }
 
     fn handle_timeouts(&mut self) {
@@ -273,7 +276,13 @@ impl Server {
         let unused = communicator.forget_at_ms().is_some_and(|at_ms| at_ms <= self.now_ms());
         if unused {
             self.communicators.remove(&id);
+            self.count_members();
         }
+    }
+
+    fn count_members(&self) {
+        let awaited = |communicator: &&Communicator| !communicator.arbiter.is_complete();
+        self.members.set(self.seats.len() + self.communicators.values().filter(awaited).count());
     }
 
     fn next_timeout(&self) -> Option<Instant> {

@@ -251,9 +251,9 @@ fn joins_mute_service(arbiter: Option<u32>) -> (Member, Connection) {
     (Member { control, recorder, abort }, service.join().unwrap())
 }
 
-fn died_with_the_service() -> Verdict {
+fn died_with_the_service(how: Death) -> Verdict {
     let place = Some(Place { host: "a".into(), pid: 5 });
-    Verdict::Died { rank: 0, place, how: Death::ConnectionLost, operation: None }
+    Verdict::Died { rank: 0, place, how, operation: None }
 }
 
 #[test]
@@ -263,9 +263,14 @@ fn a_service_that_is_lost_is_its_own_or_its_ranks_end() {
     let reason = "process 5 on a closed its connections".to_owned();
     assert_eq!(member.verdict(), Verdict::ArbiterLost { reason });
 
+    let (member, _connection) = joins_mute_service(None);
+    member.stalls(barrier(), 0, true);
+    let reason = "process 5 on a does not answer".to_owned();
+    assert_eq!(member.verdict(), Verdict::ArbiterLost { reason });
+
     let (member, connection) = joins_mute_service(Some(0));
     drop(connection);
-    assert_eq!(member.verdict(), died_with_the_service());
+    assert_eq!(member.verdict(), died_with_the_service(Death::ConnectionLost));
 }
 
 #[test]
@@ -274,7 +279,7 @@ fn a_service_that_does_not_answer_is_its_ranks_end_and_the_rank_is_ended() {
     let mut child = sleeper();
     member.control.watch_process(0, child.id()).unwrap();
     member.stalls(barrier(), 0, true);
-    assert_eq!(member.verdict(), died_with_the_service());
+    assert_eq!(member.verdict(), died_with_the_service(Death::NoAnswer));
     assert!(child.try_wait().unwrap().is_some());
 }
 
@@ -284,8 +289,18 @@ fn a_service_whose_process_ends_is_its_ranks_end_though_the_connection_stays_ope
     let mut child = sleeper();
     member.control.watch_process(0, child.id()).unwrap();
     child.kill().unwrap();
-    assert_eq!(member.verdict(), died_with_the_service());
+    assert_eq!(member.verdict(), died_with_the_service(Death::ConnectionLost));
     child.wait().unwrap();
+}
+
+#[test]
+fn the_service_is_not_empty_before_the_last_rank_has_come_and_left() {
+    let host = Host::new(None);
+    drop(host.joins(0, 2));
+    let at_once = Instant::now() + Duration::from_millis(100);
+    assert!(!host.service.await_empty(at_once), "rank 1 is still on its way");
+    drop(host.joins(1, 2));
+    assert!(host.service.await_empty(soon()));
 }
 
 #[test]

@@ -89,6 +89,9 @@ pub enum Death {
     ProcessEnded,
     /// Its control connection was closed without a goodbye.
     ConnectionLost,
+    /// It hosts the control service, which no longer answers: it does not run, or cannot be
+    /// reached.
+    NoAnswer,
 }
 
 /// Where a rank runs.
@@ -144,6 +147,12 @@ impl Place {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Verdict::Died { rank, place, how: Death::NoAnswer, .. } => write!(
+                f,
+                "{} does not answer, which hosts the control service; see whether it was \
+                 suspended or is in a debugger, and whether its host and the network to it are up",
+                Named(*rank, place)
+            ),
             Verdict::Died { rank, place, how, operation } => {
                 write!(f, "{} died: {how}", Named(*rank, place))?;
                 if let Some(operation) = operation {
@@ -225,6 +234,7 @@ impl fmt::Display for Death {
         f.write_str(match self {
             Death::ProcessEnded => "its process ended",
             Death::ConnectionLost => "its connection was lost",
+            Death::NoAnswer => "it no longer answers",
         })
     }
 }

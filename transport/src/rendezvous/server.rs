@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::debug;
@@ -42,6 +42,7 @@ pub struct Server {
 /// The part of the service that the server's owner uses.
 trait Hub: Send + Sync {
     fn store(&self) -> Arc<MemoryStore>;
+    fn await_no_clients(&self, deadline: Instant) -> bool;
     fn stop(&self);
 }
 
@@ -49,6 +50,8 @@ struct HubOf<F> {
     store: Arc<MemoryStore>,
     on_control: F,
     clients: Mutex<Clients>,
+    /// A client has left.
+    left: Condvar,
 }
 
 #[derive(Default)]
@@ -76,7 +79,8 @@ impl Server {
         };
         let address = listener.local_addr().map_err(|error| failed("a socket".into(), error))?;
         let store = MemoryStore::new();
-        let hub = Arc::new(HubOf { store, on_control, clients: Mutex::default() });
+        let hub =
+            Arc::new(HubOf { store, on_control, clients: Mutex::default(), left: Condvar::new() });
         let acceptor = Acceptor::start(listener, job, hub.clone())
             .map_err(|error| failed(address.to_string(), error))?;
         Ok(Server { address, hub, acceptor })
@@ -90,6 +94,12 @@ impl Server {
     /// The store itself, for whoever is in the server's process. It stops with the server.
     pub fn store(&self) -> Arc<MemoryStore> {
         self.hub.store()
+    }
+
+    /// Waits until no rank is connected to the store, at most until the deadline; whether that
+    /// came true.
+    pub fn await_no_clients(&self, deadline: Instant) -> bool {
+        self.hub.await_no_clients(deadline)
     }
 }
 
@@ -111,6 +121,13 @@ impl fmt::Debug for Server {
 impl<F: Send + Sync> Hub for HubOf<F> {
     fn store(&self) -> Arc<MemoryStore> {
         self.store.clone()
+    }
+
+    fn await_no_clients(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let is_used = |clients: &mut Clients| !clients.sockets.is_empty();
+        let waited = self.left.wait_timeout_while(self.clients(), left, is_used);
+        waited.unwrap_or_else(PoisonError::into_inner).0.sockets.is_empty()
     }
 
     fn stop(&self) {
@@ -142,6 +159,7 @@ where
             debug!("the store's connection to {peer} has ended: {error}");
         }
         self.clients().sockets.remove(&id);
+        self.left.notify_all();
     }
 }
 

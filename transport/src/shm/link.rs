@@ -195,11 +195,15 @@ impl ShmLink {
         if self.waiting & 1 << channel != 0 {
             return None;
         }
-        if self.sends[channel].reserved == NONE {
-            if !self.credit(channel).ok()? {
+        if self.sends[channel].reserved != NONE {
+            // Posts since may have used up the lines.
+            if !self.line_credit(channel).ok()? {
                 return None;
             }
+        } else if self.credit(channel).ok()? {
             self.sends[channel].reserved = self.take_slot(channel);
+        } else {
+            return None;
         }
         let slot = self.sends[channel].reserved;
         Some(Slot { data: self.slot(slot), len: SLOT_BYTES })
@@ -349,7 +353,14 @@ impl ShmLink {
     pub(crate) fn close(mut self, deadline: Instant) {
         // What is posted still borrows the caller's memory: it must be in slots before the end.
         while self.waiting != 0 && Instant::now() < deadline {
-            match self.poll(0) {
+            // Nobody will read what comes. Its credits may be what a peer that closes waits for.
+            let thrown_away = (0..CHANNELS).try_for_each(|channel| {
+                while let Some(arrival) = self.arrival(channel)? {
+                    self.release(channel, arrival.len)?;
+                }
+                Ok::<(), LinkError>(())
+            });
+            match thrown_away.and_then(|()| self.poll(0)) {
                 Ok(true) => {}
                 Ok(false) => std::thread::yield_now(),
                 Err(_) => break,
@@ -370,10 +381,7 @@ impl ShmLink {
                 // SAFETY: the caller of `post` promised the bytes until they are sent.
                 unsafe { self.sends[channel].publish_inline(tag, data, part, last) };
             } else {
-                if !self.credit(channel)? {
-                    break;
-                }
-                let slot = self.take_slot(channel);
+                let Some(slot) = self.slot_for_posted(channel)? else { break };
                 // SAFETY: as above; a slot has SLOT_BYTES bytes, and it is free.
                 unsafe { std::ptr::copy_nonoverlapping(data, self.slot(slot), part) };
                 self.sends[channel].publish_slot(tag, slot, part, last);
@@ -386,6 +394,20 @@ impl ShmLink {
             self.waiting &= !(1 << channel);
         }
         Ok(moved)
+    }
+
+    /// A slot for posted bytes: the reserved one if nobody has committed it, since it may hold the
+    /// channel's only credit.
+    fn slot_for_posted(&mut self, channel: Channel) -> Result<Option<u8>, LinkError> {
+        let reserved = self.sends[channel].reserved;
+        if reserved == NONE {
+            return Ok(if self.credit(channel)? { Some(self.take_slot(channel)) } else { None });
+        }
+        if !self.line_credit(channel)? {
+            return Ok(None);
+        }
+        self.sends[channel].reserved = NONE;
+        Ok(Some(reserved))
     }
 
     /// Whether a line is free, after a look at the peer's counter if need be.

@@ -1,0 +1,66 @@
+//! `ringtree run` on two hosts, which are two network namespaces.
+
+use std::path::Path;
+
+use ringtree_tests::namespaces::TwoHosts;
+use ringtree_tests::program::Program;
+
+/// Largest size that is measured.
+const BYTES: u64 = 1 << 20;
+
+/// Starts a job of four ranks that run `bench` on two hosts: on the second one, what the first
+/// one's launcher printed for it.
+fn start(bed: &TwoHosts, bench: &str) -> [Program; 2] {
+    let program = env!("CARGO_BIN_EXE_ringtree");
+    let folder = Path::new(program).parent().expect("a program lies in a folder").display();
+    let shell = |host: usize, script: &str| {
+        let mut command = bed.hosts[host].command("/bin/sh");
+        command.args(["-c", script]);
+        command.env("PATH", format!("{folder}:/usr/bin:/bin")).env("RINGTREE_TIMEOUT", "2");
+        Program::start(command)
+    };
+    let rendezvous = format!("{}:29400", bed.hosts[0].address(0));
+    let options = format!("--ranks 4 --nodes 2 --rendezvous {rendezvous}");
+    let mut first = shell(0, &format!("exec ringtree run {options} -- ringtree bench {bench}"));
+    let printed = first.await_line("ringtree:   ");
+    let second = shell(1, &printed);
+    [first, second]
+}
+
+#[test]
+fn the_printed_command_makes_one_job_of_two_hosts() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    let bench = format!("all-reduce --sizes 4,{BYTES} --time-ms 20 --jsonl");
+    let [first, second] = start(&bed, &bench).map(Program::await_end);
+    assert!(first.status.success() && second.status.success(), "{first:#?} {second:#?}");
+    let rows: Vec<&String> = first.lines.iter().filter(|line| line.contains("busbw")).collect();
+    assert_eq!(rows.len(), 4, "two sizes, in place and out of place: {first:#?}");
+    for row in rows {
+        let values = ["\"ok\":true", "\"ranks\":4"];
+        assert!(values.iter().all(|value| row.contains(value)), "{row}");
+    }
+    for host in &bed.hosts {
+        let received_bytes = host.received_bytes(0);
+        assert!(received_bytes >= BYTES, "{received_bytes} bytes arrived at {host:?}");
+    }
+}
+
+#[test]
+fn when_the_wire_is_cut_both_launchers_end_and_every_rank_says_why() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    let sizes = ["64K"; 1000].join(",");
+    let [mut first, second] =
+        start(&bed, &format!("all-reduce --sizes {sizes} --time-ms 20 --jsonl"));
+    first.await_line("[0] {");
+    bed.hosts[1].cut(0);
+    let ended = [first, second].map(Program::await_end);
+    // The control service is the first launcher's: only its ranks can be told who is gone.
+    for (host, said) in [(0, "and it no longer answers"), (1, " does not answer")] {
+        let ended = &ended[host];
+        assert_eq!(ended.status.code(), Some(1), "host {host}: {ended:#?}");
+        for rank in [2 * host, 2 * host + 1] {
+            let message = ended.line(&format!("[{rank}] ringtree: "));
+            assert!(message.contains(said), "rank {rank}: {ended:#?}");
+        }
+    }
+}
