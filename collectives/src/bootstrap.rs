@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -129,7 +130,10 @@ fn meet(
 /// A rendezvous of this process alone, and the settings of `ranks` ranks that meet there.
 pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Error> {
     let text = Secret::generate().map_err(|error| Error::Settings(error.to_string()))?;
-    let job = Job { name: "in-process".to_string(), secret: Secret::from_text(&text) };
+    // The system may give the port again to a later one, which must not be taken for this one.
+    static STARTED: AtomicU64 = AtomicU64::new(0);
+    let name = format!("in-process {}", STARTED.fetch_add(1, Ordering::Relaxed));
+    let job = Job { name, secret: Secret::from_text(&text) };
     let hosted = Arc::new(Hosted::start("127.0.0.1:0", &job, None)?);
     let rendezvous = hosted.server.address().to_string();
     let settings = (0..ranks).map(|rank| Settings {
@@ -277,5 +281,21 @@ impl Introduction {
             transports: known.into_iter().find(|t| *t as u8 == transports)?,
             address: address.to_vec(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_given_again_does_not_join_two_jobs_of_one_process() {
+        let (_first, before) = in_process(2).unwrap();
+        let (_second, mut after) = in_process(3).unwrap();
+        for (before, after) in before.iter().zip(&mut after) {
+            after.rendezvous.clone_from(&before.rendezvous);
+            assert_eq!(next_generation(before), 1);
+        }
+        assert!(after.iter().all(|settings| next_generation(settings) == 1));
     }
 }

@@ -21,6 +21,29 @@ const NO_ROOT: u32 = u32::MAX;
 
 /// The ranks of a job, as one of them sees it.
 ///
+/// A process that a launcher started joins with [`Communicator::from_env`]; a program that knows
+/// its rank and where the ranks meet, with [`Communicator::with`]; threads of one process that are
+/// ranks get theirs from [`Communicator::in_process`]:
+///
+/// ```
+/// use ringtree::{Communicator, Op};
+///
+/// # fn main() -> Result<(), ringtree::Error> {
+/// let ranks = Communicator::in_process(3)?;
+/// std::thread::scope(|scope| {
+///     for comm in ranks {
+///         scope.spawn(move || {
+///             let mut losses = [comm.rank() as f32, 1.0];
+///             comm.all_reduce(&mut losses, Op::Sum)?;
+///             assert_eq!(losses, [3.0, 3.0]);
+///             Ok::<(), ringtree::Error>(())
+///         });
+///     }
+/// });
+/// # Ok(())
+/// # }
+/// ```
+///
 /// **Agreement.** All ranks make the same collective calls in the same order. Where they do not,
 /// every rank gets an error that names both sides; no byte of a wrong call reaches anyone's
 /// memory.
@@ -32,6 +55,9 @@ const NO_ROOT: u32 = u32::MAX;
 ///
 /// **Failure.** No call waits for ever. After an error other than [`Error::Argument`] the
 /// communicator is over: it can only be dropped.
+///
+/// **Dropping** completes the asynchronous calls that were posted, for which the peers must make
+/// them too, and says goodbye. A peer that still waits for this rank gets an error that says so.
 pub struct Communicator {
     inner: Arc<Inner>,
     progress: Progress,
@@ -76,11 +102,17 @@ impl Communicator {
         Communicator::with(Settings::from_env()?)
     }
 
-    /// Joins the communicator that `settings` describe.
+    /// Joins the communicator that `settings` describe, and waits until all ranks have come. The
+    /// same settings again make another communicator of the same ranks; all ranks must make theirs
+    /// in the same order.
     ///
     /// # Errors
     /// As [`Communicator::from_env`].
     pub fn with(settings: Settings) -> Result<Communicator, Error> {
+        let Settings { rank, ranks, .. } = settings;
+        if rank >= ranks {
+            return Err(Error::Settings(format!("rank {rank} of {ranks}: ranks count from 0")));
+        }
         let joined = bootstrap::join(&settings)?;
         Ok(Communicator {
             inner: Arc::new(Inner {
@@ -146,7 +178,8 @@ impl Communicator {
         self.inner.shape
     }
 
-    /// Makes all links now, so that no later call has to.
+    /// Makes all links now, so that no later call has to. All ranks call it: a link needs both of
+    /// its ends.
     ///
     /// # Errors
     /// A rank cannot be reached.
@@ -154,18 +187,20 @@ impl Communicator {
         self.engine().warm_up()
     }
 
-    /// The transport of the link to `peer`; `None` while there is no link.
+    /// The transport of the link to `peer`; `None` while there is no link: they are made by
+    /// [`Communicator::warm_up`] or when first needed. Waits for the calls that were posted before.
     pub fn transport_to(&self, peer: u32) -> Option<TransportKind> {
         self.engine().link(peer).map(ringtree_transport::Link::kind)
     }
 
-    /// The same calls by `algorithm` instead of the one that would be chosen.
+    /// The same calls by `algorithm` instead of the one that would be chosen. All ranks must name
+    /// the same one; one that does not serve a collective is refused by the call.
     pub fn using(&self, algorithm: Algorithm) -> Using<'_> {
         Using { communicator: self, algorithm: Some(algorithm) }
     }
 
-    /// Reduces `buffer` over all ranks, element by element, in place. Every rank gets the same
-    /// bits.
+    /// Reduces `buffer` over all ranks, element by element, in place. Count, type and operation are
+    /// the same on all ranks; any count will do, 0 too. Every rank gets the same bits.
     ///
     /// # Errors
     /// See [`Error`].
@@ -186,7 +221,8 @@ impl Communicator {
         self.chosen().all_reduce_into(input, output, op)
     }
 
-    /// Copies the root's `buffer` into everyone's.
+    /// Copies the buffer of rank `root` into everyone's. Count, type and root are the same on all
+    /// ranks. Returns when this rank is done, which does not mean that all are.
     ///
     /// # Errors
     /// See [`Error`].
@@ -208,7 +244,7 @@ impl Communicator {
         self.chosen().broadcast_into(input, output, root)
     }
 
-    /// Returns when every rank has called it.
+    /// Returns when every rank has called it: none leaves before the last has come.
     ///
     /// # Errors
     /// See [`Error`].
@@ -221,6 +257,10 @@ impl Communicator {
     /// Sends `buffer` to `peer`, which calls [`Communicator::receive`] with the same count and
     /// type. Returns when the buffer may be written again.
     ///
+    /// A message of more than a few hundred KiB waits for its receiver. Two ranks that both send
+    /// before they receive would then wait for each other, until the deadline: let one of them
+    /// receive first.
+    ///
     /// # Errors
     /// See [`Error`].
     pub fn send<T: Element>(&self, buffer: &[T], peer: u32) -> Result<(), Error> {
@@ -229,7 +269,8 @@ impl Communicator {
         unsafe { self.engine().run(&call, buffer.as_ptr().cast(), std::ptr::null_mut()) }
     }
 
-    /// Receives into `buffer` what `peer` sends.
+    /// Receives into `buffer` what `peer` sends. Messages of one peer come in the order in which it
+    /// sent them.
     ///
     /// # Errors
     /// See [`Error`].
@@ -240,7 +281,17 @@ impl Communicator {
     }
 
     /// Posts an in-place all-reduce of a buffer that the call owns until [`Pending::wait`] gives
-    /// it back.
+    /// it back: a `Vec<T>`, a [`Memory<T>`], or a type of the program's. A thread of the
+    /// communicator carries it out meanwhile.
+    ///
+    /// ```no_run
+    /// # fn step(comm: &ringtree::Communicator) -> Result<(), ringtree::Error> {
+    /// let pending = comm.all_reduce_async(vec![1.0_f32; 1_000_000], ringtree::Op::Sum)?;
+    /// // ... compute something else ...
+    /// let sums = pending.wait()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// See [`Error`]; those of the operation itself come from [`Pending::wait`].
@@ -253,7 +304,7 @@ impl Communicator {
     }
 
     /// An in-place all-reduce that can be repeated with the least work a call: planned, with its
-    /// links made.
+    /// links made. All ranks prepare, or all make the plain call: their runs meet either way.
     ///
     /// # Errors
     /// See [`Error`].
@@ -266,7 +317,8 @@ impl Communicator {
     }
 
     /// Zeroed memory for `count` elements that peers of the same host can read in place, which
-    /// spares a copy of large buffers. A local call: peers map it when it is first used.
+    /// spares a copy of large buffers. It changes no result, and each rank may use it or not.
+    /// Peers map it when it is first used; this call only waits for those that were posted before.
     ///
     /// # Errors
     /// Memory or descriptors have run out.
@@ -277,7 +329,8 @@ impl Communicator {
     }
 
     /// Lets this communicator's peers read memory in place that another communicator allocated,
-    /// until the guard is dropped. A local call.
+    /// until the guard is dropped. Peers are not needed for that; this call only waits for those
+    /// that were posted before.
     ///
     /// # Errors
     /// None at present.
@@ -287,14 +340,15 @@ impl Communicator {
         Ok(guard)
     }
 
-    /// The candidates for an all-reduce with their predicted times.
+    /// Which algorithm an all-reduce of `count` elements would use: all candidates with their
+    /// predicted times, best first. Print it.
     pub fn explain_all_reduce(&self, count: usize, data_type: DataType) -> Explanation {
         let bytes = count as u64 * data_type.size_bytes() as u64;
         selection::explain(Collective::AllReduce, bytes, self.inner.shape, None)
     }
 
     /// Ends the communicator for every rank: their running or next calls return an error that
-    /// names this rank and the reason.
+    /// names this rank and the reason. Returns at once.
     pub fn abort(&self, reason: &str) {
         self.inner.control.abort(reason);
     }

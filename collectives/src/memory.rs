@@ -9,7 +9,12 @@ use ringtree_transport::memory::{Registration, SharedMemory};
 
 use crate::Element;
 
-/// A zeroed buffer of `T` in memory that can be shared. Use it as a slice.
+/// A buffer of `T` in memory that peers of the same host can read in place, zeroed at first. Use it
+/// as a slice; any part of it may be an input or an output.
+///
+/// Made by [`Communicator::alloc`](crate::Communicator::alloc), for the communicator that made it
+/// and any others that it is [registered](crate::Communicator::register) with. Peers only ever read
+/// it, and only while an operation on it runs.
 pub struct Memory<T> {
     registration: Arc<Registration>,
     memory: Arc<SharedMemory>,

@@ -18,8 +18,11 @@ use crate::engine::{self, Engine};
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
-/// An asynchronous operation that owns its buffer until it is waited for. Dropping it lets the
-/// operation go on; the buffer is freed when it is done.
+/// An asynchronous operation that owns its buffer until it is waited for. Operations complete in
+/// the order in which they were posted, whatever the order of waiting. Dropping this lets the
+/// operation go on, and its buffer is freed when it is done; what went wrong then shows at the
+/// communicator's next call. It may outlive the communicator.
+#[must_use = "the result is in the buffer that `wait` gives back"]
 pub struct Pending<B> {
     outcome: Receiver<(B, Result<(), Error>)>,
 }
@@ -28,7 +31,7 @@ impl<B> Pending<B> {
     /// Waits until the operation is done and gives the buffer back.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]. The buffer is freed then: what it holds is neither input nor result.
     pub fn wait(self) -> Result<B, Error> {
         match self.outcome.recv() {
             Ok((buffer, Ok(()))) => Ok(buffer),

@@ -37,7 +37,25 @@ impl fmt::Display for Source {
     }
 }
 
-/// Everything that a rank needs to know to join a communicator.
+/// Everything that a rank needs to know to join a communicator. From the environment, or set by
+/// hand:
+///
+/// ```
+/// # use std::time::Duration;
+/// use ringtree::{Job, Secret, Settings, Source, Transports};
+///
+/// let settings = Settings {
+///     source: Source::Explicit,
+///     rank: 2,
+///     ranks: 8,
+///     rendezvous: "10.0.0.1:7000".to_string(),
+///     job: Job { name: "night run".to_string(), secret: Secret::from_text("from a safe place") },
+///     timeout: Duration::from_secs(60),
+///     transports: Transports::Auto,
+///     interface: None,
+/// };
+/// # assert!(!format!("{settings:?}").contains("safe place"));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where they came from.

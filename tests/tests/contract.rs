@@ -350,9 +350,8 @@ fn an_abort_ends_the_calls_of_all_with_its_reason() {
     }
 }
 
-#[test]
-fn debug_output_is_short_and_shows_no_secret() {
-    let secret = "correct horse battery staple";
+/// Settings of a rank that is alone.
+fn settings(secret: &str) -> Settings {
     let variables = [
         ("RINGTREE_RANK", "0"),
         ("RINGTREE_RANKS", "1"),
@@ -360,7 +359,21 @@ fn debug_output_is_short_and_shows_no_secret() {
         ("RINGTREE_SECRET", secret),
     ];
     let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
-    let settings = Settings::from_variables(&variables.into_iter().collect()).expect("settings");
+    Settings::from_variables(&variables.into_iter().collect()).expect("settings")
+}
+
+#[test]
+fn a_rank_that_is_none_is_refused() {
+    for (rank, ranks) in [(1, 1), (7, 3), (0, 0)] {
+        let joined = Communicator::with(Settings { rank, ranks, ..settings("x") });
+        assert!(matches!(joined, Err(Error::Settings(_))), "rank {rank} of {ranks}");
+    }
+}
+
+#[test]
+fn debug_output_is_short_and_shows_no_secret() {
+    let secret = "correct horse battery staple";
+    let settings = settings(secret);
     let shown = format!("{settings:?} {:?}", settings.job);
     assert!(!shown.contains(secret) && shown.contains("Secret(..)"), "{shown}");
     on_ranks(2, Transports::Auto, |communicator| {

@@ -1,7 +1,7 @@
 //! Reduction kernels: they fold several buffers, element by element, into one or several others,
 //! in one pass over memory.
 //!
-//! Every kernel is the same loop ([`vector`]), instantiated for a register type of one instruction
+//! Every kernel is the same loop (`vector`), instantiated for a register type of one instruction
 //! set and one operation. Partial results stay in registers; a result is finished (rounded, NaN
 //! made canonical) once and then stored to every destination. All levels give the same bits.
 //!
