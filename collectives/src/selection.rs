@@ -40,6 +40,9 @@ struct LinkFigures {
 const SHM: LinkFigures = LinkFigures { latency_s: 0.4e-6, bytes_per_s: 8e9 };
 const TCP: LinkFigures = LinkFigures { latency_s: 5e-6, bytes_per_s: 2.5e9 };
 
+/// Bytes of one operand that a rank folds in a second.
+const REDUCED_BYTES_PER_S: f64 = 25e9;
+
 /// One algorithm and the time that it is expected to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
@@ -130,7 +133,7 @@ fn candidates(
 }
 
 fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
-    let schedule = schedule(algorithm, bytes, shape);
+    let schedule = schedule(algorithm, shape);
     let predicted_s = predict(algorithm, bytes as f64, shape);
     Candidate { choice: Choice { algorithm, schedule }, predicted_s }
 }
@@ -142,26 +145,29 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     let n = f64::from(shape.ranks);
     let depth = n.log2().ceil();
     let per_message = figures.latency_s / 4.0;
-    let (messages, posts, moved) = match algorithm {
-        Algorithm::Ring => (2.0 * (n - 1.0), 0.0, 2.0 * (n - 1.0) / n * bytes),
-        Algorithm::DoubleTree => (2.0 * depth + 2.0, 0.0, 3.0 * bytes),
-        Algorithm::Doubling => (depth, 0.0, depth * bytes),
-        Algorithm::OneShot => (1.0, n - 2.0, (n - 1.0) * bytes),
-        Algorithm::TwoShot => (2.0, 2.0 * (n - 2.0), 2.0 * (n - 1.0) / n * bytes),
-        Algorithm::Tree | Algorithm::Dissemination => (depth, 0.0, depth * bytes),
+    let part = (n - 1.0) / n;
+    let (messages, posts, moved, reduced) = match algorithm {
+        Algorithm::Ring => (2.0 * (n - 1.0), 0.0, 2.0 * part, part),
+        Algorithm::DoubleTree => (2.0 * depth + 2.0, 0.0, 3.0, 1.5),
+        Algorithm::Doubling => (depth, 0.0, depth, depth),
+        Algorithm::OneShot => (1.0, n - 2.0, n - 1.0, n - 1.0),
+        Algorithm::TwoShot => (2.0, 2.0 * (n - 2.0), 2.0 * part, part),
+        Algorithm::Tree | Algorithm::Dissemination => (depth, 0.0, depth, 0.0),
     };
-    messages * figures.latency_s + posts * per_message + moved / figures.bytes_per_s
+    messages * figures.latency_s
+        + posts * per_message
+        + moved * bytes / figures.bytes_per_s
+        + reduced * bytes / REDUCED_BYTES_PER_S
 }
 
 /// Lanes and rounds of an algorithm.
-fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
+fn schedule(algorithm: Algorithm, shape: Shape) -> Schedule {
     let depth = (32 - (shape.ranks.max(1) - 1).leading_zeros()) as usize;
-    let (lanes, longest) = match algorithm {
+    let (lanes, round_bytes) = match algorithm {
         // Trees need twice their depth in flight to keep every level busy.
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),
         Algorithm::Tree => (depth.clamp(2, 8), 256 << 10),
         _ => (2, 1 << 20),
     };
-    let _ = bytes;
-    Schedule { lanes, round_bytes: longest }
+    Schedule { lanes, round_bytes }
 }
