@@ -10,7 +10,7 @@ use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lowe
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::{Bell, Registration};
 use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
-use ringtree_transport::{Link, POINT_TO_POINT, Tag};
+use ringtree_transport::{Link, LinkError, POINT_TO_POINT, Tag, TransportKind};
 
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
@@ -462,7 +462,10 @@ impl Driver {
         match fault {
             Fault::Link(error) => {
                 let peer = error.peer();
-                let reason = error.to_string();
+                let mut reason = error.to_string();
+                if matches!(error, LinkError::Failed { transport: TransportKind::Tcp, .. }) {
+                    reason.push_str("; check the network between them");
+                }
                 self.control.link_failed(LinkFailure { peer, reason, operation: Some(operation) });
                 self.verdict_or(Error::Link { operation, error })
             }

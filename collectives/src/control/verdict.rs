@@ -65,7 +65,7 @@ pub enum Verdict {
         a: u32,
         /// Its peer.
         b: u32,
-        /// What was noticed.
+        /// What was noticed, and what to do about it where that is known.
         reason: String,
     },
     /// A rank called `abort`.
@@ -191,11 +191,9 @@ impl fmt::Display for Verdict {
                 "ranks disagree about operation {sequence}: {a}, {b}; all ranks must make the same \
                  calls in the same order"
             ),
-            Verdict::LinkBroken { a, b, reason } => write!(
-                f,
-                "ranks {a} and {b} live but cannot reach each other: {reason}; check the network \
-                 between them"
-            ),
+            Verdict::LinkBroken { a, b, reason } => {
+                write!(f, "ranks {a} and {b} live but cannot reach each other: {reason}")
+            }
             Verdict::Aborted { by, reason } => write!(f, "rank {by} aborted: {reason}"),
             Verdict::ArbiterLost { reason } => write!(
                 f,
