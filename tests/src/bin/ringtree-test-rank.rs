@@ -35,7 +35,7 @@ use ringtree_tests::clock::monotonic_ns;
 use ringtree_tests::counts::Counts;
 
 /// All-reduces of a loop after which it counts as running.
-const RUNNING_AFTER: usize = 50;
+const RUNNING_AFTER: usize = 10;
 
 /// What no all-reduce here yields.
 const PATTERN: f64 = -7.0;
