@@ -16,7 +16,7 @@ use crate::Error;
 use crate::control::{AbortWord, Control, ControlService, FlightRecorder, Membership};
 use crate::engine::{Driver, Engine, Wiring};
 use crate::selection::Shape;
-use crate::settings::{Settings, Source};
+use crate::settings::{self, Settings, Source};
 
 /// How long the rank that hosts the rendezvous stays for those that are still finishing.
 const LAST_OUT: Duration = Duration::from_secs(2);
@@ -34,6 +34,7 @@ pub(crate) struct Joined {
 pub(crate) struct Hosted {
     service: Arc<ControlService>,
     server: Server,
+    job_name: String,
 }
 
 /// What each rank tells all others before the first call.
@@ -159,7 +160,7 @@ impl Hosted {
         let serve = service.clone();
         let on_control = move |stream, hello| serve.serve(stream, hello);
         let server = Server::start(rendezvous::listen(address)?, job.clone(), on_control)?;
-        Ok(Hosted { service, server })
+        Ok(Hosted { service, server, job_name: job.name.clone() })
     }
 }
 
@@ -190,6 +191,7 @@ impl Drop for SeeOut {
             }
             self.hosted.service.await_empty(deadline);
             self.hosted.service.close();
+            settings::forget_host_secret(&self.hosted.job_name);
         }
     }
 }

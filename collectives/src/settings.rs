@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
@@ -228,9 +229,22 @@ fn secret_of_file(path: &Path) -> Result<Secret, Error> {
     Ok(Secret::from_text(text.trim()))
 }
 
-/// The secret of a job whose ranks are all on this host, when nobody gave one: a file that the
-/// first rank makes, named after the job and readable by this user alone.
+/// The secret of a job whose ranks are all on this host, when nobody gave one. A process asks
+/// once: the file is gone when a first communicator is over, and all ranks must still agree.
 fn secret_of_host(job: &str) -> Result<Secret, Error> {
+    static KNOWN: LazyLock<Mutex<HashMap<String, Secret>>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(secret) = known.get(job) {
+        return Ok(secret.clone());
+    }
+    let secret = shared_secret_of_host(job)?;
+    known.insert(job.to_string(), secret.clone());
+    Ok(secret)
+}
+
+/// The secret in a file that the first rank makes, named after the job and readable by this user
+/// alone.
+fn shared_secret_of_host(job: &str) -> Result<Secret, Error> {
     let path = host_secret_path(job);
     let fail =
         |error: std::io::Error| settings(format!("the secret file {}: {error}", path.display()));
@@ -259,6 +273,11 @@ fn secret_of_host(job: &str) -> Result<Secret, Error> {
         )));
     }
     secret_of_file(&path)
+}
+
+/// Removes the file that [`shared_secret_of_host`] made, if it did: the job is over.
+pub(crate) fn forget_host_secret(job: &str) {
+    let _ = fs::remove_file(host_secret_path(job));
 }
 
 fn host_secret_path(job: &str) -> PathBuf {
