@@ -34,51 +34,26 @@ unsafe impl Send for SharedMemory {}
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// Creates `len_bytes` (more than 0) zero bytes. Pages are taken when they are first touched.
+    /// Creates `len_bytes` (more than 0) zero bytes that only this mapping can write: whoever gets
+    /// the descriptor can only read. Pages are taken when they are first touched.
     ///
     /// # Errors
     /// What the system says, for example that memory or descriptors have run out.
     pub fn create(len_bytes: usize) -> io::Result<SharedMemory> {
-        let memory = SharedMemory::create_unsealed(len_bytes)?;
-        fcntl(&memory.file, FcntlArg::F_ADD_SEALS(SEALS))?;
+        let file = memfd_create("ringtree", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        nix::unistd::ftruncate(&file, i64::try_from(len_bytes).map_err(io::Error::other)?)?;
+        let memory = SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)?;
+        let future_write = SealFlag::from_bits_retain(FUTURE_WRITE);
+        fcntl(&memory.file, FcntlArg::F_ADD_SEALS(SEALS | future_write))?;
         Ok(memory)
     }
 
-    /// As [`SharedMemory::create`], and whoever gets the descriptor can only read.
-    ///
-    /// # Errors
-    /// As [`SharedMemory::create`].
-    pub fn create_for_readers(len_bytes: usize) -> io::Result<SharedMemory> {
-        let memory = SharedMemory::create_unsealed(len_bytes)?;
-        fcntl(
-            &memory.file,
-            FcntlArg::F_ADD_SEALS(SEALS | SealFlag::from_bits_retain(FUTURE_WRITE)),
-        )?;
-        Ok(memory)
-    }
-
-    /// Maps a file that another process created, for reading only.
-    ///
-    /// # Errors
-    /// The file is not sealed or not `len_bytes` long, or what the system says.
-    pub fn open_for_reading(file: OwnedFd, len_bytes: usize) -> io::Result<SharedMemory> {
-        let file = checked(file, len_bytes)?;
-        SharedMemory::map(file, len_bytes, libc::PROT_READ)
-    }
-
-    /// Maps a file that another process created with [`SharedMemory::create`].
+    /// Maps a file that another process created, for reading.
     ///
     /// # Errors
     /// The file is not sealed or not `len_bytes` long, or what the system says.
     pub fn open(file: OwnedFd, len_bytes: usize) -> io::Result<SharedMemory> {
-        let file = checked(file, len_bytes)?;
-        SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)
-    }
-
-    fn create_unsealed(len_bytes: usize) -> io::Result<SharedMemory> {
-        let file = memfd_create("ringtree", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        nix::unistd::ftruncate(&file, i64::try_from(len_bytes).map_err(io::Error::other)?)?;
-        SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)
+        SharedMemory::map(checked(file, len_bytes)?, len_bytes, libc::PROT_READ)
     }
 
     fn map(file: OwnedFd, len_bytes: usize, protection: i32) -> io::Result<SharedMemory> {
@@ -121,26 +96,6 @@ impl SharedMemory {
     /// The descriptor to hand over.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-
-    /// Replaces the pages by private zero pages at the same address, so that no other process can
-    /// write into them any more: how a peer is fenced that cannot be killed.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn detach(&self) -> io::Result<()> {
-        // SAFETY: the range is this value's own mapping; it stays readable and writable.
-        let start = unsafe {
-            libc::mmap(
-                self.start.as_ptr().cast(),
-                self.len_bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -217,31 +172,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_mapping_sees_what_the_first_wrote() {
-        let first = SharedMemory::create(8192).unwrap();
-        let fd = first.descriptor().try_clone_to_owned().unwrap();
-        let second = SharedMemory::open(fd, 8192).unwrap();
+    fn a_reader_sees_what_the_owner_wrote_and_cannot_map_for_writing() {
+        let memory = SharedMemory::create(8192).unwrap();
+        let fd = || memory.descriptor().try_clone_to_owned().unwrap();
+        let reader = SharedMemory::open(fd(), 8192).unwrap();
         // SAFETY: both mappings are 8192 bytes long and nobody else uses them.
         unsafe {
-            first.start().add(5000).write(7);
-            assert_eq!(second.start().add(5000).read(), 7);
-            second.detach().unwrap();
-            first.start().add(5000).write(8);
-            assert_eq!(second.start().add(5000).read(), 0);
+            memory.start().add(5000).write(7);
+            assert_eq!(reader.start().add(5000).read(), 7);
         }
-    }
-
-    #[test]
-    fn a_reader_cannot_map_for_writing() {
-        let memory = SharedMemory::create_for_readers(4096).unwrap();
-        let fd = || memory.descriptor().try_clone_to_owned().unwrap();
-        assert!(SharedMemory::open(fd(), 4096).is_err());
-        let reader = SharedMemory::open_for_reading(fd(), 4096).unwrap();
-        // SAFETY: both mappings are 4096 bytes long and nobody else uses them.
-        unsafe {
-            memory.start().write(9);
-            assert_eq!(reader.start().read(), 9);
-        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        assert!(SharedMemory::map(fd(), 8192, protection).is_err());
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl ShmLink {
 
 fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<ShmLink> {
     stream.set_nonblocking(false)?;
-    let mine = SharedMemory::create_for_readers(HALF_BYTES)?;
+    let mine = SharedMemory::create(HALF_BYTES)?;
     let nonce = random()?;
     nonce_of(&mine).store(nonce, Ordering::Release);
     let can_order = wait::register_membarrier();
@@ -95,7 +95,7 @@ fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMem
     if len_bytes != HALF_BYTES as u64 {
         return Err(io::Error::other("the peer's version lays its memory out differently"));
     }
-    Ok((SharedMemory::open_for_reading(file, HALF_BYTES)?, hello[8] == 1))
+    Ok((SharedMemory::open(file, HALF_BYTES)?, hello[8] == 1))
 }
 
 fn set_timeout(stream: &UnixStream, deadline: Instant) -> io::Result<()> {

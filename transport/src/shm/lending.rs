@@ -242,8 +242,7 @@ impl Borrower {
                 LEND => {
                     let (id, len_bytes) = (number(0..4) as u32, number(4..12) as usize);
                     let file = self.descriptors.pop_front();
-                    let memory =
-                        file.and_then(|file| SharedMemory::open_for_reading(file, len_bytes).ok());
+                    let memory = file.and_then(|file| SharedMemory::open(file, len_bytes).ok());
                     match memory {
                         Some(memory) if self.memories.len() < MOST_BORROWED => {
                             self.memories.push((id, memory));
