@@ -14,10 +14,11 @@ use crate::progress::{Pending, Progress};
 use crate::record::{CallKind, CallRecord};
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
+use crate::using::{Prepared, Using};
 use crate::{Algorithm, DataType, Element, Error, Op};
 
 /// No root.
-const NO_ROOT: u32 = u32::MAX;
+pub(crate) const NO_ROOT: u32 = u32::MAX;
 
 /// The ranks of a job, as one of them sees it.
 ///
@@ -59,8 +60,8 @@ const NO_ROOT: u32 = u32::MAX;
 /// **Dropping** completes the asynchronous calls that were posted, for which the peers must make
 /// them too, and says goodbye. A peer that still waits for this rank gets an error that says so.
 pub struct Communicator {
-    inner: Arc<Inner>,
-    progress: Progress,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) progress: Progress,
 }
 
 /// What the calling threads and the progress thread share.
@@ -83,13 +84,6 @@ impl Inner {
     pub(crate) fn engine(&self) -> &Mutex<Engine> {
         &self.engine
     }
-}
-
-/// A call with an algorithm of the caller's choice: see [`Communicator::using`].
-#[derive(Clone, Copy, Debug)]
-pub struct Using<'a> {
-    communicator: &'a Communicator,
-    algorithm: Option<Algorithm>,
 }
 
 impl Communicator {
@@ -196,7 +190,7 @@ impl Communicator {
     /// The same calls by `algorithm` instead of the one that would be chosen. All ranks must name
     /// the same one; one that does not serve a collective is refused by the call.
     pub fn using(&self, algorithm: Algorithm) -> Using<'_> {
-        Using { communicator: self, algorithm: Some(algorithm) }
+        Using::new(self, Some(algorithm))
     }
 
     /// Reduces `buffer` over all ranks, element by element, in place. Count, type and operation are
@@ -303,6 +297,48 @@ impl Communicator {
         self.chosen().all_reduce_async(buffer, op)
     }
 
+    /// As [`Communicator::all_reduce_async`], from `input` into `output` of the same length.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce_into_async<T, A, B>(
+        &self,
+        input: A,
+        output: B,
+        op: Op,
+    ) -> Result<Pending<(A, B)>, Error>
+    where
+        T: Element,
+        A: AsRef<[T]> + Send + 'static,
+        B: AsMut<[T]> + Send + 'static,
+    {
+        self.chosen().all_reduce_into_async(input, output, op)
+    }
+
+    /// Posts a broadcast of a buffer that the call owns until [`Pending::wait`] gives it back.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn broadcast_async<T, B>(&self, buffer: B, root: u32) -> Result<Pending<B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]> + Send + 'static,
+    {
+        self.chosen().broadcast_async(buffer, root)
+    }
+
+    /// A broadcast that can be repeated: see [`Communicator::prepare_all_reduce`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn prepare_broadcast<T, B>(&self, buffer: B, root: u32) -> Result<Prepared<'_, T, B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]>,
+    {
+        self.chosen().prepare_broadcast(buffer, root)
+    }
+
     /// An in-place all-reduce that can be repeated with the least work a call: planned, with its
     /// links made. All ranks prepare, or all make the plain call: their runs meet either way.
     ///
@@ -354,15 +390,15 @@ impl Communicator {
     }
 
     fn chosen(&self) -> Using<'_> {
-        Using { communicator: self, algorithm: None }
+        Using::new(self, None)
     }
 
-    fn engine(&self) -> MutexGuard<'_, Engine> {
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
         self.progress.turn(&self.inner.engine)
     }
 
     /// The call with its choice of algorithm.
-    fn call(
+    pub(crate) fn call(
         &self,
         kind: CallKind,
         data_type: DataType,
@@ -437,171 +473,4 @@ impl fmt::Debug for Communicator {
             .field("shared_memory", &shared_memory)
             .finish_non_exhaustive()
     }
-}
-
-impl<'a> Using<'a> {
-    /// See [`Communicator::all_reduce`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
-        let call = self.all_reduce_call::<T>(buffer.len(), op)?;
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        // SAFETY: the buffer is borrowed mutably until the call has returned.
-        unsafe { self.communicator.engine().run(&call, start, start) }
-    }
-
-    /// See [`Communicator::all_reduce_into`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: Op,
-    ) -> Result<(), Error> {
-        same_length(input.len(), output.len())?;
-        let call = self.all_reduce_call::<T>(input.len(), op)?;
-        // SAFETY: both are borrowed until the call has returned, and cannot overlap.
-        unsafe {
-            let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
-            self.communicator.engine().run(&call, from, to)
-        }
-    }
-
-    /// See [`Communicator::broadcast`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn broadcast<T: Element>(&self, buffer: &mut [T], root: u32) -> Result<(), Error> {
-        let call = self.broadcast_call::<T>(buffer.len(), root)?;
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        // SAFETY: the buffer is borrowed mutably until the call has returned.
-        unsafe { self.communicator.engine().run(&call, start, start) }
-    }
-
-    /// See [`Communicator::broadcast_into`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn broadcast_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        root: u32,
-    ) -> Result<(), Error> {
-        if root == self.communicator.rank() {
-            same_length(input.len(), output.len())?;
-        }
-        let call = self.broadcast_call::<T>(output.len(), root)?;
-        // SAFETY: both are borrowed until the call has returned, and cannot overlap; of a broadcast
-        // only the root reads its input, which is as long as the output.
-        unsafe {
-            let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
-            self.communicator.engine().run(&call, from, to)
-        }
-    }
-
-    /// See [`Communicator::all_reduce_async`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce_async<T, B>(&self, mut buffer: B, op: Op) -> Result<Pending<B>, Error>
-    where
-        T: Element,
-        B: AsMut<[T]> + Send + 'static,
-    {
-        let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
-        let run = move |engine: &mut Engine, buffer: &mut B| {
-            let buffer = expected_length(buffer.as_mut(), &call)?;
-            let start = buffer.as_mut_ptr().cast::<u8>();
-            // SAFETY: the operation owns the buffer until it is done.
-            unsafe { engine.run(&call, start, start) }
-        };
-        Ok(self.communicator.progress.post(&self.communicator.inner, buffer, run))
-    }
-
-    /// See [`Communicator::prepare_all_reduce`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn prepare_all_reduce<T, B>(
-        &self,
-        mut buffer: B,
-        op: Op,
-    ) -> Result<Prepared<'a, T, B>, Error>
-    where
-        T: Element,
-        B: AsMut<[T]>,
-    {
-        let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
-        self.communicator.engine().prepare(&call)?;
-        Ok(Prepared {
-            communicator: self.communicator,
-            call,
-            buffer,
-            _element: std::marker::PhantomData,
-        })
-    }
-
-    fn all_reduce_call<T: Element>(&self, count: usize, op: Op) -> Result<Call, Error> {
-        let kind = CallKind::AllReduce;
-        let (data_type, op) = (T::DATA_TYPE, op as u8);
-        self.communicator.call(kind, data_type, op, NO_ROOT, count, self.algorithm)
-    }
-
-    fn broadcast_call<T: Element>(&self, count: usize, root: u32) -> Result<Call, Error> {
-        let kind = CallKind::Broadcast;
-        self.communicator.call(kind, T::DATA_TYPE, 0, root, count, self.algorithm)
-    }
-}
-
-/// A call that can be repeated: see [`Communicator::prepare_all_reduce`].
-#[derive(Debug)]
-pub struct Prepared<'a, T, B> {
-    communicator: &'a Communicator,
-    call: Call,
-    buffer: B,
-    _element: std::marker::PhantomData<T>,
-}
-
-impl<T: Element, B: AsMut<[T]>> Prepared<'_, T, B> {
-    /// Runs the call on the buffer.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn run(&mut self) -> Result<(), Error> {
-        let buffer = expected_length(self.buffer.as_mut(), &self.call)?;
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        // SAFETY: the buffer is borrowed mutably until the call has returned.
-        unsafe { self.communicator.engine().run(&self.call, start, start) }
-    }
-
-    /// The buffer, between runs.
-    pub fn buffer(&mut self) -> &mut [T] {
-        self.buffer.as_mut()
-    }
-
-    /// Gives the buffer back.
-    pub fn into_inner(self) -> B {
-        self.buffer
-    }
-}
-
-fn same_length(input: usize, output: usize) -> Result<(), Error> {
-    if input == output {
-        return Ok(());
-    }
-    Err(Error::Argument(format!("the input has {input} elements and the output {output}")))
-}
-
-/// What a caller's `as_mut` gives, if it is still as long as the call says: any safe code may
-/// answer differently each time.
-fn expected_length<'b, T>(buffer: &'b mut [T], call: &Call) -> Result<&'b mut [T], Error> {
-    let (length, count) = (buffer.len() as u64, call.record.count);
-    if length == count {
-        return Ok(buffer);
-    }
-    Err(Error::Argument(format!("the buffer had {count} elements and now has {length}")))
 }

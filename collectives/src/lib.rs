@@ -29,8 +29,9 @@ pub mod reduce;
 mod selection;
 mod settings;
 mod types;
+mod using;
 
-pub use communicator::{Communicator, Prepared, Using};
+pub use communicator::Communicator;
 pub use error::Error;
 pub use memory::{Memory, Registered};
 pub use progress::Pending;
@@ -41,3 +42,4 @@ pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{Settings, Source};
 pub use types::{DataType, Element, Op};
+pub use using::{Prepared, Using};

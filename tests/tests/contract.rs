@@ -136,6 +136,32 @@ fn asynchronous_calls_between_blocking_ones_give_their_own_results() {
 }
 
 #[test]
+fn every_collective_is_there_asynchronous_and_prepared() {
+    for transports in TRANSPORTS {
+        on_ranks(3, transports, |communicator| {
+            let (mine, all) = sum_of(communicator, 2.0);
+            let into = communicator
+                .all_reduce_into_async(vec![mine; 5_000], vec![0.0; 5_000], Op::Sum)
+                .expect("posted");
+            let given = communicator.broadcast_async(vec![mine; 700], 1).expect("posted");
+            let (input, output) = into.wait().expect("an all-reduce");
+            assert!(input.iter().all(|x| *x == mine) && output.iter().all(|x| *x == all));
+            assert!(given.wait().expect("a broadcast").iter().all(|x| *x == 4.0));
+
+            let mut prepared =
+                communicator.prepare_broadcast(vec![0.0_f32; 300], 2).expect("ready");
+            for round in 0..50 {
+                prepared.buffer().fill(mine + round as f32);
+                prepared.run().expect("a broadcast");
+                assert!(prepared.buffer().iter().all(|x| *x == 6.0 + round as f32));
+            }
+            let short = communicator.all_reduce_into_async(vec![mine; 4], vec![0.0; 5], Op::Sum);
+            assert!(matches!(short, Err(Error::Argument(_))));
+        });
+    }
+}
+
+#[test]
 fn a_communicator_that_is_dropped_completes_what_was_posted() {
     for transports in TRANSPORTS {
         let pending = each(communicators(3, transports), |communicator| {
