@@ -67,6 +67,12 @@ impl<T: Element> DerefMut for Memory<T> {
     }
 }
 
+impl<T: Element> AsRef<[T]> for Memory<T> {
+    fn as_ref(&self) -> &[T] {
+        self
+    }
+}
+
 impl<T: Element> AsMut<[T]> for Memory<T> {
     fn as_mut(&mut self) -> &mut [T] {
         self

@@ -1,6 +1,7 @@
 //! Who this rank is and how it finds the others: from the environment or set by hand.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::Write;
@@ -84,12 +85,16 @@ impl Settings {
     /// # Errors
     /// [`Error::Settings`] where a variable is missing, malformed or contradicts another.
     pub fn from_env() -> Result<Settings, Error> {
-        Settings::from_variables(&std::env::vars().collect())
+        // What is not text cannot be one of ours.
+        let text = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Settings::from_variables(&std::env::vars_os().filter_map(text).collect())
     }
 
     /// Whether the environment names a rank, so that [`Settings::from_env`] is meant to succeed.
     pub fn in_env() -> bool {
-        let set = |name| std::env::var_os(name).is_some();
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         set("RINGTREE_RANK") || set("RINGTREE_RANKS") || (set("RANK") && set("WORLD_SIZE"))
     }
 
@@ -253,8 +258,7 @@ fn shared_secret_of_host(job: &str) -> Result<Secret, Error> {
     let text = Secret::generate().map_err(|error| settings(error.to_string()))?;
     let mut file = fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&mine)
         .map_err(fail)?;

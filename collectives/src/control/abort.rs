@@ -35,7 +35,7 @@ impl AbortWord {
     /// Whether the communicator has ended: one relaxed load.
     #[inline]
     pub fn is_set(&self) -> bool {
-        self.is_set.load(Ordering::Relaxed)
+        self.is_set.load(Ordering::Acquire)
     }
 
     /// Why the communicator has ended, if it has.

@@ -191,7 +191,10 @@ impl Operation {
                     let Some(arrival) = self.look(lane, peer, links)? else { return Ok(Err(peer)) };
                     let rest = mv.total_bytes - done;
                     let ends = arrival.len == rest;
-                    if arrival.len > rest || arrival.last != ends {
+                    // Only a fold needs whole elements: copies may be cut anywhere.
+                    let folds = mv.sources.1 - mv.sources.0 > 1;
+                    let whole = !folds || arrival.len.is_multiple_of(self.element_bytes);
+                    if arrival.len > rest || arrival.last != ends || !whole {
                         return Err(self.wrong_length(peer));
                     }
                     part = part.min(arrival.len);
