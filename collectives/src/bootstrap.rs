@@ -1,40 +1,31 @@
 //! How the ranks of a communicator find each other, and what they agree on before the first call.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
-use ringtree_transport::rendezvous::{self, Server, Store, StoreClient, StoreError};
+use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::wait::{Sleeper, WaitPolicy};
 
 use crate::Error;
-use crate::control::{AbortWord, Control, ControlService, FlightRecorder, Membership};
+use crate::control::{AbortWord, Control, FlightRecorder, Membership};
+use crate::digest::fnv1a;
 use crate::engine::{Driver, Engine, Wiring};
+use crate::hosting::{self, Host, Hosted, Hosting};
 use crate::selection::Shape;
-use crate::settings::{self, Settings, Source};
-
-/// How long the rank that hosts the rendezvous stays for those that are still finishing.
-const LAST_OUT: Duration = Duration::from_secs(2);
+use crate::settings::{Settings, Source};
 
 /// A communicator that is ready.
 pub(crate) struct Joined {
     pub(crate) engine: Engine,
     pub(crate) control: Arc<Control>,
     pub(crate) shape: Shape,
-    pub(crate) see_out: Option<SeeOut>,
-}
-
-/// The rendezvous and the control service, where this process hosts them.
-#[derive(Debug)]
-pub(crate) struct Hosted {
-    service: Arc<ControlService>,
-    server: Server,
-    job_name: String,
+    pub(crate) hosting: Option<Hosting>,
 }
 
 /// What each rank tells all others before the first call.
@@ -48,8 +39,15 @@ struct Introduction {
 
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
-    let deadline = Instant::now() + settings.timeout;
-    let mut see_out = if settings.rank == 0 { host(settings)?.map(SeeOut::new) } else { None };
+    let timeout = settings.bounded_timeout();
+    let deadline = Instant::now() + timeout;
+    let (mut hosting, not_here) = match settings.rank {
+        0 => match hosting::host(settings)? {
+            Host::Here(hosting) => (Some(hosting), None),
+            Host::Elsewhere(reason) => (None, Some(reason)),
+        },
+        _ => (None, None),
+    };
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
     let endpoint = Endpoint::bind(EndpointConfig {
@@ -68,7 +66,8 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     };
     let prefix = format!("communicator/{generation}");
     let (rank, ranks) = (settings.rank, settings.ranks);
-    let values = meet(settings, &prefix, &mine.encode(), deadline)?;
+    let values = meet(settings, &prefix, &mine.encode(), deadline)
+        .map_err(|error| with_reason(error, not_here.as_deref()))?;
     let all = introductions(&values, &mine)?;
 
     let recorder = Arc::new(FlightRecorder::new());
@@ -99,13 +98,13 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         abort,
         control: control.clone(),
         recorder,
-        timeout: settings.timeout,
+        timeout,
     };
     let shape = Shape { ranks, shared_memory };
-    if let Some(see_out) = &mut see_out {
-        see_out.joined = true;
+    if let Some(hosting) = &mut hosting {
+        hosting.set_joined();
     }
-    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, see_out })
+    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, hosting })
 }
 
 /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -115,7 +114,7 @@ fn meet(
     prefix: &str,
     value: &[u8],
     deadline: Instant,
-) -> Result<Vec<Vec<u8>>, Error> {
+) -> Result<Vec<Vec<u8>>, StoreError> {
     loop {
         let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
         let (rank, ranks) = (settings.rank, settings.ranks);
@@ -123,8 +122,19 @@ fn meet(
             Err(
                 StoreError::Lost { .. } | StoreError::Stopped | StoreError::Disconnected { .. },
             ) if Instant::now() < deadline => {}
-            result => return Ok(result?),
+            result => return result,
         }
+    }
+}
+
+/// What rank 0 could not host itself, nobody may have: then it says why it could not.
+fn with_reason(error: StoreError, not_here: Option<&str>) -> StoreError {
+    match (error, not_here) {
+        (StoreError::Unreachable { address, reason }, Some(not_here)) => {
+            let reason = format!("{reason}; this process {not_here}");
+            StoreError::Unreachable { address, reason }
+        }
+        (error, _) => error,
     }
 }
 
@@ -136,7 +146,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
     let name = format!("in-process {}", STARTED.fetch_add(1, Ordering::Relaxed));
     let job = Job { name, secret: Secret::from_text(&text) };
     let hosted = Arc::new(Hosted::start("127.0.0.1:0", &job, None)?);
-    let rendezvous = hosted.server.address().to_string();
+    let rendezvous = hosted.address();
     let settings = (0..ranks).map(|rank| Settings {
         source: Source::Explicit,
         rank,
@@ -148,73 +158,6 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         interface: None,
     });
     Ok((hosted, settings.collect()))
-}
-
-impl Hosted {
-    /// Serves at `address` (port 0: any), in the process of rank `by` or of none.
-    ///
-    /// # Errors
-    /// The address is taken or not this host's.
-    fn start(address: &str, job: &Job, by: Option<u32>) -> Result<Hosted, Error> {
-        let service = Arc::new(ControlService::new(by)?);
-        let serve = service.clone();
-        let on_control = move |stream, hello| serve.serve(stream, hello);
-        let server = Server::start(rendezvous::listen(address)?, job.clone(), on_control)?;
-        Ok(Hosted { service, server, job_name: job.name.clone() })
-    }
-}
-
-/// Held by the communicator of the rank that hosts the rendezvous, from its beginning. When it is
-/// dropped, as the last part of the communicator or because that could not be made, it waits a
-/// little until the other ranks have found each other and have left too, so that the end of this
-/// process does not look like a failure to them.
-#[derive(Debug)]
-pub(crate) struct SeeOut {
-    hosted: Arc<Hosted>,
-    /// The communicator was made. Whoever is at the store then waits for the next one, in which
-    /// this rank has a part.
-    joined: bool,
-}
-
-impl SeeOut {
-    fn new(hosted: Arc<Hosted>) -> SeeOut {
-        SeeOut { hosted, joined: false }
-    }
-}
-
-impl Drop for SeeOut {
-    fn drop(&mut self) {
-        if Arc::strong_count(&self.hosted) == 1 {
-            let deadline = Instant::now() + LAST_OUT;
-            if !self.joined {
-                self.hosted.server.await_no_clients(deadline);
-            }
-            self.hosted.service.await_empty(deadline);
-            self.hosted.service.close();
-            settings::forget_host_secret(&self.hosted.job_name);
-        }
-    }
-}
-
-/// Hosts the rendezvous at rank 0, unless a launcher does: then its address is taken. The
-/// communicators of a process that meet at one place share it.
-fn host(settings: &Settings) -> Result<Option<Arc<Hosted>>, Error> {
-    static HOSTED: LazyLock<Mutex<HashMap<String, Weak<Hosted>>>> = LazyLock::new(Mutex::default);
-    let mut all = HOSTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(hosted) = all.get(&settings.rendezvous).and_then(Weak::upgrade) {
-        return Ok(Some(hosted));
-    }
-    match Hosted::start(&settings.rendezvous, &settings.job, Some(0)) {
-        Ok(hosted) => {
-            let hosted = Arc::new(hosted);
-            all.insert(settings.rendezvous.clone(), Arc::downgrade(&hosted));
-            Ok(Some(hosted))
-        }
-        Err(error) => {
-            tracing::debug!("the rendezvous at {} is another's: {error}", settings.rendezvous);
-            Ok(None)
-        }
-    }
 }
 
 /// Communicators that this rank has joined before at the same place. All ranks join in the same
@@ -231,18 +174,15 @@ fn next_generation(settings: &Settings) -> u64 {
 }
 
 fn communicator_id(job: &Job, generation: u64) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&job.name, generation).hash(&mut hasher);
-    hasher.finish()
+    fnv1a(job.name.bytes().chain(generation.to_le_bytes()))
 }
 
 /// A number that processes have in common if and only if they share a kernel and a network
 /// namespace. Only a hint for the choice of algorithms: links prove it for themselves.
 fn host_id() -> u64 {
-    let mut hasher = DefaultHasher::new();
-    std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default().hash(&mut hasher);
-    std::fs::read_link("/proc/self/ns/net").unwrap_or_default().hash(&mut hasher);
-    hasher.finish()
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    fnv1a(boot.into_iter().chain(network.into_os_string().into_vec()))
 }
 
 /// Everyone's introduction, if they agree with this rank's.

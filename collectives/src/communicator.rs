@@ -9,6 +9,7 @@ use ringtree_transport::TransportKind;
 use crate::bootstrap;
 use crate::control::{Control, Stream};
 use crate::engine::{self, Call, Engine};
+use crate::hosting::{Hosted, Hosting};
 use crate::memory::{Memory, Registered};
 use crate::progress::{Pending, Progress};
 use crate::record::{CallKind, CallRecord};
@@ -54,8 +55,8 @@ pub(crate) const NO_ROOT: u32 = u32::MAX;
 /// the asynchronous ones posted before it. Which of two threads posts first is the program's
 /// business, and must be the same on every rank.
 ///
-/// **Failure.** No call waits for ever. After an error other than [`Error::Argument`] the
-/// communicator is over: it can only be dropped.
+/// **Failure.** No call waits for ever. After an error other than [`Error::Argument`], or
+/// [`Error::Memory`] from [`Communicator::alloc`], the communicator is over: it can only be dropped.
 ///
 /// **Dropping** completes the asynchronous calls that were posted, for which the peers must make
 /// them too, and says goodbye. A peer that still waits for this rank gets an error that says so.
@@ -71,9 +72,9 @@ pub(crate) struct Inner {
     engine: Mutex<Engine>,
     control: Arc<Control>,
     /// The rendezvous, where the ranks are threads of one process.
-    hosted: Option<Arc<bootstrap::Hosted>>,
+    hosted: Option<Arc<Hosted>>,
     /// Dropped after the engine and the control connection.
-    _see_out: Option<bootstrap::SeeOut>,
+    _hosting: Option<Hosting>,
 }
 
 impl Inner {
@@ -103,10 +104,7 @@ impl Communicator {
     /// # Errors
     /// As [`Communicator::from_env`].
     pub fn with(settings: Settings) -> Result<Communicator, Error> {
-        let Settings { rank, ranks, .. } = settings;
-        if rank >= ranks {
-            return Err(Error::Settings(format!("rank {rank} of {ranks}: ranks count from 0")));
-        }
+        settings.check()?;
         let joined = bootstrap::join(&settings)?;
         Ok(Communicator {
             inner: Arc::new(Inner {
@@ -115,7 +113,7 @@ impl Communicator {
                 engine: Mutex::new(joined.engine),
                 control: joined.control,
                 hosted: None,
-                _see_out: joined.see_out,
+                _hosting: joined.hosting,
             }),
             progress: Progress::default(),
         })
@@ -143,11 +141,14 @@ impl Communicator {
             settings
         });
         let threads: Vec<_> = settings
-            .map(|settings| std::thread::spawn(move || Communicator::with(settings)))
+            .map(|settings| {
+                let join = move || Communicator::with(settings);
+                std::thread::Builder::new().name("ringtree-join".to_owned()).spawn(join)
+            })
             .collect();
         let mut communicators = Vec::with_capacity(ranks as usize);
         for thread in threads {
-            let joined = thread.join().map_err(|_| Error::Panicked)?;
+            let joined = thread?.join().map_err(|_| Error::Panicked)?;
             let mut communicator = joined?;
             if let Some(inner) = Arc::get_mut(&mut communicator.inner) {
                 inner.hosted = Some(hosted.clone());
@@ -357,10 +358,11 @@ impl Communicator {
     /// Peers map it when it is first used; this call only waits for those that were posted before.
     ///
     /// # Errors
-    /// Memory or descriptors have run out.
+    /// Memory or descriptors have run out, after which the communicator goes on; or the error that
+    /// has ended it, if one has.
     pub fn alloc<T: Element>(&self, count: usize) -> Result<Memory<T>, Error> {
         let memory = Memory::new(count)?;
-        self.engine().share(memory.registration());
+        self.engine().share(memory.registration())?;
         Ok(memory)
     }
 
@@ -369,10 +371,10 @@ impl Communicator {
     /// that were posted before.
     ///
     /// # Errors
-    /// None at present.
+    /// The error that has ended the communicator, if one has.
     pub fn register<'m, T: Element>(&self, memory: &'m Memory<T>) -> Result<Registered<'m>, Error> {
         let (registration, guard) = memory.register_again();
-        self.engine().share(&registration);
+        self.engine().share(&registration)?;
         Ok(guard)
     }
 

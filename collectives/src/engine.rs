@@ -20,7 +20,7 @@ use crate::record::{CallKind, CallRecord};
 use crate::{Algorithm, DataType, Error, Op, reduce};
 
 /// Operations that are kept prepared. A training step has some tens of different calls; beyond
-/// this the oldest knowledge is dropped as a whole.
+/// this all are dropped and made again when they are next called.
 const PREPARED_MOST: usize = 256;
 
 /// Scratch memory of all prepared operations at most, unless one alone needs more.
@@ -113,8 +113,10 @@ impl Engine {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        if self.driver.abort.is_set() {
-            return Err(self.fail(Error::Argument("the communicator has ended".to_string())));
+        if self.driver.abort.is_set()
+            && let Some(verdict) = self.driver.abort.verdict()
+        {
+            return Err(self.fail(Error::Verdict(verdict)));
         }
         Ok(())
     }
@@ -143,9 +145,9 @@ impl Engine {
         let sequence = self.next_sequence(call.stream);
         let named = Named { stream: call.stream, sequence, record: call.record };
         let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
-        let missing = self.prepared.operations[index].1.peers().iter();
-        if missing.clone().any(|&peer| self.wiring.links[peer as usize].is_none()) {
-            let peers: Vec<u32> = missing.copied().collect();
+        let peers = self.prepared.operations[index].1.peers();
+        if peers.iter().any(|&peer| self.wiring.links[peer as usize].is_none()) {
+            let peers = peers.to_vec();
             self.connect(&peers, Some(named))?;
         }
         let operation = &mut self.prepared.operations[index].1;
@@ -170,10 +172,12 @@ impl Engine {
     }
 
     /// Lets peers read a memory in place.
-    pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+    pub(crate) fn share(&mut self, registration: &Arc<Registration>) -> Result<(), Error> {
+        self.check()?;
         self.wiring.registrations.retain(|other| other.strong_count() > 0);
         self.wiring.registrations.push(Arc::downgrade(registration));
         self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
+        Ok(())
     }
 
     /// The link to a peer, if it has been made.

@@ -10,8 +10,9 @@ use ringtree_transport::rendezvous::StoreError;
 
 use crate::control::{ControlError, Operation, Verdict};
 
-/// Why a call failed. After anything but [`Error::Argument`] the communicator is over: every
-/// later call returns the same error, and it can only be dropped.
+/// Why a call failed. After anything but [`Error::Argument`], and [`Error::Memory`] from
+/// [`Communicator::alloc`](crate::Communicator::alloc), the communicator is over: every later call
+/// returns the same error, and it can only be dropped.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The environment or the settings are missing, malformed or contradict each other.

@@ -19,12 +19,17 @@
 mod bootstrap;
 mod communicator;
 pub mod control;
+mod digest;
 mod engine;
 mod error;
+#[doc(hidden)]
 pub mod executor;
+mod hosting;
 mod memory;
 mod progress;
+#[doc(hidden)]
 pub mod record;
+#[doc(hidden)]
 pub mod reduce;
 mod selection;
 mod settings;

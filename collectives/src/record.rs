@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::digest::fnv1a;
+
 /// Kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -71,9 +73,7 @@ impl CallRecord {
 
     /// Digest that frames carry: FNV-1a over the encoded record, folded to 32 bits.
     pub fn digest(&self) -> u32 {
-        let hash = self.encode().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = fnv1a(self.encode());
         (hash ^ (hash >> 32)) as u32
     }
 }

@@ -14,9 +14,13 @@ use ringtree_transport::endpoint::Transports;
 use ringtree_transport::secure::{Job, Secret};
 
 use crate::Error;
+use crate::digest::fnv1a;
 
 /// How long an operation may be without progress, unless set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// No deadline is later than this: a year, which stands for never.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Where the settings came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +74,8 @@ pub struct Settings {
     pub rendezvous: String,
     /// Name and secret that every connection proves.
     pub job: Job,
-    /// Time without progress after which an operation fails, and time to find all ranks.
+    /// Time without progress after which an operation fails, and time to find all ranks; above 0,
+    /// and more than a year counts as one.
     pub timeout: Duration,
     /// Which transports may be used.
     pub transports: Transports,
@@ -111,7 +116,8 @@ impl Settings {
                 (Source::Torchrun, "RANK", "WORLD_SIZE")
             };
         let (rank, ranks) = (env.number(rank_name)?, env.number(ranks_name)?);
-        if ranks == 0 || rank >= ranks {
+        // Said again, and better, than the check of the whole would.
+        if rank >= ranks {
             return Err(settings(format!(
                 "{rank_name}={rank} must be below {ranks_name}={ranks}: ranks count from 0"
             )));
@@ -120,17 +126,11 @@ impl Settings {
             Source::Torchrun => env.torchrun_rendezvous()?,
             _ => env.required("RINGTREE_RENDEZVOUS", "the host:port where rank 0 can be met")?,
         };
-        if !rendezvous
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-        {
-            return Err(settings(format!("the rendezvous is \"{rendezvous}\", not host:port")));
-        }
         let name = env.get("RINGTREE_JOB").or(env.get("TORCHELASTIC_RUN_ID"));
         let name = name.unwrap_or("default").to_string();
         let single_host = env.get("LOCAL_WORLD_SIZE").is_some_and(|n| n == ranks.to_string());
-        let secret = env.secret(&name, single_host)?;
-        Ok(Settings {
+        let secret = env.secret(&rendezvous, &name, single_host)?;
+        let settings = Settings {
             source,
             rank,
             ranks,
@@ -139,7 +139,34 @@ impl Settings {
             timeout: env.timeout()?,
             transports: env.transports()?,
             interface: env.get("RINGTREE_INTERFACE").map(str::to_string),
-        })
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Whether they make sense.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let Settings { rank, ranks, rendezvous, .. } = self;
+        if rank >= ranks {
+            return Err(settings(format!("rank {rank} of {ranks}: ranks count from 0")));
+        }
+        let port = rendezvous
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        match port {
+            None => Err(settings(format!("the rendezvous is \"{rendezvous}\", not host:port"))),
+            Some(0) => Err(settings(format!(
+                "the rendezvous is \"{rendezvous}\": name the port, since all ranks must know it"
+            ))),
+            Some(_) if self.timeout.is_zero() => Err(settings("the timeout must be above 0")),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The timeout, short enough to be added to any time.
+    pub(crate) fn bounded_timeout(&self) -> Duration {
+        self.timeout.min(LONGEST_TIMEOUT)
     }
 }
 
@@ -173,10 +200,16 @@ impl Variables<'_> {
         let port: u16 =
             port.parse().map_err(|_| settings(format!("MASTER_PORT={port} is not a port")))?;
         let taken = self.get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True");
-        Ok(format!("{host}:{}", if taken { port.wrapping_add(1) } else { port }))
+        let port = port.checked_add(u16::from(taken)).ok_or_else(|| {
+            settings(
+                "MASTER_PORT=65535 leaves no port for the ranks, as torchrun's agent listens on \
+                 it: choose a lower one, or set RINGTREE_RENDEZVOUS",
+            )
+        })?;
+        Ok(format!("{host}:{port}"))
     }
 
-    fn secret(&self, job: &str, single_host: bool) -> Result<Secret, Error> {
+    fn secret(&self, rendezvous: &str, job: &str, single_host: bool) -> Result<Secret, Error> {
         if let Some(text) = self.get("RINGTREE_SECRET") {
             return Ok(Secret::from_text(text));
         }
@@ -187,7 +220,7 @@ impl Variables<'_> {
             return Ok(Secret::insecure());
         }
         if single_host {
-            return secret_of_host(job);
+            return secret_of_host(rendezvous, job);
         }
         Err(settings(
             "the job has no secret: set RINGTREE_SECRET, or RINGTREE_SECRET_FILE to a file of \
@@ -234,23 +267,24 @@ fn secret_of_file(path: &Path) -> Result<Secret, Error> {
     Ok(Secret::from_text(text.trim()))
 }
 
+/// Secrets that this process took from a file of the host, by rendezvous and job.
+static OF_HOST: LazyLock<Mutex<HashMap<(String, String), Secret>>> = LazyLock::new(Mutex::default);
+
 /// The secret of a job whose ranks are all on this host, when nobody gave one. A process asks
 /// once: the file is gone when a first communicator is over, and all ranks must still agree.
-fn secret_of_host(job: &str) -> Result<Secret, Error> {
-    static KNOWN: LazyLock<Mutex<HashMap<String, Secret>>> = LazyLock::new(Mutex::default);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(secret) = known.get(job) {
+fn secret_of_host(rendezvous: &str, job: &str) -> Result<Secret, Error> {
+    let mut known = OF_HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (rendezvous.to_string(), job.to_string());
+    if let Some(secret) = known.get(&key) {
         return Ok(secret.clone());
     }
-    let secret = shared_secret_of_host(job)?;
-    known.insert(job.to_string(), secret.clone());
+    let secret = shared_secret_of_host(&host_secret_path(rendezvous, job))?;
+    known.insert(key, secret.clone());
     Ok(secret)
 }
 
-/// The secret in a file that the first rank makes, named after the job and readable by this user
-/// alone.
-fn shared_secret_of_host(job: &str) -> Result<Secret, Error> {
-    let path = host_secret_path(job);
+/// The secret in a file that the first rank makes, readable by this user alone.
+fn shared_secret_of_host(path: &Path) -> Result<Secret, Error> {
     let fail =
         |error: std::io::Error| settings(format!("the secret file {}: {error}", path.display()));
     // Written aside and linked into place: nobody reads it half-written, and one rank wins.
@@ -263,32 +297,41 @@ fn shared_secret_of_host(job: &str) -> Result<Secret, Error> {
         .open(&mine)
         .map_err(fail)?;
     file.write_all(text.as_bytes()).map_err(fail)?;
-    let linked = fs::hard_link(&mine, &path);
+    let linked = fs::hard_link(&mine, path);
     let _ = fs::remove_file(&mine);
     match linked {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(fail(error)),
         _ => {}
     }
-    let owner = fs::metadata(&path).map_err(fail)?.uid();
+    let owner = fs::metadata(path).map_err(fail)?.uid();
     if owner != nix::unistd::getuid().as_raw() {
         return Err(settings(format!(
             "the secret file {} belongs to another user; set RINGTREE_SECRET",
             path.display()
         )));
     }
-    secret_of_file(&path)
+    secret_of_file(path)
 }
 
-/// Removes the file that [`shared_secret_of_host`] made, if it did: the job is over.
-pub(crate) fn forget_host_secret(job: &str) {
-    let _ = fs::remove_file(host_secret_path(job));
+/// Removes the file that the secret came from, if it came from one that the ranks made: the job is
+/// over. A file of that name with another secret is a later job's.
+pub(crate) fn forget_host_secret(rendezvous: &str, job: &str) {
+    let known = OF_HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(secret) = known.get(&(rendezvous.to_string(), job.to_string())) else { return };
+    let path = host_secret_path(rendezvous, job);
+    if secret_of_file(&path).is_ok_and(|there| there == *secret) {
+        let _ = fs::remove_file(path);
+    }
 }
 
-fn host_secret_path(job: &str) -> PathBuf {
+/// One name for each user, rendezvous and job, of bounded length.
+fn host_secret_path(rendezvous: &str, job: &str) -> PathBuf {
     let folder = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let safe: String =
-        job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    folder.join(format!("ringtree-{}-{safe}.secret", nix::unistd::getuid()))
+    let safe = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let readable: String = job.chars().take(40).map(safe).collect();
+    let user = nix::unistd::getuid();
+    let exact = fnv1a(rendezvous.bytes().chain([0]).chain(job.bytes()));
+    folder.join(format!("ringtree-{user}-{readable}-{exact:016x}.secret"))
 }
 
 #[cfg(test)]
@@ -326,6 +369,8 @@ mod tests {
         assert_eq!(parse(&torchrun).unwrap().rendezvous, "localhost:29400");
         let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
         assert_eq!(parse(&agent).unwrap().rendezvous, "localhost:29401");
+        let last = [&agent[..], &[("MASTER_PORT", "65535")]].concat();
+        assert!(parse(&last).unwrap_err().to_string().contains("leaves no port"));
     }
 
     #[test]
@@ -339,9 +384,30 @@ mod tests {
         assert!(with("RINGTREE_RANK", "one").contains("not a number"));
         assert!(with("RINGTREE_RENDEZVOUS", "").contains("RINGTREE_RENDEZVOUS is not set"));
         assert!(with("RINGTREE_RENDEZVOUS", "host").contains("not host:port"));
+        assert!(with("RINGTREE_RENDEZVOUS", "host:0").contains("name the port"));
         assert!(with("RINGTREE_SECRET", "").contains("no secret"));
         assert!(with("RINGTREE_TIMEOUT", "-1").contains("RINGTREE_TIMEOUT"));
         assert!(with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp"));
+    }
+
+    #[test]
+    fn only_the_file_that_gave_the_secret_is_removed_in_the_end() {
+        let job = format!("job of {}", std::process::id());
+        let path = host_secret_path("here:1", &job);
+        let secret = secret_of_host("here:1", &job).unwrap();
+        assert_eq!(secret, secret_of_file(&path).unwrap());
+        assert_ne!(path, host_secret_path("here:2", &job));
+
+        fs::write(&path, "a later job's").unwrap();
+        forget_host_secret("here:1", &job);
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+
+        // Nor one that this process never used.
+        assert_eq!(shared_secret_of_host(&path).unwrap(), secret_of_file(&path).unwrap());
+        forget_host_secret("here:3", &job);
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]

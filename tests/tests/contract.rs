@@ -1,7 +1,9 @@
 //! What the library promises about its calls beside their values: order, ownership, errors.
 
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use ringtree::{Algorithm, Communicator, Error, Op, Pending, Settings, Transports};
 use ringtree_tests::random::Random;
@@ -381,7 +383,7 @@ fn settings(secret: &str) -> Settings {
     let variables = [
         ("RINGTREE_RANK", "0"),
         ("RINGTREE_RANKS", "1"),
-        ("RINGTREE_RENDEZVOUS", "127.0.0.1:0"),
+        ("RINGTREE_RENDEZVOUS", "127.0.0.1:9"),
         ("RINGTREE_SECRET", secret),
     ];
     let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
@@ -394,6 +396,52 @@ fn a_rank_that_is_none_is_refused() {
         let joined = Communicator::with(Settings { rank, ranks, ..settings("x") });
         assert!(matches!(joined, Err(Error::Settings(_))), "rank {rank} of {ranks}");
     }
+}
+
+#[test]
+fn a_rendezvous_that_nobody_can_host_is_told_with_the_reason() {
+    // An address for documentation (RFC 5737), which is no machine's.
+    let elsewhere = Settings {
+        rendezvous: "192.0.2.1:7000".to_string(),
+        timeout: Duration::from_millis(200),
+        ..settings("x")
+    };
+    let error = Communicator::with(elsewhere).expect_err("nobody is there").to_string();
+    assert!(error.contains("cannot listen") && error.contains("192.0.2.1:7000"), "{error}");
+
+    let no_address = Settings { rendezvous: "no such host:7000".to_string(), ..settings("x") };
+    let error = Communicator::with(no_address).expect_err("no address").to_string();
+    assert!(error.contains("cannot listen") && error.contains("no such host:7000"), "{error}");
+}
+
+/// Where nobody listens.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+#[test]
+fn a_communicator_may_come_while_the_one_before_goes() {
+    const TURNS: usize = 20;
+    let rendezvous = free_address();
+    each((0..2).collect(), |rank| {
+        let settings = Settings {
+            rank,
+            ranks: 2,
+            rendezvous: rendezvous.clone(),
+            timeout: Duration::MAX,
+            ..settings("x")
+        };
+        let mut before = None;
+        for turn in 0..TURNS {
+            let next = std::thread::scope(|scope| {
+                scope.spawn(|| drop(before.take()));
+                Communicator::with(settings.clone()).expect("a communicator")
+            });
+            works(&next, 10, turn as f32);
+            before = Some(next);
+        }
+    });
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What goes wrong with the store.
 
+use std::io::ErrorKind;
+
 use crate::secure::SecureError;
 
 /// Why the store did not do what it was asked.
@@ -10,6 +12,8 @@ pub enum StoreError {
     Listen {
         /// Host and port.
         address: String,
+        /// What kind of failure it is.
+        kind: ErrorKind,
         /// What the system said.
         reason: String,
     },

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,8 +27,11 @@ const IDLE_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// # Errors
 /// [`StoreError::Listen`].
 pub fn listen(address: &str) -> Result<TcpListener, StoreError> {
-    TcpListener::bind(address)
-        .map_err(|error| StoreError::Listen { address: address.into(), reason: error.to_string() })
+    TcpListener::bind(address).map_err(|error| failed_to_listen(address.into(), &error))
+}
+
+fn failed_to_listen(address: String, error: &io::Error) -> StoreError {
+    StoreError::Listen { address, kind: error.kind(), reason: error.to_string() }
 }
 
 /// A store that ranks reach over TCP. It has one thread a connected rank, which sleeps. Dropping it
@@ -73,16 +77,13 @@ impl Server {
         job: Job,
         on_control: impl Fn(SecureStream<TcpStream>, Vec<u8>) + Send + Sync + 'static,
     ) -> Result<Server, StoreError> {
-        let failed = |address: String, error: std::io::Error| StoreError::Listen {
-            address,
-            reason: error.to_string(),
-        };
-        let address = listener.local_addr().map_err(|error| failed("a socket".into(), error))?;
+        let address =
+            listener.local_addr().map_err(|error| failed_to_listen("a socket".into(), &error))?;
         let store = MemoryStore::new();
         let hub =
             Arc::new(HubOf { store, on_control, clients: Mutex::default(), left: Condvar::new() });
         let acceptor = Acceptor::start(listener, job, hub.clone())
-            .map_err(|error| failed(address.to_string(), error))?;
+            .map_err(|error| failed_to_listen(address.to_string(), &error))?;
         Ok(Server { address, hub, acceptor })
     }
 
