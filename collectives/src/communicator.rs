@@ -15,7 +15,7 @@ use crate::progress::{Pending, Progress};
 use crate::record::{CallKind, CallRecord};
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
-use crate::using::{Prepared, Using};
+use crate::using::{Prepared, PreparedInto, Using};
 use crate::{Algorithm, DataType, Element, Error, Op};
 
 /// No root.
@@ -244,7 +244,7 @@ impl Communicator {
     /// # Errors
     /// See [`Error`].
     pub fn barrier(&self) -> Result<(), Error> {
-        let call = self.call(CallKind::Barrier, DataType::F32, 0, NO_ROOT, 0, None)?;
+        let call = self.barrier_call()?;
         // SAFETY: a barrier touches no memory.
         unsafe { self.engine().run(&call, std::ptr::null(), std::ptr::null_mut()) }
     }
@@ -259,7 +259,7 @@ impl Communicator {
     /// # Errors
     /// See [`Error`].
     pub fn send<T: Element>(&self, buffer: &[T], peer: u32) -> Result<(), Error> {
-        let call = self.point_to_point::<T>(Stream::SendTo(peer), buffer.len(), peer)?;
+        let call = self.send_call::<T>(buffer.len(), peer)?;
         // SAFETY: the buffer is borrowed until the call has returned; a send writes nothing.
         unsafe { self.engine().run(&call, buffer.as_ptr().cast(), std::ptr::null_mut()) }
     }
@@ -270,7 +270,7 @@ impl Communicator {
     /// # Errors
     /// See [`Error`].
     pub fn receive<T: Element>(&self, buffer: &mut [T], peer: u32) -> Result<(), Error> {
-        let call = self.point_to_point::<T>(Stream::ReceiveFrom(peer), buffer.len(), peer)?;
+        let call = self.receive_call::<T>(buffer.len(), peer)?;
         // SAFETY: the buffer is borrowed mutably until the call has returned.
         unsafe { self.engine().run(&call, std::ptr::null(), buffer.as_mut_ptr().cast()) }
     }
@@ -353,6 +353,24 @@ impl Communicator {
         self.chosen().prepare_all_reduce(buffer, op)
     }
 
+    /// As [`Communicator::prepare_all_reduce`], from `input` into `output` of the same length.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn prepare_all_reduce_into<T, A, B>(
+        &self,
+        input: A,
+        output: B,
+        op: Op,
+    ) -> Result<PreparedInto<'_, T, A, B>, Error>
+    where
+        T: Element,
+        A: AsRef<[T]>,
+        B: AsMut<[T]>,
+    {
+        self.chosen().prepare_all_reduce_into(input, output, op)
+    }
+
     /// Zeroed memory for `count` elements that peers of the same host can read in place, which
     /// spares a copy of large buffers. It changes no result, and each rank may use it or not.
     /// Peers map it when it is first used; this call only waits for those that were posted before.
@@ -432,6 +450,18 @@ impl Communicator {
             count: count as u64,
         };
         Ok(Call { stream: Stream::Collective, record, schedule: choice.schedule })
+    }
+
+    pub(crate) fn barrier_call(&self) -> Result<Call, Error> {
+        self.call(CallKind::Barrier, DataType::F32, 0, NO_ROOT, 0, None)
+    }
+
+    pub(crate) fn send_call<T: Element>(&self, count: usize, to: u32) -> Result<Call, Error> {
+        self.point_to_point::<T>(Stream::SendTo(to), count, to)
+    }
+
+    pub(crate) fn receive_call<T: Element>(&self, count: usize, from: u32) -> Result<Call, Error> {
+        self.point_to_point::<T>(Stream::ReceiveFrom(from), count, from)
     }
 
     fn point_to_point<T: Element>(

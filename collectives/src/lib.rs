@@ -47,4 +47,4 @@ pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{Settings, Source};
 pub use types::{DataType, Element, Op};
-pub use using::{Prepared, Using};
+pub use using::{Prepared, PreparedInto, Using};

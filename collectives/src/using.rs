@@ -1,6 +1,8 @@
 //! The collectives in all their forms: blocking, asynchronous and prepared, by an algorithm of the
 //! caller's choice or by the one that is chosen.
 
+use std::marker::PhantomData;
+
 use crate::communicator::{Communicator, NO_ROOT};
 use crate::engine::{Call, Engine};
 use crate::progress::Pending;
@@ -92,7 +94,7 @@ impl<'a> Using<'a> {
         B: AsMut<[T]> + Send + 'static,
     {
         let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
-        Ok(self.post(call, buffer))
+        Ok(self.communicator.post::<InPlace<T>, _>(call, buffer))
     }
 
     /// See [`Communicator::all_reduce_into_async`].
@@ -112,14 +114,7 @@ impl<'a> Using<'a> {
     {
         same_length(input.as_ref().len(), output.as_mut().len())?;
         let call = self.all_reduce_call::<T>(output.as_mut().len(), op)?;
-        let run = move |engine: &mut Engine, (input, output): &mut (A, B)| {
-            let output = expected_length(output.as_mut(), &call)?;
-            let input = input.as_ref();
-            same_length(input.len(), output.len())?;
-            // SAFETY: the operation owns both until it is done, and they cannot overlap.
-            unsafe { engine.run(&call, input.as_ptr().cast(), output.as_mut_ptr().cast()) }
-        };
-        Ok(self.communicator.progress.post(&self.communicator.inner, (input, output), run))
+        Ok(self.communicator.post::<OutOfPlace<T>, _>(call, (input, output)))
     }
 
     /// See [`Communicator::broadcast_async`].
@@ -132,7 +127,7 @@ impl<'a> Using<'a> {
         B: AsMut<[T]> + Send + 'static,
     {
         let call = self.broadcast_call::<T>(buffer.as_mut().len(), root)?;
-        Ok(self.post(call, buffer))
+        Ok(self.communicator.post::<InPlace<T>, _>(call, buffer))
     }
 
     /// See [`Communicator::prepare_all_reduce`].
@@ -149,7 +144,27 @@ impl<'a> Using<'a> {
         B: AsMut<[T]>,
     {
         let call = self.all_reduce_call::<T>(buffer.as_mut().len(), op)?;
-        self.prepare(call, buffer)
+        self.communicator.prepare(call, buffer)
+    }
+
+    /// See [`Communicator::prepare_all_reduce_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn prepare_all_reduce_into<T, A, B>(
+        &self,
+        input: A,
+        mut output: B,
+        op: Op,
+    ) -> Result<PreparedInto<'a, T, A, B>, Error>
+    where
+        T: Element,
+        A: AsRef<[T]>,
+        B: AsMut<[T]>,
+    {
+        same_length(input.as_ref().len(), output.as_mut().len())?;
+        let call = self.all_reduce_call::<T>(output.as_mut().len(), op)?;
+        Ok(PreparedInto(self.communicator.prepare(call, (input, output))?))
     }
 
     /// See [`Communicator::prepare_broadcast`].
@@ -166,28 +181,7 @@ impl<'a> Using<'a> {
         B: AsMut<[T]>,
     {
         let call = self.broadcast_call::<T>(buffer.as_mut().len(), root)?;
-        self.prepare(call, buffer)
-    }
-
-    /// Queues an in-place call on a buffer that it owns.
-    fn post<T, B>(&self, call: Call, buffer: B) -> Pending<B>
-    where
-        T: Element,
-        B: AsMut<[T]> + Send + 'static,
-    {
-        let run = move |engine: &mut Engine, buffer: &mut B| {
-            let buffer = expected_length(buffer.as_mut(), &call)?;
-            let start = buffer.as_mut_ptr().cast::<u8>();
-            // SAFETY: the operation owns the buffer until it is done.
-            unsafe { engine.run(&call, start, start) }
-        };
-        self.communicator.progress.post(&self.communicator.inner, buffer, run)
-    }
-
-    fn prepare<T, B>(&self, call: Call, buffer: B) -> Result<Prepared<'a, T, B>, Error> {
-        self.communicator.engine().prepare(&call)?;
-        let communicator = self.communicator;
-        Ok(Prepared { communicator, call, buffer, _element: std::marker::PhantomData })
+        self.communicator.prepare(call, buffer)
     }
 
     fn all_reduce_call<T: Element>(&self, count: usize, op: Op) -> Result<Call, Error> {
@@ -202,13 +196,74 @@ impl<'a> Using<'a> {
     }
 }
 
+impl Communicator {
+    /// As [`Communicator::barrier`], without waiting for the others: [`Pending::wait`] does that.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn barrier_async(&self) -> Result<Pending<()>, Error> {
+        Ok(self.post::<Nothing, _>(self.barrier_call()?, ()))
+    }
+
+    /// As [`Communicator::send`], of a buffer that the call owns until [`Pending::wait`] gives it
+    /// back. Later calls of this communicator wait for it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn send_async<T, B>(&self, buffer: B, peer: u32) -> Result<Pending<B>, Error>
+    where
+        T: Element,
+        B: AsRef<[T]> + Send + 'static,
+    {
+        let call = self.send_call::<T>(buffer.as_ref().len(), peer)?;
+        Ok(self.post::<ReadOnly<T>, _>(call, buffer))
+    }
+
+    /// As [`Communicator::receive`], into a buffer that the call owns until [`Pending::wait`] gives
+    /// it back. Later calls of this communicator wait for it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn receive_async<T, B>(&self, mut buffer: B, peer: u32) -> Result<Pending<B>, Error>
+    where
+        T: Element,
+        B: AsMut<[T]> + Send + 'static,
+    {
+        let call = self.receive_call::<T>(buffer.as_mut().len(), peer)?;
+        Ok(self.post::<InPlace<T>, _>(call, buffer))
+    }
+
+    /// Queues a call on buffers that it owns.
+    fn post<F: Form<B>, B: Send + 'static>(&self, call: Call, buffers: B) -> Pending<B> {
+        let run = move |engine: &mut Engine, buffers: &mut B| {
+            let (input, output) = F::addresses(buffers, &call)?;
+            // SAFETY: the operation owns the buffers until it is done.
+            unsafe { engine.run(&call, input, output) }
+        };
+        self.progress.post(&self.inner, buffers, run)
+    }
+
+    fn prepare<T, B>(&self, call: Call, buffers: B) -> Result<Prepared<'_, T, B>, Error> {
+        self.engine().prepare(&call)?;
+        Ok(Prepared { communicator: self, call, buffers, _element: PhantomData })
+    }
+}
+
 /// A call that can be repeated: see [`Communicator::prepare_all_reduce`].
 #[derive(Debug)]
 pub struct Prepared<'a, T, B> {
     communicator: &'a Communicator,
     call: Call,
-    buffer: B,
-    _element: std::marker::PhantomData<T>,
+    buffers: B,
+    _element: PhantomData<T>,
+}
+
+impl<T, B> Prepared<'_, T, B> {
+    fn run_as<F: Form<B>>(&mut self) -> Result<(), Error> {
+        let (input, output) = F::addresses(&mut self.buffers, &self.call)?;
+        // SAFETY: the buffers are borrowed mutably until the call has returned.
+        unsafe { self.communicator.engine().run(&self.call, input, output) }
+    }
 }
 
 impl<T: Element, B: AsMut<[T]>> Prepared<'_, T, B> {
@@ -217,20 +272,99 @@ impl<T: Element, B: AsMut<[T]>> Prepared<'_, T, B> {
     /// # Errors
     /// See [`Error`].
     pub fn run(&mut self) -> Result<(), Error> {
-        let buffer = expected_length(self.buffer.as_mut(), &self.call)?;
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        // SAFETY: the buffer is borrowed mutably until the call has returned.
-        unsafe { self.communicator.engine().run(&self.call, start, start) }
+        self.run_as::<InPlace<T>>()
     }
 
     /// The buffer, between runs.
     pub fn buffer(&mut self) -> &mut [T] {
-        self.buffer.as_mut()
+        self.buffers.as_mut()
     }
 
     /// Gives the buffer back.
     pub fn into_inner(self) -> B {
-        self.buffer
+        self.buffers
+    }
+}
+
+/// A call from one buffer into another that can be repeated: see
+/// [`Communicator::prepare_all_reduce_into`].
+#[derive(Debug)]
+pub struct PreparedInto<'a, T, A, B>(Prepared<'a, T, (A, B)>);
+
+impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> PreparedInto<'_, T, A, B> {
+    /// Runs the call on the buffers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn run(&mut self) -> Result<(), Error> {
+        self.0.run_as::<OutOfPlace<T>>()
+    }
+
+    /// The input, between runs, to be written where its type allows.
+    pub fn input(&mut self) -> &mut A {
+        &mut self.0.buffers.0
+    }
+
+    /// The output, between runs.
+    pub fn output(&mut self) -> &mut [T] {
+        self.0.buffers.1.as_mut()
+    }
+
+    /// Gives the buffers back.
+    pub fn into_inner(self) -> (A, B) {
+        self.0.buffers
+    }
+}
+
+/// How a call finds its memory in the buffers that it owns or holds.
+trait Form<B> {
+    /// Where the call reads and writes, if the buffers still are as long as it says: any safe code
+    /// may answer differently each time it is asked. Not to be used after the buffers have been
+    /// touched in another way.
+    fn addresses(buffers: &mut B, call: &Call) -> Result<(*const u8, *mut u8), Error>;
+}
+
+/// One buffer, read and written.
+struct InPlace<T>(PhantomData<T>);
+
+impl<T: Element, B: AsMut<[T]>> Form<B> for InPlace<T> {
+    fn addresses(buffer: &mut B, call: &Call) -> Result<(*const u8, *mut u8), Error> {
+        let buffer = buffer.as_mut();
+        expected_length(buffer.len(), call)?;
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        Ok((start, start))
+    }
+}
+
+/// A buffer to read and one to write, which cannot overlap.
+struct OutOfPlace<T>(PhantomData<T>);
+
+impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> Form<(A, B)> for OutOfPlace<T> {
+    fn addresses((input, output): &mut (A, B), call: &Call) -> Result<(*const u8, *mut u8), Error> {
+        let (input, output) = (input.as_ref(), output.as_mut());
+        expected_length(input.len(), call)?;
+        expected_length(output.len(), call)?;
+        Ok((input.as_ptr().cast(), output.as_mut_ptr().cast()))
+    }
+}
+
+/// A buffer that is only read.
+struct ReadOnly<T>(PhantomData<T>);
+
+impl<T: Element, B: AsRef<[T]>> Form<B> for ReadOnly<T> {
+    fn addresses(buffer: &mut B, call: &Call) -> Result<(*const u8, *mut u8), Error> {
+        let buffer = buffer.as_ref();
+        expected_length(buffer.len(), call)?;
+        Ok((buffer.as_ptr().cast(), std::ptr::null_mut()))
+    }
+}
+
+/// No memory at all.
+struct Nothing;
+
+impl Form<()> for Nothing {
+    fn addresses(_: &mut (), _: &Call) -> Result<(*const u8, *mut u8), Error> {
+        Ok((std::ptr::null(), std::ptr::null_mut()))
     }
 }
 
@@ -241,12 +375,10 @@ fn same_length(input: usize, output: usize) -> Result<(), Error> {
     Err(Error::Argument(format!("the input has {input} elements and the output {output}")))
 }
 
-/// What a caller's `as_mut` gives, if it is still as long as the call says: any safe code may
-/// answer differently each time.
-fn expected_length<'b, T>(buffer: &'b mut [T], call: &Call) -> Result<&'b mut [T], Error> {
-    let (length, count) = (buffer.len() as u64, call.record.count);
-    if length == count {
-        return Ok(buffer);
+fn expected_length(length: usize, call: &Call) -> Result<(), Error> {
+    let count = call.record.count;
+    if length as u64 == count {
+        return Ok(());
     }
     Err(Error::Argument(format!("the buffer had {count} elements and now has {length}")))
 }

@@ -157,6 +157,26 @@ fn every_collective_is_there_asynchronous_and_prepared() {
                 prepared.run().expect("a broadcast");
                 assert!(prepared.buffer().iter().all(|x| *x == 6.0 + round as f32));
             }
+            let mut prepared = communicator
+                .prepare_all_reduce_into(vec![mine; 300], vec![0.0; 300], Op::Sum)
+                .expect("ready");
+            for round in 0..50 {
+                prepared.input().fill(mine + round as f32);
+                prepared.run().expect("an all-reduce");
+                let sum = all + 3.0 * round as f32;
+                assert!(prepared.output().iter().all(|x| *x == sum));
+                assert!(prepared.input().iter().all(|x| *x == mine + round as f32));
+            }
+
+            let (next, before) = ((communicator.rank() + 1) % 3, (communicator.rank() + 2) % 3);
+            let barrier = communicator.barrier_async().expect("posted");
+            let sent =
+                communicator.send_async(vec![communicator.rank() as i32; 9], next).expect("posted");
+            let received = communicator.receive_async(vec![9_i32; 9], before).expect("posted");
+            assert_eq!(received.wait().expect("a message"), vec![before as i32; 9]);
+            assert_eq!(sent.wait().expect("sent"), vec![communicator.rank() as i32; 9]);
+            barrier.wait().expect("a barrier");
+
             let short = communicator.all_reduce_into_async(vec![mine; 4], vec![0.0; 5], Op::Sum);
             assert!(matches!(short, Err(Error::Argument(_))));
         });
