@@ -56,7 +56,8 @@ pub(crate) const NO_ROOT: u32 = u32::MAX;
 /// business, and must be the same on every rank.
 ///
 /// **Failure.** No call waits for ever. After an error other than [`Error::Argument`], or
-/// [`Error::Memory`] from [`Communicator::alloc`], the communicator is over: it can only be dropped.
+/// [`Error::Memory`] from [`Communicator::alloc`], the communicator is over: it can only be
+/// dropped.
 ///
 /// **Dropping** completes the asynchronous calls that were posted, for which the peers must make
 /// them too, and says goodbye. A peer that still waits for this rank gets an error that says so.

@@ -144,7 +144,8 @@ impl Queue {
     fn run(&self, engine: &mut Engine) {
         loop {
             let Some(job) = lock(&self.jobs).waiting.pop_front() else { return };
-            // A job runs code of its buffer's owner. The jobs behind it must not hang when that panics.
+            // A job runs code of its buffer's owner. The jobs behind it must not hang when that
+            // panics.
             if catch_unwind(AssertUnwindSafe(|| job(engine))).is_err() {
                 engine.abandon();
             }

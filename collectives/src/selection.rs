@@ -30,7 +30,8 @@ pub struct Choice {
 }
 
 /// Time in which a message begins to arrive, and bytes a second of a link, as the choice assumes.
-/// Round figures of a 2-core machine: between processes that have a processor each, and over loopback.
+/// Round figures of a 2-core machine: between processes that have a processor each, and over
+/// loopback.
 #[derive(Clone, Copy, Debug)]
 struct LinkFigures {
     latency_s: f64,
@@ -143,7 +144,7 @@ fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
 fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     let figures = if shape.shared_memory { SHM } else { TCP };
     let n = f64::from(shape.ranks);
-    let depth = n.log2().ceil();
+    let depth = f64::from(depth(shape.ranks));
     let per_message = figures.latency_s / 4.0;
     let part = (n - 1.0) / n;
     let (messages, posts, moved, reduced) = match algorithm {
@@ -160,9 +161,14 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
         + reduced * bytes / REDUCED_BYTES_PER_S
 }
 
+/// How often the ranks can be halved until one is left.
+fn depth(ranks: u32) -> u32 {
+    ranks.max(1).next_power_of_two().trailing_zeros()
+}
+
 /// Lanes and rounds of an algorithm.
 fn schedule(algorithm: Algorithm, shape: Shape) -> Schedule {
-    let depth = (32 - (shape.ranks.max(1) - 1).leading_zeros()) as usize;
+    let depth = depth(shape.ranks) as usize;
     let (lanes, round_bytes) = match algorithm {
         // Trees need twice their depth in flight to keep every level busy.
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),

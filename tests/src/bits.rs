@@ -26,8 +26,8 @@ pub struct Outcome {
 }
 
 /// For each algorithm, operation, kind of input and count: checks on this rank that the result has
-/// the same bits in place, out of place and out of lent memory, when it is repeated, and when a rank comes late.
-/// Returns what all ranks and transports must have in common.
+/// the same bits in place, out of place and out of lent memory, when it is repeated, and when a
+/// rank comes late. Returns what all ranks and transports must have in common.
 ///
 /// # Panics
 /// If a call fails, or bits differ.

@@ -56,7 +56,8 @@ pub fn exchange(pair: &mut Pair, random: &mut Random, there: Traffic, back: Traf
     });
 }
 
-/// One turn of an end that posts now and then, and reads all its channels. Returns whether it has sent and received everything.
+/// One turn of an end that posts now and then, and reads all its channels. Returns whether it has
+/// sent and received everything.
 pub fn step(
     link: &mut Link,
     random: &mut Random,

@@ -2,8 +2,8 @@
 //!
 //! A [`Link`] is a connection to one peer, made by one transport: shared memory ([`shm`]), TCP
 //! ([`tcp`]) or simulation ([`sim`]). It moves messages in slices and knows nothing of collectives
-//! or reduction. An [`endpoint::Endpoint`] makes links; [`rendezvous`] is where the ranks of a job exchange
-//! addresses; every connection proves the job's secret first ([`secure`]).
+//! or reduction. An [`endpoint::Endpoint`] makes links; [`rendezvous`] is where the ranks of a job
+//! exchange addresses; every connection proves the job's secret first ([`secure`]).
 #![deny(missing_docs)]
 
 pub mod endpoint;

@@ -7,8 +7,8 @@
 //! fixed budget that the channels in use divide ([`Link::divide`]).
 //!
 //! That the peer has left shows as [`LinkError::Closed`] once everything that it sent was taken:
-//! from the call that looks for more, or from [`Link::poll`]. It is for the caller to know whether it
-//! still wanted something.
+//! from the call that looks for more, or from [`Link::poll`]. It is for the caller to know whether
+//! it still wanted something.
 //!
 //! The set of transports is closed, so that the inner loop is a match and not a virtual call.
 
@@ -249,8 +249,8 @@ impl Link {
     }
 
     /// Room for one slice of the channel's open message, written in place by the caller and sent
-    /// by [`Link::commit`]. `None`: no credit, something posted is still waiting on this channel, or
-    /// this transport sends only from the caller's memory. Reserving and not committing is
+    /// by [`Link::commit`]. `None`: no credit, something posted is still waiting on this channel,
+    /// or this transport sends only from the caller's memory. Reserving and not committing is
     /// allowed, and reserving again gives the same room.
     #[inline]
     pub fn reserve(&mut self, channel: Channel) -> Option<Slot> {

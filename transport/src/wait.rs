@@ -1,4 +1,5 @@
-//! How a thread waits for its links: it spins, then yields its processor, then sleeps in the kernel.
+//! How a thread waits for its links: it spins, then yields its processor, then sleeps in the
+//! kernel.
 //!
 //! A sleeper must not miss what is published while it lies down. The publisher pays nothing for
 //! that: the sleeper says that it sleeps, makes every processor order its memory accesses
@@ -113,8 +114,8 @@ impl Sleeper {
     }
 
     /// Sleeps until one of the links may have moved, `bell` rings, or `timeout` passes. `ready` is
-    /// asked once after the peers know that this thread sleeps, and must say whether there is something to
-    /// do after all.
+    /// asked once after the peers know that this thread sleeps, and must say whether there is
+    /// something to do after all.
     pub fn sleep(
         &mut self,
         links: &mut [Option<Link>],

@@ -19,7 +19,8 @@ const GATHER_MS: u64 = 20;
 const ANSWER_MS: u64 = 500;
 /// Between two surveys if somebody complained anew.
 const PAUSE_MS: u64 = 100;
-/// Between two surveys while old complaints last: a call that does not fit is found within a second.
+/// Between two surveys while old complaints last: a call that does not fit is found within a
+/// second.
 const REPEAT_MS: u64 = 400;
 /// From the failure of a link to its verdict: the peer's death explains it better.
 const LINK_GRACE_MS: u64 = 100;

@@ -65,9 +65,9 @@ impl ControlService {
         self.inbox.push(Work::Accept { connection, hello });
     }
 
-    /// Waits until all ranks of all communicators that any rank has joined have come and left again,
-    /// at most until the deadline; whether that came true. A rank that has not come a minute after
-    /// the last one left is waited for no longer.
+    /// Waits until all ranks of all communicators that any rank has joined have come and left
+    /// again, at most until the deadline; whether that came true. A rank that has not come a minute
+    /// after the last one left is waited for no longer.
     pub fn await_empty(&self, deadline: Instant) -> bool {
         self.members.wait_until_none(deadline)
     }

@@ -3,6 +3,9 @@
 use ringtree_plan::{Action, Destination, Program};
 use ringtree_transport::{Channel, Link};
 
+/// Behind every round.
+const NOT_STARTED: u64 = u64::MAX;
+
 /// State of one lane.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -11,6 +14,7 @@ pub(super) struct Lane {
     /// Its channel on every link.
     pub(super) channel: Channel,
     stride: u64,
+    /// The round in hand; past the last one when the lane is done, or has not been started.
     pub(super) round: u64,
     /// Next action of the round.
     pub(super) next: usize,
@@ -39,7 +43,7 @@ impl Lane {
             first: number as u64,
             channel,
             stride: lanes as u64,
-            round: number as u64,
+            round: NOT_STARTED,
             next: 0,
             done_bytes: 0,
             blocked_on: None,
@@ -57,10 +61,6 @@ impl Lane {
 
     pub(super) fn is_done(&self, rounds: u64) -> bool {
         self.round >= rounds
-    }
-
-    pub(super) fn waits_for(&self) -> Option<u32> {
-        self.blocked_on
     }
 
     /// The action in hand is complete.

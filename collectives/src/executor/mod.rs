@@ -140,6 +140,10 @@ impl Operation {
     /// Begins a run. In place is `input == output`.
     ///
     /// # Safety
+    /// The program was lowered from a plan that the checker proves together with those of the other
+    /// ranks, or is one message: that no two of its steps touch the same bytes at once is what the
+    /// executor relies on.
+    ///
     /// From here until `poll` has returned [`Status::Done`], or the links are dropped after an
     /// error, `input` must be readable and `output` writable for the operation's count of
     /// elements, and nobody else may touch them; they are the same or do not overlap.
@@ -163,8 +167,8 @@ impl Operation {
         self.failures.fill(None);
     }
 
-    /// Moves what can be moved. `links` has an entry for each rank; those of [`Operation::peers`]
-    /// must be there. `now_ns` is passed on to the links.
+    /// Moves what can be moved; before the first start it is done. `links` has an entry for each
+    /// rank; those of [`Operation::peers`] must be there. `now_ns` is passed on to the links.
     ///
     /// # Errors
     /// A link that a lane waits for failed, or a peer called something else.
@@ -199,7 +203,7 @@ impl Operation {
 
     /// The peers that lanes wait for, each once.
     pub fn waiting_for(&self) -> Vec<u32> {
-        let mut peers: Vec<u32> = self.lanes.iter().filter_map(Lane::waits_for).collect();
+        let mut peers: Vec<u32> = self.lanes.iter().filter_map(|lane| lane.blocked_on).collect();
         peers.sort_unstable();
         peers.dedup();
         peers
@@ -208,7 +212,7 @@ impl Operation {
     /// A lane that waits for a peer whose link failed ends the operation.
     fn blocked(&self) -> Result<Status, Fault> {
         for lane in &self.lanes {
-            let Some(peer) = lane.waits_for() else { continue };
+            let Some(peer) = lane.blocked_on else { continue };
             let index = self.peers.binary_search(&peer).unwrap_or(usize::MAX);
             if let Some(Some(error)) = self.failures.get(index) {
                 return Err(Fault::Link(error.clone()));

@@ -217,7 +217,7 @@ impl Operation {
         let distinct = self.sources.len() > 1
             || self.destinations.iter().any(|&d| d.cast_const() != self.sources[0]);
         if part > 0 && distinct {
-            self.fold(part)?;
+            self.fold(part);
         }
         self.pass_on(lane, mv, own, part, links)?;
         self.lanes[lane].done_bytes += part;
@@ -265,7 +265,7 @@ impl Operation {
 
     /// Folds `part` bytes of the sources into the destinations.
     #[inline]
-    fn fold(&self, part: usize) -> Result<(), Fault> {
+    fn fold(&self, part: usize) {
         // SAFETY: each source has `part` readable bytes (an arrival's or a span's), each
         // destination room for as many (a slot's or a span's); spans lie in memory that `start`
         // vouched for, and the plan's proof says that nobody else writes them now.
@@ -277,7 +277,6 @@ impl Operation {
                 self.kernel.run(&self.sources, &self.destinations, part / self.element_bytes);
             }
         }
-        Ok(())
     }
 
     /// Gives the slice's arrivals back, and sends the slice where it goes.

@@ -106,6 +106,15 @@ fn all_reduce(
 }
 
 #[test]
+fn an_operation_that_was_never_started_touches_nothing() {
+    let plan = Algorithm::Ring.plan(Collective::AllReduce, 0, 2);
+    let kernel = reduce::kernel(DataType::F32, Op::Sum);
+    let schedule = Schedule { lanes: 2, round_bytes: 64 };
+    let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 100, schedule, 0, 5);
+    assert_eq!(operation.poll(&mut mesh(2)[0], 0), Ok(Status::Done));
+}
+
+#[test]
 fn every_all_reduce_algorithm_gives_the_sum() {
     for ranks in [1, 2, 3, 4, 7] {
         let mut links = mesh(ranks);

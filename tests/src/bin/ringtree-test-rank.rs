@@ -4,16 +4,18 @@
 //!
 //! | step | what it does, and says |
 //! | --- | --- |
-//! | `all-reduce TYPE OP COUNT`, `broadcast TYPE COUNT ROOT`, `barrier`, `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | a call: `done`, or `error KIND RANKS MESSAGE` |
+//! | `all-reduce TYPE OP COUNT` | a call, as the next four: `done`, or `error KIND RANKS MESSAGE` |
+//! | `broadcast TYPE COUNT ROOT`, `barrier` | |
+//! | `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
-//! | `stream COUNT` | all-reduces until rank 0 is told to stop by a line on standard input: `running`, `done` |
+//! | `stream COUNT` | all-reduces until a line comes to rank 0 on standard input: `running`, `done` |
 //! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
 //! | `wait` | `waiting`; goes on when a line comes on standard input |
 //! | `values` | `values V,V`: what is in the last call's buffer, each value once |
 //! | `fill`, `check` | writes a pattern into the last call's buffer; `intact` or `touched` |
 //! | `usage` | `usage US`: processor time of the process so far |
 //! | `rest SECONDS` | does nothing |
-//! | `churn TIMES` | communicators of threads of this process come and go: `clean`, or `leaks WHAT` |
+//! | `churn TIMES` | communicators of threads of this process come and go: `clean`, `leaks WHAT` |
 //! | `warm-up`, `abort REASON`, `leave` | what [`Communicator`] calls so; `done` |
 //! | `join` | joins again, after leaving: `joined`, or `failed KIND RANKS MESSAGE` and the end |
 //!

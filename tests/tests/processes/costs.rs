@@ -19,7 +19,8 @@ const WAIT_S: u64 = 2;
 /// moment before it sleeps.
 const WAITING_US_PER_S: f64 = 20_000.0;
 
-/// A crowd may be this much slower than this machine usually is, not the thousandfold of a collapse.
+/// A crowd may be this much slower than this machine usually is, not the thousandfold of a
+/// collapse.
 const CROWDED_MOST_US: f64 = 20_000.0;
 
 #[test]

@@ -25,8 +25,8 @@ use tracing::debug;
 
 use crate::interfaces::advertised_address;
 use crate::secure::{
-    Acceptor, Ended, Job, Limit, Purpose, SecureError, Socket, dial, hexadecimal, initiate_within,
-    random_bytes,
+    Acceptor, Ended, Job, Limit, Purpose, SecureError, Socket, dial, dial_local, hexadecimal,
+    initiate_within, random_bytes,
 };
 use crate::shm::ShmLink;
 use crate::tcp::TcpLink;
@@ -120,7 +120,8 @@ impl Endpoint {
         Ok(Endpoint { config, own, source, desk, _unix: unix, _tcp: tcp })
     }
 
-    /// Where this endpoint is reached, for [`Endpoint::connect`] of other ranks: some hundred bytes.
+    /// Where this endpoint is reached, for [`Endpoint::connect`] of other ranks: some hundred
+    /// bytes.
     pub fn address(&self) -> Vec<u8> {
         self.own.encode()
     }
@@ -180,7 +181,7 @@ impl Endpoint {
         way: &Way<'_>,
         limit: &Limit<'_>,
     ) -> Result<Link, EndpointError> {
-        let socket = connect_unix(name).map_err(|_| self.not_on_this_host(way))?;
+        let socket = self.connect_unix(name, way, limit)?;
         let socket = self.introduce(socket, way, limit)?;
         let deadline = limit.at_most(ESTABLISH_LIMIT).deadline();
         Ok(Link::Shm(ShmLink::establish(socket, way.peer.rank, deadline)?))
@@ -223,7 +224,7 @@ impl Endpoint {
         if let (Some(name), None) = (way.shm, way.tcp) {
             // The peer may be unable to reach this side, and would never come: it is the same
             // from here.
-            connect_unix(name).map_err(|_| self.not_on_this_host(way))?;
+            self.connect_unix(name, way, limit)?;
         }
         let mut failed: Option<LinkError> = None;
         loop {
@@ -244,6 +245,23 @@ impl Endpoint {
                 }
             }
         }
+    }
+
+    fn connect_unix(
+        &self,
+        name: &str,
+        way: &Way<'_>,
+        limit: &Limit<'_>,
+    ) -> Result<UnixStream, EndpointError> {
+        dial_local(name, limit).map_err(|ended| match ended {
+            Ended::Stopped => EndpointError::Stopped { peer: way.peer.clone() },
+            Ended::TimedOut => {
+                let (peer, address) = (way.peer.clone(), "its local socket".to_owned());
+                let (reason, hint) = (ended.to_string(), "; it is stopped or swamped");
+                EndpointError::Unreachable { peer, address, reason, hint }
+            }
+            Ended::Failed(_) => self.not_on_this_host(way),
+        })
     }
 
     fn not_on_this_host(&self, way: &Way<'_>) -> EndpointError {
@@ -320,8 +338,4 @@ fn listen_tcp(
         address: ip.to_string(),
         reason: error.to_string(),
     })
-}
-
-fn connect_unix(name: &str) -> std::io::Result<UnixStream> {
-    UnixStream::connect_addr(&net::SocketAddr::from_abstract_name(name)?)
 }

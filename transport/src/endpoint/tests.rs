@@ -216,7 +216,8 @@ fn strangers_disturb_nobody() {
     let mut silent = Vec::new();
     for turn in 0..40u8 {
         let mut tcp = TcpStream::connect(high.own.tcp.unwrap()).unwrap();
-        let mut unix = connect_unix(&name).unwrap();
+        let limit = Limit::until(Instant::now() + Duration::from_secs(10));
+        let mut unix = dial_local(&name, &limit).unwrap();
         if turn % 2 == 0 {
             // They may have been thrown out already.
             let _ = tcp.write_all(&vec![turn; usize::from(turn) * 5]);
@@ -227,6 +228,23 @@ fn strangers_disturb_nobody() {
     }
     let (mut a, mut b) = meet(&low, &high);
     check(&mut a, &mut b);
+}
+
+#[test]
+fn a_local_peer_that_accepts_nobody_is_given_up_at_the_deadline() {
+    let name = format!("ringtree-test-{}-backlog", std::process::id());
+    let address = net::SocketAddr::from_abstract_name(&name).unwrap();
+    let _listener = UnixListener::bind_addr(&address).unwrap();
+    let soon = || Limit::until(Instant::now() + Duration::from_millis(20));
+    let mut waiting = Vec::new();
+    let ended = loop {
+        match dial_local(&name, &soon()) {
+            Ok(socket) => waiting.push(socket),
+            Err(ended) => break ended,
+        }
+        assert!(waiting.len() < 100_000, "the backlog has no end");
+    };
+    assert_eq!(ended, Ended::TimedOut);
 }
 
 #[test]

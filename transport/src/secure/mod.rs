@@ -8,7 +8,7 @@
 //!   "RINGTREE", wire version, purpose; psk, e  ------>   proves the secret
 //!                              proves it too   <------   PROVED; e, ee
 //!                             hello, encrypted ------>   proves that it is no replay
-//!                                              <------   granted or denied with a reason, encrypted
+//!                                              <------   granted or denied, and why (encrypted)
 //! ```
 //!
 //! The version is plain, so that two releases can say clearly that they differ. Whoever cannot
@@ -33,7 +33,7 @@ pub use error::SecureError;
 pub use secret::Secret;
 pub(crate) use secret::{hexadecimal, random_bytes};
 pub use socket::Socket;
-pub(crate) use socket::{Ended, Limit, dial};
+pub(crate) use socket::{Ended, Limit, dial, dial_local};
 use socket::{fill, hang_up, write_all};
 pub use stream::{MESSAGE_LIMIT_BYTES, SecureReceiver, SecureSender, SecureStream};
 

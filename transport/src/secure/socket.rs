@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, MsgFlags, Shutdown, getsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket as Socket2, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket as Socket2, Type};
 
 use super::SecureError;
 
@@ -21,6 +21,9 @@ const STOP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Longest single wait in the kernel: `poll` takes milliseconds in an `i32`.
 const POLL_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Rest before the next attempt to connect to a Unix socket whose backlog is full.
+const BACKLOG_REST: Duration = Duration::from_millis(2);
 
 /// A connected stream socket.
 pub trait Socket: AsFd + From<OwnedFd> + Send + Sync + 'static {
@@ -118,9 +121,6 @@ pub(crate) fn dial(
     source: Option<IpAddr>,
     limit: &Limit<'_>,
 ) -> Result<TcpStream, Ended> {
-    let failed = |error: io::Error| {
-        Ended::Failed(error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
-    };
     let socket = Socket2::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))
         .map_err(failed)?;
     if let Some(source) = source {
@@ -142,6 +142,28 @@ pub(crate) fn dial(
         Ok(local) if local == address => Err(Ended::Failed(Errno::ECONNREFUSED)),
         _ => Ok(stream),
     }
+}
+
+/// Connects to the Unix socket of an abstract name.
+pub(crate) fn dial_local(name: &str, limit: &Limit<'_>) -> Result<UnixStream, Ended> {
+    let address = SockAddr::unix(format!("\0{name}")).map_err(failed)?;
+    let socket = Socket2::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    loop {
+        match socket.connect(&address) {
+            // The listener has not accepted those that came before. Nothing tells when it has.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(limit.slice()?.min(BACKLOG_REST));
+            }
+            outcome => break outcome.map_err(failed)?,
+        }
+    }
+    socket.set_nonblocking(false).map_err(failed)?;
+    Ok(UnixStream::from(OwnedFd::from(socket)))
+}
+
+fn failed(error: io::Error) -> Ended {
+    Ended::Failed(error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
 }
 
 /// Appends what comes to `buffer` until it has `want_bytes`. What had come before an error stays

@@ -1,16 +1,16 @@
 //! How two sides come to share memory: each hands its half's descriptor over the socket, and proves
 //! that it sees the other's by repeating the nonce that it finds there.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::ShmLink;
 use super::layout::{HALF_BYTES, Half};
+use super::{ShmLink, descriptors};
 use crate::memory::SharedMemory;
 use crate::{LinkError, TransportKind, wait};
 
@@ -77,18 +77,10 @@ fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::R
 fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMemory, bool)> {
     set_timeout(stream, deadline)?;
     let mut hello = [0; HELLO_BYTES];
-    let mut space = nix::cmsg_space!([RawFd; 4]);
-    let mut parts = [IoSliceMut::new(&mut hello)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
     let mut files = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = part {
-            // SAFETY: the kernel has just made these descriptors for this process.
-            files.extend(descriptors.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    let received = message.bytes;
+    let take = |file| files.push(file);
+    let received =
+        descriptors::Receiver::new().receive(stream, &mut hello, MsgFlags::MSG_WAITALL, take)?;
     let file = files.pop().filter(|_| received == HELLO_BYTES && files.is_empty());
     let file = file.ok_or_else(|| io::Error::other("the peer sent no memory"))?;
     let len_bytes = u64::from_le_bytes(hello[..8].try_into().map_err(io::Error::other)?);

@@ -1,8 +1,8 @@
 //! What a link's shared memory looks like.
 //!
 //! Each side owns one *half*: a memory file that it alone can write and the peer maps for reading.
-//! In it are what the side sends (lines and slots) and how far it has consumed what the peer sends. A
-//! process that has been declared dead can therefore change nothing but its own half.
+//! In it are what the side sends (lines and slots) and how far it has consumed what the peer sends.
+//! A process that has been declared dead can therefore change nothing but its own half.
 
 use super::primitive::AtomicU32;
 use super::ring::{Consumed, Line};
@@ -11,8 +11,8 @@ use crate::CHANNELS;
 /// Lines of a channel, and so messages under way on it.
 pub(super) const LINES: usize = 16;
 
-/// Bytes of a slot. 64 to 128 KiB was best on a 2-core machine; with 4 to 16 KiB all-reduce takes twice as
-/// long.
+/// Bytes of a slot. 64 to 128 KiB was best on a 2-core machine; with 4 to 16 KiB all-reduce takes
+/// twice as long.
 pub(super) const SLOT_BYTES: usize = 64 << 10;
 
 /// Slots of a link and direction; their numbers fit a 32-bit set.

@@ -1,18 +1,19 @@
 //! Memory that one side lends to the other: shared memory of the program's own, read in place.
 //!
-//! The owner sends a memory's descriptor over the link's socket before the first frame that names it, so that
-//! the reader finds it there when the frame has come: nobody waits for an answer. The same socket
-//! carries the bytes that wake a sleeping peer, and notices its end.
+//! The owner sends a memory's descriptor over the link's socket before the first frame that names
+//! it, so that the reader finds it there when the frame has come: nobody waits for an answer. The
+//! same socket carries the bytes that wake a sleeping peer, and notices its end.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{self, ControlMessage, MsgFlags, sendmsg};
 
+use super::descriptors::Receiver;
 use crate::memory::{Registration, SharedMemory};
 
 /// First bytes of the messages on the socket.
@@ -29,9 +30,6 @@ const fn message_bytes(kind: u8) -> Option<usize> {
         _ => None,
     }
 }
-
-/// Descriptors taken in by one call.
-const DESCRIPTORS: usize = 16;
 
 /// Memories of one peer that a reader keeps mapped at most; a peer that lends more is broken.
 const MOST_BORROWED: usize = 4096;
@@ -80,8 +78,8 @@ impl Lender {
         self.memories.iter().any(|lent| lent.holds(data as usize, len))
     }
 
-    /// The loan of a range, announced to the peer; `None` where the range is not shared, or the peer
-    /// cannot be told now.
+    /// The loan of a range, announced to the peer; `None` where the range is not shared, or the
+    /// peer cannot be told now.
     pub(super) fn lend(
         &mut self,
         data: *const u8,
@@ -157,8 +155,7 @@ pub(super) struct Borrower {
     memories: Vec<(u32, SharedMemory)>,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
-    /// Room for the descriptors of one read. It is kept, since a sleeper reads whenever it wakes.
-    space: Vec<u8>,
+    receiver: Receiver,
 }
 
 /// Bytes taken in by one read.
@@ -183,7 +180,7 @@ impl Borrower {
             // What is left of one read, and the next.
             bytes: Vec::with_capacity(2 * READ_BYTES),
             descriptors: VecDeque::new(),
-            space: nix::cmsg_space!([RawFd; DESCRIPTORS]),
+            receiver: Receiver::new(),
         }
     }
 
@@ -200,30 +197,15 @@ impl Borrower {
     pub(super) fn take_in(&mut self, socket: &UnixStream) -> Socket {
         loop {
             let mut bytes = [0; READ_BYTES];
-            let space = &mut self.space;
-            let mut parts = [IoSliceMut::new(&mut bytes)];
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-            let received = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(space), flags) {
-                Ok(message) => {
-                    for part in message.cmsgs().into_iter().flatten() {
-                        if let ControlMessageOwned::ScmRights(descriptors) = part {
-                            // SAFETY: the kernel has just made these descriptors for this process.
-                            let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-                            self.descriptors.extend(descriptors.into_iter().map(owned));
-                        }
-                    }
-                    message.bytes
-                }
+            let take = |descriptor| self.descriptors.push_back(descriptor);
+            match self.receiver.receive(socket, &mut bytes, MsgFlags::MSG_DONTWAIT, take) {
+                Ok(0) => return Socket::Ended,
+                Ok(received) => self.bytes.extend_from_slice(&bytes[..received]),
                 Err(Errno::EINTR) => continue,
-                Err(errno) if std::io::Error::from(errno).kind() == ErrorKind::WouldBlock => {
-                    return self.process();
-                }
+                Err(Errno::EAGAIN) => return self.process(),
+                Err(Errno::ENOBUFS) => return Socket::Broken,
                 Err(_) => return Socket::Ended,
-            };
-            if received == 0 {
-                return Socket::Ended;
             }
-            self.bytes.extend_from_slice(&bytes[..received]);
             if self.process() == Socket::Broken {
                 return Socket::Broken;
             }
@@ -259,7 +241,8 @@ impl Borrower {
             at += len;
         }
         self.bytes.drain(..at);
-        Socket::Open
+        // One comes with the first byte of each loan, and of at most one loan the rest is missing.
+        if self.descriptors.len() > 1 { Socket::Broken } else { Socket::Open }
     }
 }
 
@@ -302,5 +285,23 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         send(&ours, &[LEND, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], None).unwrap();
         assert_eq!(Borrower::new().take_in(&theirs), Socket::Broken, "no descriptor");
+    }
+
+    #[test]
+    fn descriptors_that_no_loan_asks_for_are_closed() {
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (_held, passed) = UnixStream::pair().unwrap();
+        let mut borrower = Borrower::new();
+        let rights = vec![passed.as_raw_fd(); 200];
+        let before = open();
+        let part = [IoSlice::new(&[WAKE])];
+        let message = [ControlMessage::ScmRights(&rights)];
+        sendmsg::<()>(ours.as_raw_fd(), &part, &message, MsgFlags::empty(), None).unwrap();
+        assert_eq!(borrower.take_in(&theirs), Socket::Broken);
+        assert!(open() >= before + 200, "all of them have come");
+        drop(borrower);
+        // Other tests open some meanwhile, but not so many.
+        assert!(open() < before + 100);
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Tiny messages travel in one cache line (`ring`); larger ones through slots that stay in the
 //! cache, pipelined; the program's own shared memory is read in place (`lending`). The pages are
-//! sealed memory files handed over by descriptor (`layout`, `establish`), so that a container's limit on /dev/shm does not matter.
+//! sealed memory files handed over by descriptor (`layout`, `establish`), so that a container's
+//! limit on /dev/shm does not matter.
 
+mod descriptors;
 mod establish;
 mod layout;
 mod lending;

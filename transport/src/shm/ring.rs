@@ -1,9 +1,9 @@
 //! A ring of cache lines between one writer and one reader: the heart of shared-memory links.
 //!
-//! Each line carries its own stamp, its number in the ring's history plus one, which is stored last;
-//! a reader that finds the stamp it waits for has the whole line, so that a tiny message costs one
-//! cache line. What the reader has consumed it counts in a line of its own, which the writer reads
-//! only when the lines that it knows to be free have run out. Nothing is ever reset.
+//! Each line carries its own stamp, its number in the ring's history plus one, which is stored
+//! last; a reader that finds the stamp it waits for has the whole line, so that a tiny message
+//! costs one cache line. What the reader has consumed it counts in a line of its own, which the
+//! writer reads only when the lines that it knows to be free have run out. Nothing is ever reset.
 
 use super::primitive::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 

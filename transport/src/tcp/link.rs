@@ -219,8 +219,8 @@ impl TcpLink {
     /// Nothing: the kernel wakes whoever waits on the socket.
     pub fn set_parked(&self, _parked: bool) {}
 
-    /// Sends what is posted, says goodbye, and waits until the peer's kernel has everything, at most
-    /// until `deadline`. What comes meanwhile is thrown away.
+    /// Sends what is posted, says goodbye, and waits until the peer's kernel has everything, at
+    /// most until `deadline`. What comes meanwhile is thrown away.
     pub fn close(mut self, deadline: Instant) {
         self.drain_until(deadline, |link| !link.sender.has_unsent());
         if self.end.is_none() && !self.sender.socket_is_full() {

@@ -3,8 +3,8 @@
 //! One socket carries all channels of a link as frames ([`frame`]): a 32-byte header and at most
 //! [`SLICE_BYTES`] of payload. The payload is written straight from the poster's memory and, where
 //! the receiver says where it wants it, read straight into its memory; otherwise it waits in one
-//! of the receiver's slots. A frame leaves only against a credit (`credit.rs`), so the receiver can always take in what the socket holds, and a channel that
-//! nobody reads stops no other one.
+//! of the receiver's slots. A frame leaves only against a credit (`credit.rs`), so the receiver can
+//! always take in what the socket holds, and a channel that nobody reads stops no other one.
 
 mod block;
 mod credit;

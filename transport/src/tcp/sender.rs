@@ -127,8 +127,8 @@ impl Sender {
         self.push_control(Kind::Goodbye, false, credits);
     }
 
-    /// Makes the next batch of frames, taking the waiting channels in turn. Returns whether there is
-    /// anything to write.
+    /// Makes the next batch of frames, taking the waiting channels in turn. Returns whether there
+    /// is anything to write.
     fn fill_batch(&mut self, credits: &mut Credits) -> bool {
         let mut bytes = 0;
         while self.batch.count < BATCH_FRAMES - 1 && bytes < BATCH_BYTES {

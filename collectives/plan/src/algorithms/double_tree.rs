@@ -44,11 +44,11 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
 ///
 /// In the pipeline each round adds what it costs the busiest rank: its ports pass 4 chunks (two to
 /// or from its children, one its parent, one the other tree) and it folds twice; 2 ranks need half
-/// of that, and the ports of 3 ranks three quarters. With too few lanes to keep the ports busy while
-/// a round goes up and down, the rounds of one lane add up instead. The formula is the larger of the
-/// two. It is good to 1 % where one is clearly larger, and where the lanes are no more than about a
-/// fiftieth of the rounds: the first rounds of all lanes leave the leaves at once, which costs a
-/// transfer a lane.
+/// of that, and the ports of 3 ranks three quarters. With too few lanes to keep the ports busy
+/// while a round goes up and down, the rounds of one lane add up instead. The formula is the larger
+/// of the two. It is good to 1 % where one is clearly larger, and where the lanes are no more than
+/// about a fiftieth of the rounds: the first rounds of all lanes leave the leaves at once, which
+/// costs a transfer a lane.
 pub(super) fn closed_form(ranks: u32, machine: &Machine, work: &Work) -> f64 {
     let depth = f64::from(ranks.ilog2());
     let chunk_bytes = work.round_bytes() / 2.0;

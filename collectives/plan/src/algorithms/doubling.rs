@@ -49,8 +49,8 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
 }
 
 /// Seconds for a round: `k (a + N / B + N / R)` for `2^k` ranks. With ranks to fold in, one such
-/// turn more before, and `a + N / B` after, give or take a message a turn: ranks without one of those
-/// run ahead, which spares the others a wait here and keeps their ports busy there.
+/// turn more before, and `a + N / B` after, give or take a message a turn: ranks without one of
+/// those run ahead, which spares the others a wait here and keeps their ports busy there.
 pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
     let message_s = machine.latency_s + machine.transfer_s(round_bytes);
     let turn_s = message_s + machine.reduction_s(round_bytes, 2);

@@ -98,9 +98,9 @@ impl Algorithm {
 
     /// Seconds that the algorithm takes among `ranks` by the formula beside it, on the machine that
     /// [`predict`](crate::predict) runs programs on: to 1 % what it says, where the formula's own
-    /// words do not restrict that (recursive doubling and trees are regular for powers of two only).
-    /// The double tree's is for any number of rounds and lanes; the others' are for one lane, on
-    /// which rounds add up.
+    /// words do not restrict that (recursive doubling and trees are regular for powers of two
+    /// only). The double tree's is for any number of rounds and lanes; the others' are for one
+    /// lane, on which rounds add up.
     ///
     /// # Panics
     /// If there are no ranks.

@@ -42,8 +42,8 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
     }
 }
 
-/// Seconds for a round: `a + (n - 1) N / B`, and `(n - 1) N / R` for the reduction. Each port passes
-/// everything once for each peer.
+/// Seconds for a round: `a + (n - 1) N / B`, and `(n - 1) N / R` for the reduction. Each port
+/// passes everything once for each peer.
 pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
     let exchange_s = machine.latency_s + f64::from(ranks - 1) * machine.transfer_s(round_bytes);
     exchange_s + machine.reduction_s(round_bytes, ranks as usize)
