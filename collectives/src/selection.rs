@@ -69,7 +69,11 @@ pub struct Explanation {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wire = if self.shape.shared_memory { "shared memory" } else { "TCP" };
-        writeln!(f, "{} bytes among {} ranks over {wire}:", self.bytes, self.shape.ranks)?;
+        let ranks = match self.shape.ranks {
+            1 => "1 rank".into(),
+            ranks => format!("{ranks} ranks"),
+        };
+        writeln!(f, "{} bytes among {ranks} over {wire}:", self.bytes)?;
         for (index, candidate) in self.candidates.iter().enumerate() {
             let Choice { algorithm, schedule } = candidate.choice;
             let mark = match (index, self.forced) {
@@ -77,13 +81,15 @@ impl fmt::Display for Explanation {
                 (0, false) => "  <- chosen",
                 _ => "",
             };
+            let round_bytes = (schedule.round_bytes as u64).min(self.bytes);
+            let rounds = self.bytes.div_ceil(round_bytes.max(1)).max(1);
+            let at_once = rounds.min(schedule.lanes as u64);
+            let rounds = if rounds == 1 { "1 round".into() } else { format!("{rounds} rounds") };
             writeln!(
                 f,
-                "  {:<13} {:>12.1} us  {} lane(s) of {} bytes{mark}",
+                "  {:<13} {:>12.1} us  {rounds} of {round_bytes} bytes, {at_once} at once{mark}",
                 algorithm.name(),
                 candidate.predicted_s * 1e6,
-                schedule.lanes,
-                schedule.round_bytes,
             )?;
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! test that waits in vain shows everything that was said.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -151,7 +152,8 @@ impl Job {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = Command::new(self.setup.program);
         command.args(script.split(';').map(str::trim));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("RINGTREE_")) {
+        let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"RINGTREE_");
+        for name in std::env::vars_os().map(|(name, _)| name).filter(ours) {
             command.env_remove(name);
         }
         command

@@ -4,6 +4,7 @@ mod bench;
 mod cli;
 mod plan;
 mod run;
+mod words;
 
 use std::process::ExitCode;
 

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use ringtree_plan::{Algorithm, Collective, Plan, prove};
 
 use crate::run::report;
+use crate::words::counted;
 
 /// Prints the plan of a collective, or proves it.
 ///
@@ -23,8 +24,8 @@ pub struct PlanArguments {
     #[arg(value_name = "COLLECTIVE")]
     collective: Kind,
     /// How: ring, double-tree, doubling, one-shot or two-shot; needed for all-reduce only
-    #[arg(long, value_name = "NAME", value_parser = algorithm)]
-    algorithm: Option<Algorithm>,
+    #[arg(long, value_name = "NAME")]
+    algorithm: Option<String>,
     /// How many ranks take part
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_RANKS))]
     ranks: u32,
@@ -60,8 +61,8 @@ enum PlanError {
     NoRoot,
     #[error("give --algorithm NAME, one of: {valid}")]
     NoAlgorithm { valid: String },
-    #[error("{algorithm} does not serve this collective: write one of: {valid}")]
-    OtherCollective { algorithm: Algorithm, valid: String },
+    #[error("{algorithm} is not an algorithm for this collective: write one of {valid}")]
+    OtherCollective { algorithm: String, valid: String },
 }
 
 /// Does what was asked for; a plan that is wrong makes the status 1.
@@ -77,24 +78,28 @@ pub fn run(arguments: &PlanArguments) -> ExitCode {
         Ok((algorithm, collective)) => {
             let &PlanArguments { rank, ranks, .. } = arguments;
             let plan = algorithm.plan(collective, rank, ranks);
-            let heading =
-                format!("# {algorithm}: rank {rank} of {ranks}, {} chunks a round", plan.chunks);
-            // Whoever closes the pipe has seen enough.
-            let _ = write!(io::stdout().lock(), "{heading}\n{plan}");
+            let chunks = counted(plan.chunks, "chunk");
+            say(&format!("# {algorithm}: rank {rank} of {ranks}, {chunks} a round\n{plan}"));
             ExitCode::SUCCESS
         }
     }
 }
 
-/// The algorithm called `name`.
-pub fn algorithm(name: &str) -> Result<Algorithm, String> {
-    Algorithm::from_name(name).ok_or_else(|| format!("the algorithms are {}", names(|_| true)))
+/// Prints. Whoever closes the pipe has seen enough.
+fn say(text: &str) {
+    let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
-/// The algorithms that are `wanted`, for a sentence.
-pub fn names(wanted: impl Fn(Algorithm) -> bool) -> String {
-    let wanted = Algorithm::ALL.into_iter().filter(|&algorithm| wanted(algorithm));
-    wanted.map(Algorithm::name).collect::<Vec<_>>().join(", ")
+/// The algorithm called `name`, if it serves the collective; else the names of those that do.
+pub fn algorithm(name: &str, collective: Collective) -> Result<Algorithm, String> {
+    let named = Algorithm::from_name(name).filter(|algorithm| algorithm.serves(collective));
+    named.ok_or_else(|| names(collective))
+}
+
+/// The algorithms of a collective, for a sentence.
+fn names(collective: Collective) -> String {
+    let serving = Algorithm::ALL.into_iter().filter(|algorithm| algorithm.serves(collective));
+    serving.map(Algorithm::name).collect::<Vec<_>>().join(", ")
 }
 
 fn chosen(arguments: &PlanArguments) -> Result<(Algorithm, Collective), PlanError> {
@@ -115,14 +120,13 @@ fn chosen(arguments: &PlanArguments) -> Result<(Algorithm, Collective), PlanErro
     }
     let serving: Vec<Algorithm> =
         Algorithm::ALL.into_iter().filter(|algorithm| algorithm.serves(collective)).collect();
-    match (arguments.algorithm, serving.as_slice()) {
-        (Some(algorithm), _) if algorithm.serves(collective) => Ok((algorithm, collective)),
-        (Some(algorithm), _) => {
-            let valid = names(|other| other.serves(collective));
-            Err(PlanError::OtherCollective { algorithm, valid })
-        }
+    match (&arguments.algorithm, serving.as_slice()) {
+        (Some(name), _) => match algorithm(name, collective) {
+            Ok(algorithm) => Ok((algorithm, collective)),
+            Err(valid) => Err(PlanError::OtherCollective { algorithm: name.clone(), valid }),
+        },
         (None, &[only]) => Ok((only, collective)),
-        (None, _) => Err(PlanError::NoAlgorithm { valid: names(|other| other.serves(collective)) }),
+        (None, _) => Err(PlanError::NoAlgorithm { valid: names(collective) }),
     }
 }
 
@@ -131,14 +135,13 @@ fn verdict(algorithm: Algorithm, collective: Collective, ranks: u32) -> ExitCode
     match prove(collective, &plans) {
         Ok(seen) => {
             let steps: usize = plans.iter().map(|plan| plan.steps.len()).sum();
-            println!(
-                "proved: {algorithm} on {ranks} ranks: {steps} steps, {} messages in two rounds",
-                seen.frames
-            );
+            let (ranks, steps) = (counted(ranks, "rank"), counted(steps, "step"));
+            let messages = counted(seen.frames, "message");
+            say(&format!("proved: {algorithm} on {ranks}: {steps}, {messages} in two rounds\n"));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            println!("wrong: {algorithm} on {ranks} ranks: {error}");
+            say(&format!("wrong: {algorithm} on {}: {error}\n", counted(ranks, "rank")));
             ExitCode::FAILURE
         }
     }

@@ -189,7 +189,11 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce -d half", "the types are float, double, bfloat16, int32 and all"),
         ("bench all-reduce -o min", "the operations are sum, max and all"),
         ("bench all-reduce --algorithm tree", "write one of ring, double-tree"),
-        ("bench all-reduce --algorithm rings", "the algorithms are ring, double-tree"),
+        ("bench all-reduce --algorithm rings", "write one of ring, double-tree"),
+        ("bench broadcast --algorithm quux", "write one of tree"),
+        ("bench all-reduce --sizes 0,3", "3 bytes hold no f32: the smallest size is 4, or 0"),
+        ("bench all-reduce --ranks 2 -r 7", "-r 7 is not below --ranks 2"),
+        ("bench all-reduce --json /no/such/folder/x", "cannot write /no/such/folder/x"),
         ("bench all-reduce --transport rdma", "one of: auto, shm, tcp"),
         ("bench all-reduce --ranks 0", "0 is not in 1..="),
         ("bench all-reduce --time-ms -1", "--time-ms must be above 0"),
@@ -197,9 +201,9 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce -g 2", "give --ranks N"),
         ("bench all-reduce --inplace", "did you mean --in-place?"),
         ("bench all-reduce --sizes 8 -b 8", "leave one out"),
-        ("bench broadcast --ranks 2 -r 2", "-r 2 is not below the 2 ranks"),
+        ("bench broadcast --ranks 2 -r 2", "-r 2 is not below --ranks 2"),
         ("plan all-reduce --ranks 4", "give --algorithm NAME, one of: ring, double-tree"),
-        ("plan all-reduce --ranks 4 --algorithm tree", "write one of: ring"),
+        ("plan all-reduce --ranks 4 --algorithm tree", "write one of ring"),
         ("plan broadcast --ranks 4 --rank 4", "--rank 4 is not below --ranks 4"),
         ("plan broadcast --ranks 4 --root 9", "--root 9 is not below --ranks 4"),
         ("plan barrier --ranks 4 --root 1", "--root is for broadcast"),
@@ -228,6 +232,33 @@ fn help_and_version_are_printed() {
         let help = ringtree(arguments);
         assert_eq!(help.status.code(), Some(0));
         assert!(text(&help.stdout).contains(said), "{arguments}");
+    }
+}
+
+#[test]
+fn sizes_are_cut_to_whole_elements_and_that_is_said() {
+    let output = ringtree("bench all-reduce --ranks 2 --sizes 4,7 -n 1 -w 0 --in-place --jsonl");
+    assert!(output.status.success());
+    let noted = "ringtree: 7 bytes are no whole number of f32: measuring 4\n";
+    assert_eq!(text(&output.stderr), noted);
+    assert_eq!(text(&output.stdout).matches(r#""bytes":4,"#).count(), 2);
+}
+
+#[test]
+fn whoever_stops_reading_is_no_reason_to_panic() {
+    let both = "bench all-reduce --ranks 2 -e 64 --time-ms 5 --explain 2>&1";
+    for (script, lines) in [
+        (format!("\"$0\" {both} | head -n 2"), 2),
+        (format!("\"$0\" {} | head -n 1", both.replace("2>&1", "--jsonl 2>&1")), 1),
+        ("\"$0\" plan all-reduce --ranks 64 --algorithm ring | head -n 1".to_owned(), 1),
+        ("\"$0\" bench all-reduce --sizes 3 2>&1 | true".to_owned(), 0),
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_ringtree")]);
+        let output = shell.output().expect("a shell");
+        let (said, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(!said.contains("panicked") && !errors.contains("panicked"), "{said}{errors}");
+        assert_eq!(said.lines().count(), lines, "{script}: {said}{errors}");
     }
 }
 

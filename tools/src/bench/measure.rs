@@ -134,34 +134,48 @@ impl<'a, T: Patterned> Meter<'a, T> {
     fn time(&mut self, case: Case, placement: Placement) -> Result<Timing, Error> {
         let warm_up = self.measurement.warm_up.unwrap_or(statistics::warm_up_calls(case.bytes()));
         self.repeat(case, placement, warm_up)?;
-        let iterations = match self.measurement.iterations {
-            Iterations::Fixed(count) => count,
-            Iterations::TimeMs(time_ms) => {
-                let estimate_us = self.back_to_back_us(case, placement, warm_up.max(1))?;
-                statistics::iterations(time_ms, estimate_us)
+        let mut times_us = Vec::new();
+        match self.measurement.iterations {
+            Iterations::Fixed(count) => {
+                self.one_by_one_us(case, placement, count, &mut times_us)?;
             }
-        };
-        let single_us = self.one_by_one_us(case, placement, iterations)?;
-        let loop_us = self.back_to_back_us(case, placement, iterations)?;
-        Ok(Timing::new(single_us, loop_us))
+            Iterations::TimeMs(time_ms) => {
+                // The other half is for the other loop.
+                let limit_us = time_ms * 1000.0 / 2.0;
+                let mut spent_us = 0.0;
+                let mut done = 0;
+                while let Some(more) = statistics::next_batch(done, spent_us, limit_us) {
+                    spent_us += self.one_by_one_us(case, placement, more, &mut times_us)?;
+                    done += more;
+                }
+            }
+        }
+        self.communicator.all_reduce(&mut times_us, Op::Max)?;
+        // Without a barrier before each, so many take no longer.
+        let loop_us = self.back_to_back_us(case, placement, times_us.len() as u32)?;
+        Ok(Timing::new(times_us, loop_us))
     }
 
-    /// Times of single calls, each after a barrier: of the slowest rank each.
+    /// Adds the times of single calls, each after a barrier. Returns the time of all, which is the
+    /// same on every rank.
     fn one_by_one_us(
         &mut self,
         case: Case,
         placement: Placement,
         iterations: u32,
-    ) -> Result<Vec<f64>, Error> {
-        let mut times_us = Vec::with_capacity(iterations as usize);
+        times_us: &mut Vec<f64>,
+    ) -> Result<f64, Error> {
+        times_us.reserve(iterations as usize);
+        let begin = Instant::now();
         for _ in 0..iterations {
             self.communicator.barrier()?;
             let start = Instant::now();
             self.call(case, placement)?;
             times_us.push(start.elapsed().as_nanos() as f64 / 1e3);
         }
-        self.communicator.all_reduce(&mut times_us, Op::Max)?;
-        Ok(times_us)
+        let mut spent_us = [begin.elapsed().as_nanos() as f64 / 1e3];
+        self.communicator.all_reduce(&mut spent_us, Op::Max)?;
+        Ok(spent_us[0])
     }
 
     /// Mean time of a call when they follow one another: of the slowest rank.

@@ -54,7 +54,8 @@ pub fn run(arguments: &BenchArguments) -> ExitCode {
     let done = if Settings::in_env() { take_part(arguments) } else { start_ranks(arguments) };
     done.unwrap_or_else(|error| {
         report(&error.to_string());
-        ExitCode::from(if matches!(error, BenchError::Options(_)) { 2 } else { 1 })
+        let is_mistake = matches!(error, BenchError::Options(_) | BenchError::File { .. });
+        ExitCode::from(if is_mistake { 2 } else { 1 })
     })
 }
 
@@ -63,7 +64,15 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let ranks = arguments.ranks.unwrap_or(processors.max(2) as u32);
     // A mistake is told once, and not by every rank.
-    arguments.decide(ranks)?;
+    let measurement = arguments.decide(ranks)?;
+    for (bytes, data_type) in measurement.cut_sizes() {
+        let (name, element_bytes) = (data_type.name(), data_type.size_bytes() as u64);
+        let whole = bytes / element_bytes * element_bytes;
+        report(&format!("{bytes} bytes are no whole number of {name}: measuring {whole}"));
+    }
+    if let Some(path) = &arguments.json {
+        output::check_file(path)?;
+    }
     let code = launch(&LaunchOptions {
         ranks,
         nodes: 1,

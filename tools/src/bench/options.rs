@@ -75,7 +75,7 @@ pub struct BenchArguments {
     #[arg(short = 'd', long = "datatype", value_name = "TYPE", default_value = "float",
           value_parser = data_types)]
     data_types: DataTypes,
-    /// Root of a broadcast; -1 means each rank in turn
+    /// Root of a broadcast; -1 means each rank in turn. An all-reduce has none
     #[arg(short = 'r', long = "root", value_name = "RANK", default_value_t = 0,
           allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     root: i64,
@@ -93,8 +93,8 @@ pub struct BenchArguments {
     #[arg(long)]
     out_of_place: bool,
     /// Use this algorithm: ring, double-tree, doubling, one-shot, two-shot; tree to broadcast
-    #[arg(long, value_name = "NAME", value_parser = plan::algorithm)]
-    algorithm: Option<Algorithm>,
+    #[arg(long, value_name = "NAME")]
+    algorithm: Option<String>,
     /// Milliseconds for each row and placement [default: 100]
     #[arg(long, value_name = "MS", conflicts_with = "iterations", allow_negative_numbers = true)]
     time_ms: Option<f64>,
@@ -209,12 +209,22 @@ pub enum OptionError {
     #[error("{algorithm} is not an algorithm for this collective: write one of {valid}")]
     Algorithm {
         /// What was asked for.
-        algorithm: Algorithm,
+        algorithm: String,
         /// What would do.
         valid: String,
     },
+    /// Less than one element.
+    #[error("{bytes} bytes hold no {name}: the smallest size is {element_bytes}, or 0")]
+    NoElement {
+        /// What was asked for.
+        bytes: u64,
+        /// Type of the elements.
+        name: &'static str,
+        /// Size of one.
+        element_bytes: usize,
+    },
     /// No such rank.
-    #[error("-r {root} is not below the {ranks} ranks: ranks count from 0")]
+    #[error("-r {root} is not below --ranks {ranks}: ranks count from 0")]
     Root {
         /// What was asked for.
         root: i64,
@@ -245,12 +255,20 @@ impl BenchArguments {
             return Err(OptionError::Time);
         }
         let is_broadcast = self.collective == Measured::Broadcast;
-        if is_broadcast && self.root >= i64::from(ranks) {
+        if self.root >= i64::from(ranks) {
             return Err(OptionError::Root { root: self.root, ranks });
+        }
+        let sizes_bytes = self.sizes()?;
+        if let Some(smallest) = self.data_types.0.iter().min_by_key(|t| t.size_bytes()) {
+            let (name, element_bytes) = (smallest.name(), smallest.size_bytes());
+            let too_small = |bytes: &&u64| (1..element_bytes as u64).contains(*bytes);
+            if let Some(&bytes) = sizes_bytes.iter().find(too_small) {
+                return Err(OptionError::NoElement { bytes, name, element_bytes });
+            }
         }
         Ok(Measurement {
             collective: self.collective,
-            sizes_bytes: self.sizes()?,
+            sizes_bytes,
             data_types: self.data_types.0.clone(),
             ops: if is_broadcast { Vec::new() } else { self.ops.0.clone() },
             root: u32::try_from(self.root).ok().filter(|_| is_broadcast),
@@ -294,13 +312,25 @@ impl BenchArguments {
 
     fn algorithm(&self) -> Result<Option<Algorithm>, OptionError> {
         let collective = self.collective.collective();
-        match self.algorithm {
-            Some(algorithm) if !algorithm.serves(collective) => Err(OptionError::Algorithm {
-                algorithm,
-                valid: plan::names(|other| other.serves(collective)),
-            }),
-            algorithm => Ok(algorithm),
-        }
+        let named = |name: &String| {
+            plan::algorithm(name, collective).map_err(|valid| {
+                let algorithm = name.clone();
+                OptionError::Algorithm { algorithm, valid }
+            })
+        };
+        self.algorithm.as_ref().map(named).transpose()
+    }
+}
+
+impl Measurement {
+    /// The sizes that are no whole number of a type's elements.
+    pub fn cut_sizes(&self) -> impl Iterator<Item = (u64, DataType)> {
+        let is_cut =
+            |bytes: u64, data_type: DataType| !bytes.is_multiple_of(data_type.size_bytes() as u64);
+        self.data_types.iter().flat_map(move |&data_type| {
+            let sizes = self.sizes_bytes.iter().copied();
+            sizes.filter(move |&b| is_cut(b, data_type)).map(move |b| (b, data_type))
+        })
     }
 }
 

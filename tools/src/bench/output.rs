@@ -23,17 +23,15 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Prints what comes before the first row, and creates the file `json` if it is wanted.
+    /// Prints what comes before the first row, and empties the file `json` if it is wanted.
     pub fn new(
         summary: Summary,
         measurement: &'a Measurement,
         json: Option<&Path>,
     ) -> Result<Output<'a>, BenchError> {
-        let create = |path: &Path| match File::create(path) {
-            Ok(file) => Ok((path.to_owned(), file)),
-            Err(source) => Err(file_error(path, source)),
-        };
-        let document = json.map(create).transpose()?;
+        let create = |path| File::create(path).map_err(file_error(path));
+        let file = json.map(create).transpose()?;
+        let document = json.map(Path::to_owned).zip(file);
         let bar = bar(&summary, measurement);
         let output = Output { summary, measurement, rows: Vec::new(), bar, document };
         if !measurement.jsonl {
@@ -49,7 +47,9 @@ impl<'a> Output<'a> {
         let Some(explanation) = explanation else { return Ok(()) };
         if self.measurement.jsonl {
             // Standard output is for records.
-            self.bar.suspend(|| eprint!("{explanation}"));
+            let say = || io::stderr().write_all(explanation.as_bytes());
+            // It is no part of the result.
+            let _ = self.bar.suspend(say);
             return Ok(());
         }
         let lines: String = explanation.lines().map(|line| format!("# {line}\n")).collect();
@@ -96,7 +96,7 @@ impl<'a> Output<'a> {
             writeln!(file)?;
             file.flush()
         };
-        write().map_err(|source| file_error(&path, source))
+        write().map_err(file_error(&path))
     }
 
     fn print(&self, text: &str) -> Result<(), BenchError> {
@@ -107,8 +107,15 @@ impl<'a> Output<'a> {
     }
 }
 
-fn file_error(path: &Path, source: io::Error) -> BenchError {
-    BenchError::File { path: path.to_owned(), source }
+/// Whether the document can be written, found out before anything is measured. What is in the file
+/// stays there until then.
+pub fn check_file(path: &Path) -> Result<(), BenchError> {
+    let open = File::options().write(true).create(true).truncate(false).open(path);
+    open.map(drop).map_err(file_error(path))
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> BenchError {
+    |source| BenchError::File { path: path.to_owned(), source }
 }
 
 /// A bar on standard error if that is a terminal, else nothing.

@@ -49,10 +49,19 @@ pub fn warm_up_calls(bytes: u64) -> u32 {
     }
 }
 
-/// Iterations of a loop that may take half of `time_ms`: the other half is for the other loop.
-pub fn iterations(time_ms: f64, estimate_us: f64) -> u32 {
-    let wanted = time_ms * 1000.0 / 2.0 / estimate_us.max(0.1);
-    wanted.clamp(f64::from(MIN_ITERATIONS), f64::from(MAX_ITERATIONS)) as u32
+/// How many iterations to add to those that are done, by the time that they took; `None` when the
+/// loop has had its time. A batch is small beside what is known, since the first iterations may
+/// have met a quieter machine than the next.
+pub fn next_batch(done: u32, spent_us: f64, limit_us: f64) -> Option<u32> {
+    if done == 0 {
+        return Some(MIN_ITERATIONS);
+    }
+    if spent_us >= limit_us || done >= MAX_ITERATIONS {
+        return None;
+    }
+    let mean_us = spent_us.max(0.1) / f64::from(done);
+    let wanted = ((limit_us - spent_us) / mean_us) as u32;
+    Some(wanted.clamp(1, 4 * done).min(MAX_ITERATIONS - done))
 }
 
 /// 1e9 bytes a second; 0 for no bytes.
@@ -75,10 +84,17 @@ mod tests {
     }
 
     #[test]
-    fn iterations_fill_half_the_time_within_limits() {
-        assert_eq!(iterations(100.0, 500.0), 100);
-        assert_eq!(iterations(100.0, 0.0), MAX_ITERATIONS);
-        assert_eq!(iterations(100.0, 1e9), MIN_ITERATIONS);
+    fn batches_fill_the_time_within_limits() {
+        let fill = |iteration_us: f64, limit_us| {
+            let mut done = 0;
+            while let Some(more) = next_batch(done, iteration_us * f64::from(done), limit_us) {
+                done += more;
+            }
+            done
+        };
+        assert_eq!(fill(500.0, 50_000.0), 100);
+        assert_eq!(fill(0.0, 50_000.0), MAX_ITERATIONS);
+        assert_eq!(fill(1e9, 50_000.0), MIN_ITERATIONS);
     }
 
     #[test]

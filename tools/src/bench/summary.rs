@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::options::Measurement;
 use super::record::VERSION;
+use crate::words::counted;
 
 /// Longest host name, in bytes: Linux's limit.
 const NAME_BYTES: usize = 64;
@@ -76,13 +77,12 @@ impl Summary {
             None => "chosen by size".into(),
         };
         format!(
-            "# ringtree {VERSION}: {} among {} ranks on {} {}: {}\n\
+            "# ringtree {VERSION}: {} among {} on {}: {}\n\
              # transport {}, algorithm {algorithm}, {} memory\n\
              # time: median of the slowest rank's times, with a barrier before each call\n",
             measurement.collective.name(),
-            self.ranks,
-            hosts.len(),
-            if hosts.len() == 1 { "host" } else { "hosts" },
+            counted(self.ranks, "rank"),
+            counted(hosts.len(), "host"),
             hosts.join(", "),
             self.transport,
             measurement.memory.name(),

@@ -12,7 +12,7 @@ mod service;
 mod supervisor;
 
 use std::ffi::OsString;
-use std::io::{self, PipeReader};
+use std::io::{self, PipeReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -127,9 +127,9 @@ pub fn launch(options: &LaunchOptions) -> Result<u8, LaunchError> {
     .map_err(during("watch over the launcher"))
 }
 
-/// A line for the user, beside what the ranks print.
+/// A line for the user, beside what the ranks print. Where nobody reads it, it is not said.
 pub fn report(text: &str) {
-    eprintln!("ringtree: {text}");
+    let _ = writeln!(io::stderr(), "ringtree: {text}");
 }
 
 fn check(options: &LaunchOptions) -> Result<(), LaunchError> {
