@@ -1,8 +1,10 @@
 //! `ringtree run`, by real processes: statuses, output, signals, and that nothing stays behind.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -95,6 +97,16 @@ fn each_rank_knows_its_place() {
     let script = "echo $RINGTREE_RANK/$RINGTREE_RANKS/$RINGTREE_LOCAL_RANK";
     let output = run(&["--ranks", "2"], script);
     assert_eq!(sorted_lines(&output.stdout), ["[0] 0/2/0", "[1] 1/2/1"]);
+}
+
+#[test]
+fn an_environment_that_is_not_text_reaches_the_ranks() {
+    let script = r#"[ "$NAME" = "$(printf '\377')" ] && echo same"#;
+    let output = command(&["--ranks", "1"], script)
+        .env("NAME", OsStr::from_bytes(b"\xff"))
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "[0] same\n", "{}", text(&output.stderr));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Write};
 use std::net::TcpListener;
@@ -184,7 +185,11 @@ fn meeting_place(options: &LaunchOptions) -> Result<(String, Option<TcpListener>
 
 /// The job as the ranks will understand it.
 fn job_of_ranks(variables: &[(&'static str, String)]) -> Result<Job, ServiceError> {
-    let mut all: HashMap<String, String> = env::vars().collect();
+    // What is not text cannot be one of ours.
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let mut all: HashMap<String, String> = env::vars_os().filter_map(text).collect();
     all.extend(variables.iter().map(|(name, value)| (name.to_string(), value.clone())));
     all.insert("RINGTREE_RANK".into(), "0".into());
     Ok(Settings::from_variables(&all)?.job)
