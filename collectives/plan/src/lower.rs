@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{Action, Destination, Plan, Program, Source, Space, Span, Step};
 
 /// Lowers a plan.
+///
+/// # Panics
+/// If a step sends to a rank that the plan does not have.
 pub fn lower(plan: &Plan) -> Program {
     let mut folds = folds(plan).into_iter().rev().peekable();
     let mut lowering = Lowering::new(plan);
@@ -122,6 +125,8 @@ fn guards_next(plan: &Plan, at: usize) -> bool {
 struct Lowering<'a> {
     plan: &'a Plan,
     program: Program,
+    /// By rank, the last step whose result it was sent.
+    sent_from: Vec<usize>,
 }
 
 impl<'a> Lowering<'a> {
@@ -135,7 +140,7 @@ impl<'a> Lowering<'a> {
             sources: Vec::with_capacity(plan.steps.len()),
             destinations: Vec::with_capacity(plan.steps.len()),
         };
-        Lowering { plan, program }
+        Lowering { plan, program, sent_from: vec![usize::MAX; plan.ranks as usize] }
     }
 
     /// Lowers a reduction and the receives that it draws in. Returns the next step that is left.
@@ -202,9 +207,7 @@ impl<'a> Lowering<'a> {
         destinations.push(Destination::Own(dst));
         for (peer, settled) in sends {
             // A second message to one peer comes after the first, not beside it.
-            let same =
-                |d: &Destination| matches!(d, Destination::Send { peer: p, .. } if *p == peer);
-            if destinations[first..].iter().any(same) {
+            if std::mem::replace(&mut self.sent_from[peer as usize], at) == at {
                 break;
             }
             destinations.push(Destination::Send { peer, settled });

@@ -137,7 +137,7 @@ fn list(items: &[impl fmt::Display]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Algorithm, Collective, Plan, lower};
+    use crate::{Algorithm, Collective, Plan, Span, Step, lower};
 
     fn all_reduce(algorithm: Algorithm, rank: u32, ranks: u32) -> Plan {
         algorithm.plan(Collective::AllReduce, rank, ranks)
@@ -228,6 +228,31 @@ mod tests {
         assert_eq!(lines(lower(&plan(3)))[3..], ["Move In[0] -> Out[0]"]);
         assert_eq!(lines(lower(&plan(0))), ["Move Recv 3 -> Out[0], Send 1 (early)"]);
         assert_eq!(lines(lower(&plan(1))), ["Move Recv 0 -> Out[0] (early)"]);
+    }
+
+    #[test]
+    fn a_second_message_to_one_peer_comes_after_the_first() {
+        let [first, second] = [0, 1].map(|chunk| Span::output(chunk, 1));
+        let plan = Plan {
+            rank: 0,
+            ranks: 3,
+            chunks: 2,
+            scratch: vec![],
+            steps: vec![
+                Step::recv(2, first),
+                Step::send(1, first),
+                Step::send(1, first),
+                Step::recv(2, second),
+                Step::send(1, second),
+            ],
+            sources: vec![],
+        };
+        let actions = [
+            "Move Recv 2 -> Out[0], Send 1",
+            "Move Out[0] -> Send 1",
+            "Move Recv 2 -> Out[1], Send 1",
+        ];
+        assert_eq!(lines(lower(&plan)), actions);
     }
 
     #[test]

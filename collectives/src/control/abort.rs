@@ -53,6 +53,9 @@ impl AbortWord {
 
     /// Local ranks that the verdict declares dead but that could not be ended: memory that is
     /// shared with them must be replaced before it is used for anything else.
+    ///
+    /// A [`Communicator`](crate::Communicator) has no need to ask: it ends with the verdict, and the
+    /// memory of its links with it. This is for whoever uses the control plane without one.
     pub fn unfenced_ranks(&self) -> &[u32] {
         self.outcome.get().map_or(&[], |outcome| &outcome.unfenced_ranks)
     }

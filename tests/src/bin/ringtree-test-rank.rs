@@ -8,7 +8,7 @@
 //! | `broadcast TYPE COUNT ROOT`, `barrier` | |
 //! | `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
-//! | `stream COUNT` | all-reduces until a line comes to rank 0 on standard input: `running`, `done` |
+//! | `stream COUNT` | all-reduces until rank 0 reads a line on standard input: `running`, `done` |
 //! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
 //! | `wait` | `waiting`; goes on when a line comes on standard input |
 //! | `values` | `values V,V`: what is in the last call's buffer, each value once |

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::layout::{HALF_BYTES, Half};
@@ -77,11 +78,15 @@ fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::R
 fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMemory, bool)> {
     set_timeout(stream, deadline)?;
     let mut hello = [0; HELLO_BYTES];
-    let mut files = Vec::new();
-    let take = |file| files.push(file);
-    let received =
-        descriptors::Receiver::new().receive(stream, &mut hello, MsgFlags::MSG_WAITALL, take)?;
-    let file = files.pop().filter(|_| received == HELLO_BYTES && files.is_empty());
+    let (received, file) = descriptors::receive(stream, &mut hello, MsgFlags::MSG_WAITALL)
+        .map_err(|errno| match errno {
+            Errno::ENOBUFS => io::Error::other(
+                "the peer's memory was cut off: this process may have too few descriptors \
+                 (raise ulimit -n)",
+            ),
+            errno => errno.into(),
+        })?;
+    let file = file.filter(|_| received == HELLO_BYTES);
     let file = file.ok_or_else(|| io::Error::other("the peer sent no memory"))?;
     let len_bytes = u64::from_le_bytes(hello[..8].try_into().map_err(io::Error::other)?);
     if len_bytes != HALF_BYTES as u64 {
@@ -108,6 +113,7 @@ fn random() -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::descriptors::tests::{open, pass};
     use super::*;
 
     fn deadline() -> Instant {
@@ -167,6 +173,16 @@ mod tests {
         (&b).write_all(&[0; HELLO_BYTES]).unwrap();
         let refused = ShmLink::establish(a, 1, deadline()).unwrap_err();
         assert!(refused.to_string().contains("sent no memory"), "{refused}");
+    }
+
+    #[test]
+    fn a_peer_that_sends_more_than_its_memory_is_refused() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (passed, _held) = UnixStream::pair().unwrap();
+        pass(&b, 0, &passed, 200);
+        let refused = ShmLink::establish(a, 1, deadline()).unwrap_err();
+        assert!(refused.to_string().contains("cut off"), "{refused}");
+        assert_eq!(open(&passed), 1);
     }
 
     #[test]

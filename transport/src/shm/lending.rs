@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use nix::errno::Errno;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, sendmsg};
 
-use super::descriptors::Receiver;
+use super::descriptors;
 use crate::memory::{Registration, SharedMemory};
 
 /// First bytes of the messages on the socket.
@@ -31,14 +31,21 @@ const fn message_bytes(kind: u8) -> Option<usize> {
     }
 }
 
-/// Memories of one peer that a reader keeps mapped at most; a peer that lends more is broken.
+/// Memories of one peer that a reader keeps mapped at most, since each takes a mapping and a
+/// descriptor of its process. A lender copies what would be more; a peer that does not is broken.
 const MOST_BORROWED: usize = 4096;
+
+/// Descriptors that wait for the rest of their loans at most. Each comes with the first byte of its
+/// loan, and a read cuts off only the last one; a peer that sends more is broken.
+const MOST_PENDING: usize = 1;
 
 /// What this side lends.
 #[derive(Debug, Default)]
 pub(super) struct Lender {
     memories: Vec<Lent>,
     next_id: u32,
+    /// Memories that the peer has been told of and not yet to unmap.
+    borrowed: usize,
 }
 
 #[derive(Debug)]
@@ -78,8 +85,8 @@ impl Lender {
         self.memories.iter().any(|lent| lent.holds(data as usize, len))
     }
 
-    /// The loan of a range, announced to the peer; `None` where the range is not shared, or the
-    /// peer cannot be told now.
+    /// The loan of a range, announced to the peer; `None` where the range is not shared, the peer
+    /// cannot be told now, or it keeps no more memories.
     pub(super) fn lend(
         &mut self,
         data: *const u8,
@@ -89,7 +96,11 @@ impl Lender {
         let data = data as usize;
         let lent = self.memories.iter_mut().find(|lent| lent.holds(data, len))?;
         if !lent.announced {
+            if self.borrowed >= MOST_BORROWED {
+                return None;
+            }
             lent.announce(socket)?;
+            self.borrowed += 1;
         }
         Some(Loan { id: lent.id, offset: (data - lent.start) as u64 })
     }
@@ -102,7 +113,7 @@ impl Lender {
                 let mut message = vec![WITHDRAW];
                 message.extend_from_slice(&lent.id.to_le_bytes());
                 // Where it cannot be sent, the peer unmaps when the link ends.
-                let _ = send(socket, &message, None);
+                self.borrowed -= usize::from(send(socket, &message, None).is_some());
             }
             !dropped
         });
@@ -155,7 +166,6 @@ pub(super) struct Borrower {
     memories: Vec<(u32, SharedMemory)>,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
-    receiver: Receiver,
 }
 
 /// Bytes taken in by one read.
@@ -180,7 +190,6 @@ impl Borrower {
             // What is left of one read, and the next.
             bytes: Vec::with_capacity(2 * READ_BYTES),
             descriptors: VecDeque::new(),
-            receiver: Receiver::new(),
         }
     }
 
@@ -197,10 +206,12 @@ impl Borrower {
     pub(super) fn take_in(&mut self, socket: &UnixStream) -> Socket {
         loop {
             let mut bytes = [0; READ_BYTES];
-            let take = |descriptor| self.descriptors.push_back(descriptor);
-            match self.receiver.receive(socket, &mut bytes, MsgFlags::MSG_DONTWAIT, take) {
-                Ok(0) => return Socket::Ended,
-                Ok(received) => self.bytes.extend_from_slice(&bytes[..received]),
+            match descriptors::receive(socket, &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok((0, _)) => return Socket::Ended,
+                Ok((received, descriptor)) => {
+                    self.bytes.extend_from_slice(&bytes[..received]);
+                    self.descriptors.extend(descriptor);
+                }
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => return self.process(),
                 Err(Errno::ENOBUFS) => return Socket::Broken,
@@ -241,13 +252,13 @@ impl Borrower {
             at += len;
         }
         self.bytes.drain(..at);
-        // One comes with the first byte of each loan, and of at most one loan the rest is missing.
-        if self.descriptors.len() > 1 { Socket::Broken } else { Socket::Open }
+        if self.descriptors.len() > MOST_PENDING { Socket::Broken } else { Socket::Open }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::descriptors::tests::{open, pass};
     use super::*;
 
     #[test]
@@ -288,20 +299,55 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_no_loan_asks_for_are_closed() {
-        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    fn a_peer_that_sends_descriptors_without_loans_is_broken_and_leaves_none_behind() {
+        let (passed, _held) = UnixStream::pair().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (_held, passed) = UnixStream::pair().unwrap();
         let mut borrower = Borrower::new();
-        let rights = vec![passed.as_raw_fd(); 200];
-        let before = open();
-        let part = [IoSlice::new(&[WAKE])];
-        let message = [ControlMessage::ScmRights(&rights)];
-        sendmsg::<()>(ours.as_raw_fd(), &part, &message, MsgFlags::empty(), None).unwrap();
+        pass(&ours, WAKE, &passed, 200);
+        assert_eq!((borrower.take_in(&theirs), open(&passed)), (Socket::Broken, 1));
+
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut borrower = Borrower::new();
+        for _ in 0..MOST_PENDING {
+            pass(&ours, WAKE, &passed, 1);
+            assert_eq!(borrower.take_in(&theirs), Socket::Open);
+        }
+        // One read at a time: the rest stays on the socket.
+        (0..20).for_each(|_| pass(&ours, WAKE, &passed, 1));
         assert_eq!(borrower.take_in(&theirs), Socket::Broken);
-        assert!(open() >= before + 200, "all of them have come");
+        assert_eq!(borrower.descriptors.len(), MOST_PENDING + 1);
         drop(borrower);
-        // Other tests open some meanwhile, but not so many.
-        assert!(open() < before + 100);
+        assert_eq!(open(&passed), 1);
+    }
+
+    #[test]
+    fn a_loan_that_two_reads_cut_is_whole_with_the_second() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut lender, mut borrower) = (Lender::default(), Borrower::new());
+        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create(4096).unwrap()));
+        let registrations = memories.clone().map(Registration::new);
+        registrations.iter().for_each(|registration| lender.share(registration, &ours));
+        // The first loan ends behind the first read; the second read brings its rest and the next.
+        (0..READ_BYTES - 6).for_each(|_| wake(&ours));
+        let loans = memories.map(|memory| lender.lend(memory.start(), 8, &ours).unwrap());
+        assert_eq!(borrower.take_in(&theirs), Socket::Open);
+        assert!(loans.iter().all(|loan| borrower.address(*loan, 8).is_some()));
+    }
+
+    #[test]
+    fn nothing_is_lent_to_a_peer_that_keeps_no_more_until_it_has_unmapped_some() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut lender = Lender { borrowed: MOST_BORROWED - 1, ..Lender::default() };
+        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create(4096).unwrap()));
+        let [first, second] = memories.clone().map(Registration::new);
+        lender.share(&first, &ours);
+        lender.share(&second, &ours);
+        let data = memories.map(|memory| memory.start().cast_const());
+        assert!(lender.lend(data[0], 8, &ours).is_some());
+        assert!(lender.lend(data[0], 8, &ours).is_some(), "it is there already");
+        assert_eq!(lender.lend(data[1], 8, &ours), None);
+        drop(first);
+        lender.withdraw_dropped(&ours);
+        assert!(lender.lend(data[1], 8, &ours).is_some());
     }
 }
