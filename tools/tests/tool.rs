@@ -191,7 +191,10 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce --algorithm tree", "write one of ring, double-tree"),
         ("bench all-reduce --algorithm rings", "write one of ring, double-tree"),
         ("bench broadcast --algorithm quux", "write one of tree"),
-        ("bench all-reduce --sizes 0,3", "3 bytes hold no f32: the smallest size is 4, or 0"),
+        (
+            "bench all-reduce --sizes 0,3",
+            "a size of 3 is less than one f32: the smallest is 4, or 0",
+        ),
         ("bench all-reduce --ranks 2 -r 7", "-r 7 is not below --ranks 2"),
         ("bench all-reduce --json /no/such/folder/x", "cannot write /no/such/folder/x"),
         ("bench all-reduce --transport rdma", "one of: auto, shm, tcp"),

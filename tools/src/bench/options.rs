@@ -214,7 +214,7 @@ pub enum OptionError {
         valid: String,
     },
     /// Less than one element.
-    #[error("{bytes} bytes hold no {name}: the smallest size is {element_bytes}, or 0")]
+    #[error("a size of {bytes} is less than one {name}: the smallest is {element_bytes}, or 0")]
     NoElement {
         /// What was asked for.
         bytes: u64,
