@@ -22,6 +22,7 @@ use ringtree::{Communicator, DataType, Op, Settings};
 use ringtree_transport::endpoint::Transports;
 
 use crate::run::{LaunchError, LaunchOptions, launch, report};
+use crate::words::counted;
 use measure::{Case, Meter};
 pub use options::BenchArguments;
 use options::{Measured, Measurement, OptionError, Transport};
@@ -116,7 +117,7 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let Some(output) = output else { return Ok(ExitCode::SUCCESS) };
     output.finish()?;
     if wrong > 0 {
-        report(&format!("{wrong} elements were wrong"));
+        report(&format!("{} wrong", counted(wrong, "element")));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
