@@ -82,7 +82,9 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         abort.clone(),
         deadline,
     )?);
-    let local = all.iter().filter(|other| other.host == mine.host).count();
+    let is_local = |other: &&Introduction| other.host == mine.host;
+    let local = all.iter().filter(is_local).count();
+    let local_rank = all[..rank as usize].iter().filter(is_local).count();
     let shared_memory = local == ranks as usize && settings.transports != Transports::Tcp;
     let wiring = Wiring {
         rank,
@@ -92,7 +94,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
     };
     let driver = Driver {
-        policy: WaitPolicy::for_local_ranks(local),
+        policy: WaitPolicy::for_local_rank(local_rank, local),
         sleeper: Sleeper::for_links(ranks as usize),
         bell,
         abort,

@@ -391,8 +391,12 @@ impl Driver {
         let mut wait = Progressless::default();
         loop {
             match operation.poll(links, 0) {
-                Ok(Status::Done) => return Ok(()),
+                Ok(Status::Done) => {
+                    self.policy.found(&wait.looks);
+                    return Ok(());
+                }
                 Ok(Status::Moved) => {
+                    self.policy.found(&wait.looks);
                     wait = Progressless::default();
                     continue;
                 }

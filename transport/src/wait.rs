@@ -10,6 +10,9 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use nix::sched::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::Link;
 use crate::memory::Bell;
 
@@ -21,6 +24,12 @@ const REGISTER_GLOBAL_EXPEDITED: libc::c_int = 1 << 2;
 /// the kernel can do that.
 pub(crate) fn register_membarrier() -> bool {
     membarrier(REGISTER_GLOBAL_EXPEDITED)
+}
+
+/// Orders the memory accesses of every process that [`register_membarrier`] was called in, as if
+/// each had a fence where it just is.
+pub(crate) fn order_all_processors() {
+    membarrier(GLOBAL_EXPEDITED);
 }
 
 fn membarrier(command: libc::c_int) -> bool {
@@ -45,15 +54,34 @@ pub fn usable_processors() -> usize {
 /// Looks in a row that nothing is between: `pause` would cost more than the message takes.
 const BARE_LOOKS: u32 = 64;
 
+/// Looks of a spin at most: some 50 microseconds, which is what waking a sleeper can cost.
+const MOST_SPINS: u32 = 600;
+
+/// How long the processor is away when a rank that shares it has answered. It costs less to find out
+/// that nobody else wants it, and a stranger keeps it for longer.
+const HAND_OVER: std::ops::Range<Duration> = Duration::from_nanos(700)..Duration::from_micros(100);
+
+/// Waits that must have been handed over before a first rank moves.
+const PATIENCE: u32 = 16;
+
 /// How long a thread offers its processor to others before it sleeps. Longer pays only while
 /// all others are ranks that come to the point at once; beside a busy neighbour each offer may
 /// cost milliseconds, and a sleeper is woken sooner.
 const YIELD: Duration = Duration::from_micros(100);
 
 /// The policy: how long a wait spins before it yields.
+///
+/// It learns from what spinning was good for: two ranks that share a processor must not spin at each
+/// other. And where each could have one of its own, it parts them: schedulers leave two that
+/// constantly hand over to each other where they are, beside an idle processor.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitPolicy {
     spins: u32,
+    most_spins: u32,
+    /// Waits in a row that were over as soon as another had this processor for a moment.
+    handed_over: u32,
+    /// So many of them, and this thread moves.
+    patience: u32,
 }
 
 /// What a waiter does next.
@@ -72,19 +100,41 @@ pub enum Stage {
 pub struct Wait {
     looks: u32,
     yielding_since: Option<Instant>,
+    yields: u32,
+    /// How long the processor was away.
+    first_yield: Duration,
 }
 
 impl WaitPolicy {
-    /// For `local_ranks` ranks on this host: while each has a processor of its own, spinning
-    /// answers fastest; otherwise a spinning rank keeps the one that it waits for from running.
-    pub fn for_local_ranks(local_ranks: usize) -> WaitPolicy {
-        // About 50 microseconds, which is what waking a sleeper can cost.
-        WaitPolicy { spins: if local_ranks <= usable_processors() { 4_000 } else { 0 } }
+    /// For the `local_rank`-th of `local_ranks` ranks on this host: while each has a processor of
+    /// its own, spinning answers fastest; otherwise a spinning rank keeps the one that it waits for
+    /// from running.
+    pub fn for_local_rank(local_rank: usize, local_ranks: usize) -> WaitPolicy {
+        let most_spins = if local_ranks <= usable_processors() { MOST_SPINS } else { 0 };
+        // Of two that share a processor one moves, and the other does not follow.
+        let patience = PATIENCE * (1 + local_rank as u32);
+        WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience }
+    }
+
+    /// What was waited for has come.
+    #[inline]
+    pub fn found(&mut self, wait: &Wait) {
+        // What came at once says nothing.
+        if wait.yielding_since.is_none() && wait.looks > self.spins / 4 {
+            self.spins = (2 * self.spins).min(self.most_spins);
+            self.handed_over = 0;
+        } else if wait.yields == 1 && self.most_spins > 0 && HAND_OVER.contains(&wait.first_yield) {
+            self.handed_over += 1;
+            if self.handed_over >= self.patience {
+                self.handed_over = 0;
+                move_to_another_processor();
+            }
+        }
     }
 
     /// Waits a little after a look in vain, and says how.
     #[inline]
-    pub fn next(&self, wait: &mut Wait) -> Stage {
+    pub fn next(&mut self, wait: &mut Wait) -> Stage {
         wait.looks += 1;
         if wait.looks <= self.spins {
             if wait.looks > BARE_LOOKS {
@@ -93,11 +143,33 @@ impl WaitPolicy {
             return Stage::Spin;
         }
         let now = Instant::now();
-        if now - *wait.yielding_since.get_or_insert(now) > YIELD {
+        let Some(since) = wait.yielding_since else {
+            self.spins = (self.spins / 2).max(BARE_LOOKS).min(self.most_spins);
+            std::thread::yield_now();
+            wait.yielding_since = Some(now);
+            wait.yields = 1;
+            wait.first_yield = now.elapsed();
+            return Stage::Yielded;
+        };
+        if now - since > YIELD {
             return Stage::Sleep;
         }
         std::thread::yield_now();
+        wait.yields += 1;
         Stage::Yielded
+    }
+}
+
+/// Has this thread continue on another processor than the one that it is on, if it may. Which
+/// processors it may use stays as it was.
+fn move_to_another_processor() {
+    let this = Pid::from_raw(0);
+    let Ok(allowed) = sched_getaffinity(this) else { return };
+    let mut others = allowed;
+    if sched_getcpu().and_then(|here| others.unset(here)).is_ok() {
+        // Where there is no other one, this fails, and changes nothing.
+        let _ = sched_setaffinity(this, &others);
+        let _ = sched_setaffinity(this, &allowed);
     }
 }
 
@@ -125,7 +197,7 @@ impl Sleeper {
     ) {
         links.iter_mut().flatten().for_each(|link| link.set_parked(true));
         fence(Ordering::SeqCst);
-        membarrier(GLOBAL_EXPEDITED);
+        order_all_processors();
         if !ready(links) {
             self.poll(links, bell, timeout);
         }
@@ -152,4 +224,60 @@ impl Sleeper {
 fn entry(fd: RawFd, writable: bool) -> libc::pollfd {
     let events = libc::POLLIN | if writable { libc::POLLOUT } else { 0 };
     libc::pollfd { fd, events, revents: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(most_spins: u32) -> WaitPolicy {
+        WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience: PATIENCE }
+    }
+
+    /// A wait for what comes after so many looks, or when the processor is offered to others.
+    fn wait(policy: &mut WaitPolicy, comes_after: Option<u32>) -> u32 {
+        let mut wait = Wait::default();
+        for look in 1.. {
+            if comes_after == Some(look) || policy.next(&mut wait) != Stage::Spin {
+                policy.found(&wait);
+                return look;
+            }
+        }
+        unreachable!("it never spins for ever")
+    }
+
+    #[test]
+    fn spinning_that_is_good_for_nothing_becomes_short_and_long_again() {
+        let mut policy = policy(MOST_SPINS);
+        (0..10).for_each(|_| _ = wait(&mut policy, None));
+        assert_eq!(wait(&mut policy, None), BARE_LOOKS + 1);
+        // What is there already changes nothing.
+        (0..10).for_each(|_| _ = wait(&mut policy, Some(1)));
+        assert_eq!(wait(&mut policy, None), BARE_LOOKS + 1);
+        for looks in [40, 100, 200, 400] {
+            assert_eq!(wait(&mut policy, Some(looks)), looks);
+        }
+        assert_eq!(wait(&mut policy, None), MOST_SPINS + 1);
+    }
+
+    #[test]
+    fn ranks_that_share_a_processor_by_design_never_spin() {
+        let mut policy = policy(0);
+        assert_eq!(wait(&mut policy, Some(1)), 1);
+        assert_eq!(wait(&mut policy, None), 1);
+    }
+
+    #[test]
+    fn a_thread_that_moves_may_still_use_all_its_processors() {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let before = sched_getcpu().unwrap();
+        move_to_another_processor();
+        assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), allowed);
+        // The system may have moved it back since, but not each time.
+        let moved = (0..100).any(|_| {
+            move_to_another_processor();
+            sched_getcpu().unwrap() != before
+        });
+        assert!(moved || usable_processors() == 1);
+    }
 }
