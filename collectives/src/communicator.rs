@@ -372,7 +372,7 @@ impl Communicator {
         self.chosen().prepare_all_reduce_into(input, output, op)
     }
 
-    /// Zeroed memory for `count` elements that peers of the same host can read in place, which
+    /// Zeroed memory for `count` elements that peers of the same host can use in place, which
     /// spares a copy of large buffers. It changes no result, and each rank may use it or not.
     /// Peers map it when it is first used; this call only waits for those that were posted before.
     ///
@@ -385,7 +385,7 @@ impl Communicator {
         Ok(memory)
     }
 
-    /// Lets this communicator's peers read memory in place that another communicator allocated,
+    /// Lets this communicator's peers use memory in place that another communicator allocated,
     /// until the guard is dropped. Peers are not needed for that; this call only waits for those
     /// that were posted before.
     ///

@@ -9,12 +9,12 @@ use ringtree_transport::memory::{Registration, SharedMemory};
 
 use crate::Element;
 
-/// A buffer of `T` in memory that peers of the same host can read in place, zeroed at first. Use it
+/// A buffer of `T` in memory that peers of the same host can use in place, zeroed at first. Use it
 /// as a slice; any part of it may be an input or an output.
 ///
 /// Made by [`Communicator::alloc`](crate::Communicator::alloc), for the communicator that made it
-/// and any others that it is [registered](crate::Communicator::register) with. Peers only ever read
-/// it, and only while an operation on it runs.
+/// and any others that it is [registered](crate::Communicator::register) with. Peers read
+/// and write it only while an operation on it runs.
 pub struct Memory<T> {
     registration: Arc<Registration>,
     memory: Arc<SharedMemory>,
@@ -22,7 +22,7 @@ pub struct Memory<T> {
     element: PhantomData<T>,
 }
 
-/// Leave for the peers of a communicator to read a [`Memory`] in place; ends when it is dropped.
+/// Leave for the peers of a communicator to use a [`Memory`] in place; ends when it is dropped.
 /// See [`Communicator::register`](crate::Communicator::register).
 #[derive(Debug)]
 pub struct Registered<'a> {
@@ -34,7 +34,7 @@ impl<T: Element> Memory<T> {
     pub(crate) fn new(count: usize) -> std::io::Result<Memory<T>> {
         // A mapping cannot be empty.
         let bytes = count.checked_mul(size_of::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let memory = Arc::new(SharedMemory::create(bytes.max(1))?);
+        let memory = Arc::new(SharedMemory::create_writable(bytes.max(1))?);
         let registration = Registration::new(memory.clone());
         Ok(Memory { registration, memory, count, element: PhantomData })
     }

@@ -207,7 +207,7 @@ impl Link {
         matches!(self, Link::Shm(link) if link.lends(data, len))
     }
 
-    /// As [`Link::post`], where the range lies in shared memory: the peer reads it in place, and it
+    /// As [`Link::post`], where the peer can reach the range: it reads it in place, and it
     /// counts as sent when the peer has released it. Returns false, and sends nothing, where that
     /// cannot be done now.
     ///
@@ -223,6 +223,40 @@ impl Link {
     ) -> Result<bool, LinkError> {
         match self {
             Link::Shm(link) => link.lend(channel, tag, data, len, last),
+            Link::Tcp(_) | Link::Sim(_) => Ok(false),
+        }
+    }
+
+    /// Lets the peer write a message that is yet to come straight to where it is wanted: the one
+    /// that `ahead` others come before on this channel, of operation `tag`. Whether it does, shows
+    /// when the message arrives: then [`Link::arrival`] gives the address `into`, and all of it.
+    /// Transports that cannot do that do nothing.
+    ///
+    /// # Safety
+    /// `into .. into + len` must be writable, and nobody may read or write it, until the message
+    /// has been released or the link is dropped. `len` is the message's length.
+    #[inline]
+    pub unsafe fn offer(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        ahead: u32,
+        into: *mut u8,
+        len: usize,
+    ) -> Result<(), LinkError> {
+        match self {
+            // SAFETY: the caller's promise is passed on.
+            Link::Shm(link) => unsafe { link.offer(channel, tag, ahead, into, len) },
+            Link::Tcp(_) | Link::Sim(_) => Ok(()),
+        }
+    }
+
+    /// Whether the peer has offered room for the next message of a channel, of operation `tag`:
+    /// then [`Link::reserve`] gives that room where it is mapped, and [`Link::post`] writes there.
+    #[inline]
+    pub fn takes_offer(&mut self, channel: Channel, tag: Tag) -> Result<bool, LinkError> {
+        match self {
+            Link::Shm(link) => link.takes_offer(channel, tag),
             Link::Tcp(_) | Link::Sim(_) => Ok(false),
         }
     }
@@ -285,8 +319,12 @@ impl Link {
     /// Whether [`Link::receive`] spares a copy, so that it is worth calling instead of
     /// [`Link::arrival`] where the bytes are only wanted in one place.
     #[inline]
-    pub fn receives_directly(&self) -> bool {
-        matches!(self, Link::Tcp(_))
+    pub fn receives_directly(&mut self, channel: Channel) -> bool {
+        match self {
+            Link::Shm(link) => link.receives_directly(channel),
+            Link::Tcp(_) => true,
+            Link::Sim(_) => false,
+        }
     }
 
     /// Receives what is there of the channel's oldest message straight into `into`, at most `len`

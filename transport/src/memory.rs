@@ -40,11 +40,22 @@ impl SharedMemory {
     /// # Errors
     /// What the system says, for example that memory or descriptors have run out.
     pub fn create(len_bytes: usize) -> io::Result<SharedMemory> {
+        SharedMemory::create_sealed(len_bytes, SEALS | SealFlag::from_bits_retain(FUTURE_WRITE))
+    }
+
+    /// As [`SharedMemory::create`], but whoever gets the descriptor can write, too.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::create`].
+    pub fn create_writable(len_bytes: usize) -> io::Result<SharedMemory> {
+        SharedMemory::create_sealed(len_bytes, SEALS)
+    }
+
+    fn create_sealed(len_bytes: usize, seals: SealFlag) -> io::Result<SharedMemory> {
         let file = memfd_create("ringtree", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, i64::try_from(len_bytes).map_err(io::Error::other)?)?;
         let memory = SharedMemory::map(file, len_bytes, libc::PROT_READ | libc::PROT_WRITE)?;
-        let future_write = SealFlag::from_bits_retain(FUTURE_WRITE);
-        fcntl(&memory.file, FcntlArg::F_ADD_SEALS(SEALS | future_write))?;
+        fcntl(&memory.file, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(memory)
     }
 
@@ -54,6 +65,15 @@ impl SharedMemory {
     /// The file is not sealed or not `len_bytes` long, or what the system says.
     pub fn open(file: OwnedFd, len_bytes: usize) -> io::Result<SharedMemory> {
         SharedMemory::map(checked(file, len_bytes)?, len_bytes, libc::PROT_READ)
+    }
+
+    /// As [`SharedMemory::open`], for reading and writing.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::open`], or its owner alone may write it.
+    pub fn open_writable(file: OwnedFd, len_bytes: usize) -> io::Result<SharedMemory> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        SharedMemory::map(checked(file, len_bytes)?, len_bytes, protection)
     }
 
     fn map(file: OwnedFd, len_bytes: usize, protection: i32) -> io::Result<SharedMemory> {
@@ -106,7 +126,7 @@ impl Drop for SharedMemory {
     }
 }
 
-/// Leave for links to let peers read a memory in place, until this is dropped.
+/// Leave for links to let peers read and write a memory in place, until this is dropped.
 #[derive(Debug)]
 pub struct Registration(Arc<SharedMemory>);
 
@@ -181,8 +201,19 @@ mod tests {
             memory.start().add(5000).write(7);
             assert_eq!(reader.start().add(5000).read(), 7);
         }
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        assert!(SharedMemory::map(fd(), 8192, protection).is_err());
+        assert!(SharedMemory::open_writable(fd(), 8192).is_err());
+    }
+
+    #[test]
+    fn writable_memory_is_written_by_both() {
+        let memory = SharedMemory::create_writable(8192).unwrap();
+        let file = memory.descriptor().try_clone_to_owned().unwrap();
+        let other = SharedMemory::open_writable(file, 8192).unwrap();
+        // SAFETY: both mappings are 8192 bytes long and nobody else uses them.
+        unsafe {
+            other.start().add(5000).write(7);
+            assert_eq!(memory.start().add(5000).read(), 7);
+        }
     }
 
     #[test]

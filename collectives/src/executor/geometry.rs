@@ -47,7 +47,7 @@ impl Geometry {
             scratch: scratch.to_vec(),
             scratch_stride_bytes: 0,
         };
-        let longest = geometry.longest_chunk_elements() * element_bytes;
+        let longest = geometry.longest_chunk_bytes() as u64;
         geometry.scratch_stride_bytes = longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES);
         geometry
     }
@@ -97,10 +97,11 @@ impl Geometry {
         (len.div_ceil(unit) * chunk / self.chunks * unit).min(len)
     }
 
-    fn longest_chunk_elements(&self) -> u64 {
+    /// No chunk is longer.
+    pub fn longest_chunk_bytes(&self) -> usize {
         let unit = CHUNK_ALIGNMENT_BYTES / self.element_bytes;
         let len = self.round_elements.min(self.count);
-        len.div_ceil(unit).div_ceil(self.chunks) * unit
+        (len.div_ceil(unit).div_ceil(self.chunks) * unit * self.element_bytes) as usize
     }
 }
 

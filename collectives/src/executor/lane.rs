@@ -22,6 +22,8 @@ pub(super) struct Lane {
     pub(super) done_bytes: usize,
     /// Whom the lane waits for, while it does.
     pub(super) blocked_on: Option<u32>,
+    /// Peers know where this round's results are wanted.
+    pub(super) has_offered: bool,
     outstanding: Vec<Outstanding>,
 }
 
@@ -47,6 +49,7 @@ impl Lane {
             next: 0,
             done_bytes: 0,
             blocked_on: None,
+            has_offered: false,
             outstanding: Vec::with_capacity(sends),
         }
     }
@@ -56,6 +59,7 @@ impl Lane {
         self.next = 0;
         self.done_bytes = 0;
         self.blocked_on = None;
+        self.has_offered = false;
         self.outstanding.clear();
     }
 
@@ -79,6 +83,7 @@ impl Lane {
         self.round += self.stride;
         self.next = 0;
         self.done_bytes = 0;
+        self.has_offered = false;
     }
 
     /// Remembers what was just posted to `peer`, unless it has left already.

@@ -13,7 +13,7 @@ mod tests;
 
 pub use geometry::{ByteSpan, Geometry};
 
-use ringtree_plan::{Action, Destination, Program, Source};
+use ringtree_plan::{Action, Destination, Program, Source, Span};
 use ringtree_transport::{Channel, Link, LinkError, Tag};
 
 use crate::DataType;
@@ -70,6 +70,8 @@ pub struct Operation {
     /// Peers may read this rank's memory in place. Not where a guard waits for what was sent: the
     /// peers' guards would wait for this rank's in turn.
     lends: bool,
+    /// What a round offers its peers when it begins.
+    offers: Vec<Offer>,
     tag: Tag,
     input: *const u8,
     output: *mut u8,
@@ -100,6 +102,8 @@ impl Operation {
         let geometry = Geometry::new(count, element_bytes, chunks, scratch, schedule.round_bytes);
         let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
         let peers = peers(&program);
+        let lends = !program.actions.iter().any(is_guard);
+        let is_worth_it = lends && geometry.longest_chunk_bytes() >= moves::LEAST_LOAN_BYTES;
         Operation {
             scratch: Scratch::new(lanes * geometry.scratch_bytes()),
             lanes: (0..lanes)
@@ -114,7 +118,8 @@ impl Operation {
             kernel,
             element_bytes,
             digest,
-            lends: !program.actions.iter().any(is_guard),
+            lends,
+            offers: if is_worth_it { offers(&program) } else { Vec::new() },
             tag: Tag::default(),
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
@@ -225,6 +230,40 @@ impl Operation {
 /// Whether an action waits until peers have consumed what was sent.
 fn is_guard(action: &Action) -> bool {
     matches!(action, Action::Flush { .. } | Action::Move { guarded: true, .. })
+}
+
+/// Where a message of a peer is wanted, which may be written there from the round's beginning on.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    peer: u32,
+    /// How many messages of the peer come before it in the round.
+    ahead: u32,
+    span: Span,
+}
+
+/// The messages of a round that go to one place, as it is.
+fn offers(program: &Program) -> Vec<Offer> {
+    let mut offers = Vec::new();
+    let mut arrived = vec![0_u32; program.ranks as usize];
+    for action in &program.actions {
+        let Action::Move { first_source, sources, first_destination, shape, early, .. } = *action
+        else {
+            continue;
+        };
+        let sources = &program.sources[first_source as usize..][..sources as usize];
+        if let (true, &[Source::Arrival { peer }], Destination::Own(span)) =
+            (early, sources, program.destinations[first_destination as usize])
+        {
+            debug_assert_eq!(span, shape);
+            offers.push(Offer { peer, ahead: arrived[peer as usize], span });
+        }
+        for source in sources {
+            if let Source::Arrival { peer } = *source {
+                arrived[peer as usize] += 1;
+            }
+        }
+    }
+    offers
 }
 
 /// Every peer of a program, in ascending order.

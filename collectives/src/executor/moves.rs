@@ -3,11 +3,11 @@
 use ringtree_plan::{Action, Destination, Source, Space, Span};
 use ringtree_transport::{Arrival, Link};
 
-use super::{Fault, Operation};
+use super::{Fault, Offer, Operation};
 use crate::reduce;
 
 /// Shorter pieces are copied: waiting until the peer has read them costs more.
-const LEAST_LOAN_BYTES: usize = 16 << 10;
+pub(super) const LEAST_LOAN_BYTES: usize = 16 << 10;
 
 /// A move of the action in hand, taken apart.
 #[derive(Clone, Copy)]
@@ -36,6 +36,9 @@ impl Operation {
     ) -> Result<bool, Fault> {
         let mut moved = false;
         loop {
+            if !self.lanes[lane].has_offered {
+                self.offer(lane, links)?;
+            }
             let outcome = match self.lanes[lane].action(&self.program) {
                 None => match self.lanes[lane].unsent(links) {
                     None => {
@@ -79,6 +82,23 @@ impl Operation {
         }
     }
 
+    /// Tells the peers where the round's results are wanted.
+    fn offer(&mut self, lane: usize, links: &mut [Option<Link>]) -> Result<(), Fault> {
+        self.lanes[lane].has_offered = true;
+        let channel = self.lanes[lane].channel;
+        for index in 0..self.offers.len() {
+            let Offer { peer, ahead, span } = self.offers[index];
+            let len = self.geometry.bytes(self.lanes[lane].round, span).len;
+            let into = self.address(lane, span);
+            // SAFETY: `start` vouched for the span until the operation is done or its links are
+            // dropped. The plan's proof says that everyone is done with it when the peer sends the
+            // message; the lane does not finish its round before it has come.
+            unsafe { link(links, peer).offer(channel, self.tag, ahead, into, len) }
+                .map_err(Fault::Link)?;
+        }
+        Ok(())
+    }
+
     fn flush(&mut self, lane: usize, span: Span, links: &mut [Option<Link>]) -> Outcome {
         let bytes = self.geometry.bytes(self.lanes[lane].round, span);
         let start = self.address(lane, span);
@@ -100,7 +120,7 @@ impl Operation {
         if let (Some((start, _)), false) = (own, mv.guarded)
             && mv.sources.1 - mv.sources.0 == 1
             && let Source::Arrival { peer } = self.program.sources[mv.sources.0]
-            && link(links, peer).receives_directly()
+            && link(links, peer).receives_directly(self.lanes[lane].channel)
         {
             return self.receive_straight(lane, &mv, peer, start, links);
         }
@@ -213,7 +233,7 @@ impl Operation {
                 None => {}
             }
         }
-        self.choose_destinations(lane, mv, own, &mut part, links);
+        self.choose_destinations(lane, mv, own, &mut part, links)?;
         let distinct = self.sources.len() > 1
             || self.destinations.iter().any(|&d| d.cast_const() != self.sources[0]);
         if part > 0 && distinct {
@@ -234,7 +254,7 @@ impl Operation {
         own: Option<(*mut u8, bool)>,
         part: &mut usize,
         links: &mut [Option<Link>],
-    ) {
+    ) -> Result<(), Fault> {
         let channel = self.lanes[lane].channel;
         self.destinations.clear();
         self.slotted.clear();
@@ -242,10 +262,14 @@ impl Operation {
         for index in mv.destinations.0..mv.destinations.1 {
             if let Destination::Send { peer, .. } = self.program.destinations[index] {
                 let link = link(links, peer);
+                let offered = self.lends
+                    && mv.total_bytes >= LEAST_LOAN_BYTES
+                    && link.takes_offer(channel, self.tag).map_err(Fault::Link)?;
                 // What is written here anyway, and the peer can read in place, needs no slot.
-                let lent = own.is_some_and(|(start, backing)| {
-                    !backing && self.may_lend(link, start, mv.total_bytes)
-                });
+                let lent = !offered
+                    && own.is_some_and(|(start, backing)| {
+                        !backing && self.may_lend(link, start, mv.total_bytes)
+                    });
                 let slot = if lent { None } else { link.reserve(channel) };
                 self.slotted.push(slot.is_some());
                 match slot {
@@ -261,6 +285,7 @@ impl Operation {
             let done = self.lanes[lane].done_bytes;
             self.destinations.push(start.wrapping_add(done));
         }
+        Ok(())
     }
 
     /// Folds `part` bytes of the sources into the destinations.
@@ -327,7 +352,9 @@ impl Operation {
         // and the lane does not finish its round before they have left; that no step writes them
         // before, the plan's proof says.
         let result = unsafe {
-            if self.may_lend(link, data, len)
+            if !(len >= LEAST_LOAN_BYTES
+                && link.takes_offer(channel, self.tag).map_err(Fault::Link)?)
+                && self.may_lend(link, data, len)
                 && link.lend(channel, self.tag, data, len, last).map_err(Fault::Link)?
             {
                 Ok(())

@@ -8,6 +8,7 @@
 //! | `broadcast TYPE COUNT ROOT`, `barrier` | |
 //! | `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
+//! | `loop-registered COUNT` | the same in memory that the library allocates |
 //! | `stream COUNT` | all-reduces until rank 0 reads a line on standard input: `running`, `done` |
 //! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
 //! | `wait` | `waiting`; goes on when a line comes on standard input |
@@ -24,6 +25,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::BufRead;
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -98,7 +100,11 @@ impl Rank {
                 communicator.abort(reason);
                 Ok(())
             }),
-            ["loop", count] => self.buffer = endless(communicator, number(count)),
+            ["loop", count] => self.buffer = endless(communicator, vec![0.0; number(count)]),
+            ["loop-registered", count] => {
+                let memory = communicator.alloc(number(count)).expect("memory");
+                self.buffer = endless(communicator, memory);
+            }
             ["stream", count] => report(stream(communicator, number(count))),
             ["repeat", times, count] => repeat(communicator, number(times), number(count)),
             [_, "f32", ..] => self.buffer = typed::<f32>(communicator, words),
@@ -143,10 +149,12 @@ fn typed<T: Value>(communicator: &Communicator, words: &[&str]) -> Box<dyn Buffe
 }
 
 /// All-reduces until one fails; every result is looked at.
-fn endless(communicator: &Communicator, count: usize) -> Box<dyn Buffer> {
+fn endless<B>(communicator: &Communicator, mut buffer: B) -> Box<dyn Buffer>
+where
+    B: DerefMut<Target = [f32]> + 'static,
+{
     let own = 10_f32.powi(communicator.rank() as i32);
     let sum: f32 = (0..communicator.ranks()).map(|rank| 10_f32.powi(rank as i32)).sum();
-    let mut buffer = vec![own; count];
     for turn in 0.. {
         buffer.fill(own);
         let result = communicator.all_reduce(&mut buffer, Op::Sum);
@@ -297,7 +305,7 @@ trait Buffer {
     fn is_painted(&self) -> bool;
 }
 
-impl<T: Value> Buffer for Vec<T> {
+impl<T: Value, B: DerefMut<Target = [T]>> Buffer for B {
     fn values(&self) -> String {
         let values: BTreeSet<i64> = self.iter().map(|value| value.to_f64() as i64).collect();
         values.iter().map(i64::to_string).collect::<Vec<_>>().join(",")

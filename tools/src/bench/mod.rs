@@ -22,7 +22,6 @@ use ringtree::{Communicator, DataType, Op, Settings};
 use ringtree_transport::endpoint::Transports;
 
 use crate::run::{LaunchError, LaunchOptions, launch, report};
-use crate::words::counted;
 use measure::{Case, Meter};
 pub use options::BenchArguments;
 use options::{Measured, Measurement, OptionError, Transport};
@@ -117,7 +116,7 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let Some(output) = output else { return Ok(ExitCode::SUCCESS) };
     output.finish()?;
     if wrong > 0 {
-        report(&format!("{} wrong", counted(wrong, "element")));
+        report(&format!("{wrong} elements were wrong"));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

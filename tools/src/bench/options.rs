@@ -8,7 +8,6 @@ use serde::{Serialize, Serializer};
 
 use super::sizes::{self, SizesError, Step};
 use crate::plan;
-use crate::words::counted;
 
 /// The sweep that is measured unless another is asked for: 12 sizes, a few seconds.
 const FIRST_BYTES: u64 = 8;
@@ -236,7 +235,7 @@ pub enum OptionError {
     #[error("--time-ms must be above 0")]
     Time,
     /// A launcher has decided how many ranks there are.
-    #[error("the launcher has started {}: leave --ranks {asked} out", counted(*launched, "rank"))]
+    #[error("the launcher has started {launched} ranks: leave --ranks {asked} out")]
     Ranks {
         /// What was asked for.
         asked: u32,

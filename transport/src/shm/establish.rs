@@ -11,13 +11,19 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::layout::{HALF_BYTES, Half};
+use super::link::peer_process;
+use super::reach::Reach;
 use super::{ShmLink, descriptors};
 use crate::memory::SharedMemory;
 use crate::{LinkError, TransportKind, wait};
 
-/// What travels beside the descriptor: length of the half, and whether this side's kernel can
-/// order a sleeper's memory accesses for everyone.
-const HELLO_BYTES: usize = 16;
+/// What travels beside the descriptor: length of the half, whether this side's kernel can order a
+/// sleeper's memory accesses for everyone, and where this side's process has its nonce.
+const HELLO_BYTES: usize = 24;
+
+/// What is answered: the nonce that was found, and whether this side reaches the peer's ordinary
+/// memory.
+const SEEN_BYTES: usize = 9;
 
 impl ShmLink {
     /// Makes the link to `peer` over a connected socket on which both sides have proven who they
@@ -46,23 +52,30 @@ fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<Shm
     nonce_of(&mine).store(nonce, Ordering::Release);
     let can_order = wait::register_membarrier();
     send_half(&stream, &mine, can_order)?;
-    let (theirs, they_can_order) = receive_half(&stream, deadline)?;
-    let mut seen = nonce_of(&theirs).load(Ordering::Acquire).to_le_bytes();
+    let (theirs, they_can_order, their_nonce_at) = receive_half(&stream, deadline)?;
+    let their_nonce = nonce_of(&theirs).load(Ordering::Acquire);
+    let reach = Reach::probe(peer_process(&stream), their_nonce_at, their_nonce);
+    let mut seen = [0; SEEN_BYTES];
+    seen[..8].copy_from_slice(&their_nonce.to_le_bytes());
+    seen[8] = u8::from(reach != Reach::Nothing);
     (&stream).write_all(&seen)?;
     set_timeout(&stream, deadline)?;
     (&stream).read_exact(&mut seen)?;
-    if u64::from_le_bytes(seen) != nonce {
+    if seen[..8] != nonce.to_le_bytes() {
         return Err(io::Error::other("the peer reads another memory than this side writes"));
     }
+    let reach = if seen[8] == 1 { reach } else { Reach::Nothing };
     stream.set_read_timeout(None)?;
     stream.set_nonblocking(true)?;
-    Ok(ShmLink::new(peer, stream, mine, theirs, !(can_order && they_can_order)))
+    Ok(ShmLink::new(peer, stream, mine, theirs, !(can_order && they_can_order), reach))
 }
 
 fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::Result<()> {
     let mut hello = [0; HELLO_BYTES];
     hello[..8].copy_from_slice(&(HALF_BYTES as u64).to_le_bytes());
     hello[8] = u8::from(can_order);
+    let nonce_at = std::ptr::from_ref(nonce_of(half)) as u64;
+    hello[16..].copy_from_slice(&nonce_at.to_le_bytes());
     let descriptors = [half.descriptor().as_raw_fd()];
     let message = [ControlMessage::ScmRights(&descriptors)];
     let sent = sendmsg::<()>(
@@ -75,7 +88,7 @@ fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::R
     if sent == HELLO_BYTES { Ok(()) } else { Err(io::Error::other("the hello did not fit")) }
 }
 
-fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMemory, bool)> {
+fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMemory, bool, u64)> {
     set_timeout(stream, deadline)?;
     let mut hello = [0; HELLO_BYTES];
     let (received, file) = descriptors::receive(stream, &mut hello, MsgFlags::MSG_WAITALL)
@@ -92,7 +105,8 @@ fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMem
     if len_bytes != HALF_BYTES as u64 {
         return Err(io::Error::other("the peer's version lays its memory out differently"));
     }
-    Ok((SharedMemory::open(file, HALF_BYTES)?, hello[8] == 1))
+    let nonce_at = u64::from_le_bytes(hello[16..].try_into().map_err(io::Error::other)?);
+    Ok((SharedMemory::open(file, HALF_BYTES)?, hello[8] == 1, nonce_at))
 }
 
 fn set_timeout(stream: &UnixStream, deadline: Instant) -> io::Result<()> {

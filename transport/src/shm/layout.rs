@@ -34,8 +34,10 @@ pub(super) struct State {
     /// Whether the owner sleeps, and when it wants a byte on the socket: [`AWAKE`], [`PARKED`] or
     /// [`PARKED_FOR_ROOM`].
     pub(super) parked: AtomicU32,
-    /// The owner has said goodbye and will publish nothing more.
+    /// The owner has said goodbye and will publish nothing more; what it offered is withdrawn.
     pub(super) closed: AtomicU32,
+    /// The owner is writing to memory that the peer has offered.
+    pub(super) writing: AtomicU32,
 }
 
 /// What one side writes.

@@ -1,4 +1,5 @@
-//! Memory that one side lends to the other: shared memory of the program's own, read in place.
+//! Memory that one side lends to the other: shared memory of the program's own, read and written in
+//! place.
 //!
 //! The owner sends a memory's descriptor over the link's socket before the first frame that names
 //! it, so that the reader finds it there when the frame has come: nobody waits for an answer. The
@@ -57,12 +58,17 @@ struct Lent {
     announced: bool,
 }
 
-/// A range of lent memory, as a frame names it.
+/// Where memory of one side begins, as it is named to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Loan {
+pub(super) struct Place {
+    /// Number of a memory that is lent, or [`ORDINARY`].
     pub(super) id: u32,
+    /// From its first byte; of ordinary memory the address.
     pub(super) offset: u64,
 }
+
+/// In place of a number: memory that has no descriptor.
+pub(super) const ORDINARY: u32 = u32::MAX;
 
 impl Lender {
     /// From now on ranges of the memory may be lent, until its registration is dropped.
@@ -85,14 +91,14 @@ impl Lender {
         self.memories.iter().any(|lent| lent.holds(data as usize, len))
     }
 
-    /// The loan of a range, announced to the peer; `None` where the range is not shared, the peer
+    /// The place of a range, announced to the peer; `None` where the range is not shared, the peer
     /// cannot be told now, or it keeps no more memories.
     pub(super) fn lend(
         &mut self,
         data: *const u8,
         len: usize,
         socket: &UnixStream,
-    ) -> Option<Loan> {
+    ) -> Option<Place> {
         let data = data as usize;
         let lent = self.memories.iter_mut().find(|lent| lent.holds(data, len))?;
         if !lent.announced {
@@ -102,7 +108,7 @@ impl Lender {
             lent.announce(socket)?;
             self.borrowed += 1;
         }
-        Some(Loan { id: lent.id, offset: (data - lent.start) as u64 })
+        Some(Place { id: lent.id, offset: (data - lent.start) as u64 })
     }
 
     /// Tells the peer to unmap what has been dropped.
@@ -193,13 +199,13 @@ impl Borrower {
         }
     }
 
-    /// First byte of a loan that is mapped, if it lies inside.
+    /// First byte of a place in a memory that is mapped, if the range lies inside.
     #[inline]
-    pub(super) fn address(&self, loan: Loan, len: u64) -> Option<*const u8> {
-        let (_, memory) = self.memories.iter().find(|(id, _)| *id == loan.id)?;
-        let end = loan.offset.checked_add(len)?;
+    pub(super) fn address(&self, place: Place, len: u64) -> Option<*mut u8> {
+        let (_, memory) = self.memories.iter().find(|(id, _)| *id == place.id)?;
+        let end = place.offset.checked_add(len)?;
         let inside = end <= memory.len_bytes() as u64;
-        inside.then(|| memory.start().wrapping_add(loan.offset as usize).cast_const())
+        inside.then(|| memory.start().wrapping_add(place.offset as usize))
     }
 
     /// Takes in everything that is on the socket.
@@ -235,7 +241,8 @@ impl Borrower {
                 LEND => {
                     let (id, len_bytes) = (number(0..4) as u32, number(4..12) as usize);
                     let file = self.descriptors.pop_front();
-                    let memory = file.and_then(|file| SharedMemory::open(file, len_bytes).ok());
+                    let memory =
+                        file.and_then(|file| SharedMemory::open_writable(file, len_bytes).ok());
                     match memory {
                         Some(memory) if self.memories.len() < MOST_BORROWED => {
                             self.memories.push((id, memory));
@@ -265,7 +272,7 @@ mod tests {
     fn lent_memory_is_read_in_place_until_it_is_dropped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut lender, mut borrower) = (Lender::default(), Borrower::new());
-        let memory = Arc::new(SharedMemory::create(8192).unwrap());
+        let memory = Arc::new(SharedMemory::create_writable(8192).unwrap());
         let registration = Registration::new(memory.clone());
         lender.share(&registration, &ours);
         let data = memory.start().wrapping_add(100);
@@ -324,7 +331,7 @@ mod tests {
     fn a_loan_that_two_reads_cut_is_whole_with_the_second() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut lender, mut borrower) = (Lender::default(), Borrower::new());
-        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create(4096).unwrap()));
+        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create_writable(4096).unwrap()));
         let registrations = memories.clone().map(Registration::new);
         registrations.iter().for_each(|registration| lender.share(registration, &ours));
         // The first loan ends behind the first read; the second read brings its rest and the next.
@@ -338,7 +345,7 @@ mod tests {
     fn nothing_is_lent_to_a_peer_that_keeps_no_more_until_it_has_unmapped_some() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut lender = Lender { borrowed: MOST_BORROWED - 1, ..Lender::default() };
-        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create(4096).unwrap()));
+        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create_writable(4096).unwrap()));
         let [first, second] = memories.clone().map(Registration::new);
         lender.share(&first, &ours);
         lender.share(&second, &ours);

@@ -9,14 +9,15 @@ use std::time::Instant;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
+use super::direct::LEAST_MAPPED_BYTES;
 use super::layout::{AWAKE, Half, LINES, PARKED, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
-use super::lending::{self, Borrower, Lender, Loan, Socket};
+use super::lending::{self, Borrower, Lender, Socket};
+use super::reach::Reach;
+use super::receive::ReceiveChannel;
 use super::ring::{Reader, Writer};
-use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, NONE, Posted, SendChannel, unpack};
+use super::send::{INLINE_BYTES, NONE, Posted, SendChannel};
 use crate::memory::{Registration, SharedMemory};
-use crate::{
-    Arrival, CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind,
-};
+use crate::{CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind};
 
 /// Slots kept for send and receive; the lanes divide the others.
 const POINT_TO_POINT_SLOTS: usize = 4;
@@ -27,37 +28,33 @@ const MOST_SLOTS_PER_LANE: usize = 8;
 /// A link over shared memory.
 #[derive(Debug)]
 pub struct ShmLink {
-    peer: u32,
+    pub(super) peer: u32,
     /// Wakes a sleeping peer, and ends when its process ends.
-    socket: UnixStream,
-    mine: SharedMemory,
-    theirs: SharedMemory,
-    sends: Box<[SendChannel]>,
-    receives: Box<[ReceiveChannel]>,
+    pub(super) socket: UnixStream,
+    pub(super) mine: SharedMemory,
+    pub(super) theirs: SharedMemory,
+    pub(super) sends: Box<[SendChannel]>,
+    pub(super) receives: Box<[ReceiveChannel]>,
     /// The slots that no frame uses.
     free_slots: u32,
     lane_slots: usize,
     /// The channels on which something posted waits.
-    waiting: u32,
+    pub(super) waiting: u32,
     /// The channels on which the peer has not given back everything that was lent.
     lending: u32,
-    lender: Lender,
-    borrower: Borrower,
+    pub(super) lender: Lender,
+    pub(super) borrower: Borrower,
+    /// How each side reaches the other's ordinary memory: both or neither can.
+    pub(super) reach: Reach,
     /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
     /// has no `membarrier` that would spare it.
-    fenced: bool,
-    socket_ended: bool,
+    pub(super) fenced: bool,
+    pub(super) socket_ended: bool,
 }
 
 // SAFETY: the raw pointers inside point into the two mappings, which move with the link; the link
 // is used by one thread at a time.
 unsafe impl Send for ShmLink {}
-
-#[derive(Debug)]
-struct ReceiveChannel {
-    ring: Reader,
-    current: Option<Arrival>,
-}
 
 impl ShmLink {
     /// A link over two halves that both sides have mapped.
@@ -67,6 +64,7 @@ impl ShmLink {
         mine: SharedMemory,
         theirs: SharedMemory,
         fenced: bool,
+        reach: Reach,
     ) -> ShmLink {
         let (ours, other) = (mine.start().cast::<Half>(), theirs.start().cast::<Half>());
         let sends = (0..CHANNELS)
@@ -84,8 +82,11 @@ impl ShmLink {
             // SAFETY: as above.
             .map(|c| unsafe {
                 let lines = (&raw const (*other).lines[c]).cast();
-                let ring = Reader::new(lines, &raw const (*ours).consumed[c], LINES as u32);
-                ReceiveChannel { ring, current: None }
+                ReceiveChannel::new(Reader::new(
+                    lines,
+                    &raw const (*ours).consumed[c],
+                    LINES as u32,
+                ))
             })
             .collect();
         ShmLink {
@@ -101,6 +102,7 @@ impl ShmLink {
             lending: 0,
             lender: Lender::default(),
             borrower: Borrower::new(),
+            reach,
             fenced,
             socket_ended: false,
         }
@@ -124,6 +126,11 @@ impl ShmLink {
         len: usize,
         last: bool,
     ) -> Result<(), LinkError> {
+        let send = &mut self.sends[channel];
+        if (send.direct.is_some() || len >= LEAST_MAPPED_BYTES) && self.takes_offer(channel, tag)? {
+            // SAFETY: the caller promises `len` readable bytes.
+            return unsafe { self.post_direct(channel, tag, data, len, last) };
+        }
         let send = &mut self.sends[channel];
         send.posted_bytes += len as u64;
         if len <= INLINE_BYTES && send.queue.is_empty() && send.ring.has_room() {
@@ -165,11 +172,6 @@ impl ShmLink {
         self.lender.share(registration, &self.socket);
     }
 
-    #[inline]
-    pub(crate) fn lends(&self, data: *const u8, len: usize) -> bool {
-        self.lender.holds(data, len)
-    }
-
     pub(crate) fn lend(
         &mut self,
         channel: Channel,
@@ -181,10 +183,10 @@ impl ShmLink {
         if self.waiting & 1 << channel != 0 || !self.line_credit(channel)? {
             return Ok(false);
         }
-        let Some(loan) = self.lender.lend(data, len, &self.socket) else { return Ok(false) };
+        let Some(place) = self.place(data, len) else { return Ok(false) };
         let send = &mut self.sends[channel];
         send.posted_bytes += len as u64;
-        send.publish_loan(tag, loan, len, last);
+        send.publish_loan(tag, place, len, last);
         self.lending |= 1 << channel;
         self.wake_peer();
         Ok(true)
@@ -192,6 +194,9 @@ impl ShmLink {
 
     #[inline]
     pub(crate) fn reserve(&mut self, channel: Channel) -> Option<Slot> {
+        if let Some(direct) = self.sends[channel].direct {
+            return self.direct_slot(direct);
+        }
         if self.waiting & 1 << channel != 0 {
             return None;
         }
@@ -217,6 +222,9 @@ impl ShmLink {
         len: usize,
         last: bool,
     ) -> Result<(), LinkError> {
+        if self.sends[channel].direct.is_some() {
+            return self.commit_direct(channel, tag, len, last);
+        }
         let slot = self.sends[channel].reserved;
         assert!(slot != NONE && len <= SLOT_BYTES, "a commit follows its reserve");
         let data = self.slot(slot);
@@ -236,80 +244,6 @@ impl ShmLink {
     }
 
     #[inline]
-    pub(crate) fn arrival(&mut self, channel: Channel) -> Result<Option<Arrival>, LinkError> {
-        let receive = &mut self.receives[channel];
-        if receive.current.is_some() {
-            return Ok(receive.current);
-        }
-        let Some((meta, body)) = receive.ring.peek() else { return Ok(None) };
-        let inline = body.cast::<u64>();
-        // SAFETY: the line was peeked and is not given back; the words are read once.
-        let body = unsafe { body.read() };
-        let tag = unpack(body[0]);
-        let mut len = (meta & LEN_MASK) as usize;
-        let data = if meta & LENT != 0 {
-            len = body[3] as usize;
-            self.borrowed(Loan { id: body[1] as u32, offset: body[2] }, body[3])
-        } else if meta & IN_SLOT != 0 {
-            let slot = body[1] as usize;
-            let theirs = self.theirs.start().cast::<Half>();
-            (slot < SLOTS && len <= SLOT_BYTES).then(|| {
-                // SAFETY: the slot's number is below SLOTS.
-                unsafe { (&raw const (*theirs).slots.0[slot]).cast::<u8>() }
-            })
-        } else {
-            // The payload follows the tag.
-            (len <= INLINE_BYTES).then(|| inline.wrapping_add(1).cast::<u8>())
-        };
-        let Some(data) = data else { return Err(self.protocol("a frame that leaves its place")) };
-        let receive = &mut self.receives[channel];
-        receive.current = Some(Arrival { data, len, last: meta & LAST != 0, tag });
-        Ok(receive.current)
-    }
-
-    #[inline]
-    pub(crate) fn release(&mut self, channel: Channel, len: usize) -> Result<(), LinkError> {
-        let receive = &mut self.receives[channel];
-        let Some(current) = &mut receive.current else {
-            return Err(self.protocol("nothing to release"));
-        };
-        assert!(len <= current.len, "more released than arrived");
-        current.len -= len;
-        current.data = current.data.wrapping_add(len);
-        if current.len == 0 {
-            receive.current = None;
-            receive.ring.advance();
-            self.wake_peer_if(|parked| parked == PARKED_FOR_ROOM);
-        }
-        Ok(())
-    }
-
-    #[inline]
-    pub(crate) unsafe fn receive(
-        &mut self,
-        channel: Channel,
-        tag: Tag,
-        into: *mut u8,
-        len: usize,
-    ) -> Result<(usize, bool), LinkError> {
-        let mut done = 0;
-        while let Some(arrival) = self.arrival(channel)? {
-            if arrival.tag != tag || (done == len && arrival.len > 0) {
-                break;
-            }
-            let part = arrival.len.min(len - done);
-            // SAFETY: the arrival has `part` bytes and `into` has room for them.
-            unsafe { std::ptr::copy_nonoverlapping(arrival.data, into.add(done), part) };
-            self.release(channel, part)?;
-            done += part;
-            if arrival.last && part == arrival.len {
-                return Ok((done, true));
-            }
-        }
-        Ok((done, false))
-    }
-
-    #[inline]
     pub(crate) fn poll(&mut self, _now_ns: u64) -> Result<bool, LinkError> {
         let mut moved = false;
         let mut rest = self.waiting;
@@ -326,7 +260,7 @@ impl ShmLink {
             self.reap(channel)?;
             moved |= self.sends[channel].sent_bytes != before;
         }
-        if !moved && self.peer_is_gone() && !self.has_arrivals() {
+        if !moved && self.peer_is_gone() && !self.has_arrivals()? {
             return Err(LinkError::Closed { peer: self.peer, transport: TransportKind::Shm });
         }
         Ok(moved)
@@ -337,14 +271,12 @@ impl ShmLink {
     }
 
     pub(crate) fn set_parked(&mut self, parked: bool) {
-        // SAFETY: the half lives as long as the link.
-        let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
         let wanted = match (parked, self.waiting | self.lending) {
             (false, _) => AWAKE,
             (true, 0) => PARKED,
             (true, _) => PARKED_FOR_ROOM,
         };
-        state.parked.store(wanted, Ordering::SeqCst);
+        self.state().parked.store(wanted, Ordering::SeqCst);
         if !parked {
             self.take_in();
         }
@@ -412,7 +344,7 @@ impl ShmLink {
 
     /// Whether a line is free, after a look at the peer's counter if need be.
     #[inline]
-    fn line_credit(&mut self, channel: Channel) -> Result<bool, LinkError> {
+    pub(super) fn line_credit(&mut self, channel: Channel) -> Result<bool, LinkError> {
         Ok(self.sends[channel].ring.has_room() || {
             self.reap(channel)?;
             self.sends[channel].ring.has_room()
@@ -476,60 +408,59 @@ impl ShmLink {
 
     /// Wakes a peer that sleeps.
     #[inline]
-    fn wake_peer(&self) {
+    pub(super) fn wake_peer(&self) {
         self.wake_peer_if(|parked| parked != AWAKE);
     }
 
     /// Sends a byte to a peer that waits for what was just published or given back.
     #[inline]
-    fn wake_peer_if(&self, waits: impl FnOnce(u32) -> bool) {
+    pub(super) fn wake_peer_if(&self, waits: impl FnOnce(u32) -> bool) {
         if self.fenced {
             fence(Ordering::SeqCst);
         } else {
             // The sleeper's barrier orders what this processor does, not what the compiler does.
             compiler_fence(Ordering::SeqCst);
         }
-        // SAFETY: the half lives as long as the link.
-        let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
-        if waits(state.parked.load(Ordering::Relaxed)) {
+        if waits(self.their_state().parked.load(Ordering::Relaxed)) {
             lending::wake(&self.socket);
         }
     }
 
     /// The process at the other end, as the kernel knows it here; `None` where it will not say.
     pub fn peer_process(&self) -> Option<u32> {
-        let credentials = getsockopt(&self.socket, PeerCredentials).ok()?;
-        u32::try_from(credentials.pid()).ok().filter(|&pid| pid > 0)
+        peer_process(&self.socket)
     }
 
     fn peer_is_gone(&mut self) -> bool {
-        // SAFETY: the half lives as long as the link.
-        let state = unsafe { &(*self.theirs.start().cast::<Half>()).state };
-        self.socket_ended || state.closed.load(Ordering::Acquire) != 0
+        self.socket_ended || self.their_state().closed.load(Ordering::Acquire) != 0
     }
 
-    fn has_arrivals(&self) -> bool {
-        self.receives.iter().any(|r| r.current.is_some() || r.ring.peek().is_some())
+    fn has_arrivals(&mut self) -> Result<bool, LinkError> {
+        for channel in 0..CHANNELS {
+            let receive = &self.receives[channel];
+            let in_hand = receive.current.is_some() || receive.remote.is_some();
+            if in_hand || self.next_frame(channel)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes in what is on the socket: what woke this side, what the peer lends, and its end.
-    fn take_in(&mut self) {
+    pub(super) fn take_in(&mut self) {
         self.socket_ended |= self.borrower.take_in(&self.socket) != Socket::Open;
     }
 
-    /// First byte of a loan; its announcement is on the socket since before its first frame.
-    #[cold]
-    fn announced(&mut self, loan: Loan, len: u64) -> Option<*const u8> {
-        self.take_in();
-        self.borrower.address(loan, len)
+    pub(super) fn out_of_reach(&self, error: &std::io::Error) -> LinkError {
+        let (peer, transport) = (self.peer, TransportKind::Shm);
+        if error.raw_os_error() == Some(libc::ESRCH) {
+            return LinkError::Closed { peer, transport };
+        }
+        let reason = format!("its memory cannot be reached any more: {error}");
+        LinkError::Failed { peer, transport, reason }
     }
 
-    #[inline]
-    fn borrowed(&mut self, loan: Loan, len: u64) -> Option<*const u8> {
-        self.borrower.address(loan, len).or_else(|| self.announced(loan, len))
-    }
-
-    fn protocol(&self, reason: &str) -> LinkError {
+    pub(super) fn protocol(&self, reason: &str) -> LinkError {
         let reason = reason.to_string();
         LinkError::Protocol { peer: self.peer, transport: TransportKind::Shm, reason }
     }
@@ -537,9 +468,14 @@ impl ShmLink {
 
 impl Drop for ShmLink {
     fn drop(&mut self) {
-        // SAFETY: the half is still mapped.
-        let state = unsafe { &(*self.mine.start().cast::<Half>()).state };
-        state.closed.store(1, Ordering::Release);
+        self.state().closed.store(1, Ordering::Release);
         self.wake_peer();
+        self.withdraw_offers();
     }
+}
+
+/// The process that has the other end of a socket.
+pub(super) fn peer_process(socket: &UnixStream) -> Option<u32> {
+    let credentials = getsockopt(socket, PeerCredentials).ok()?;
+    u32::try_from(credentials.pid()).ok().filter(|&pid| pid > 0)
 }

@@ -1,16 +1,22 @@
 //! Shared memory between the ranks of one host.
 //!
 //! Tiny messages travel in one cache line (`ring`); larger ones through slots that stay in the
-//! cache, pipelined; the program's own shared memory is read in place (`lending`). The pages are
-//! sealed memory files handed over by descriptor (`layout`, `establish`), so that a container's
-//! limit on /dev/shm does not matter.
+//! cache, pipelined; the program's own shared memory is read in place (`lending`), and written in
+//! place where room for a message was offered (`direct`). Between processes that may trace each
+//! other that goes for ordinary memory, too (`reach`).
+//!
+//! The pages are sealed memory files handed over by descriptor (`layout`, `establish`), so that a
+//! container's limit on /dev/shm does not matter.
 
 mod descriptors;
+mod direct;
 mod establish;
 mod layout;
 mod lending;
 mod link;
 mod primitive;
+mod reach;
+mod receive;
 mod ring;
 mod send;
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::layout::LINES;
-use super::lending::Loan;
-use super::ring::{BODY_WORDS, Writer};
+use super::lending::Place;
+use super::ring::{BODY_WORDS, Body, Writer};
 use crate::Tag;
 
 /// Payload bytes that a line carries itself: its body less the tag.
@@ -14,6 +14,10 @@ pub(super) const INLINE_BYTES: usize = (BODY_WORDS - 1) * 8;
 pub(super) const LAST: u32 = 1 << 31;
 pub(super) const IN_SLOT: u32 = 1 << 30;
 pub(super) const LENT: u32 = 1 << 29;
+/// The line carries no payload: the writer of this line offers memory to its reader.
+pub(super) const OFFER: u32 = 1 << 28;
+/// The payload lies where the reader of this line has offered it room.
+pub(super) const WRITTEN: u32 = 1 << 27;
 pub(super) const LEN_MASK: u32 = (1 << 24) - 1;
 
 /// No slot.
@@ -34,6 +38,35 @@ pub(super) struct SendChannel {
     /// Lines from the oldest one that lends on, with their bytes: those count as sent when the
     /// peer has consumed the line, in order.
     unsettled: VecDeque<(u32, usize)>,
+    /// Number of the message that the next line belongs to, wrapping.
+    pub(super) message: u32,
+    /// Lines of that message have been published.
+    pub(super) is_open: bool,
+    /// What the peer offers for this message and later ones, in their order.
+    pub(super) offers: VecDeque<Offer>,
+    /// The offer that takes the message in hand.
+    pub(super) direct: Option<Direct>,
+}
+
+/// Room for a message in the reader's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// Number of the message on its channel, wrapping.
+    pub(super) message: u32,
+    /// The operation that the reader expects it from.
+    pub(super) tag: Tag,
+    pub(super) place: Place,
+    pub(super) len: u64,
+}
+
+/// A message on its way into an offer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Direct {
+    pub(super) offer: Offer,
+    /// Where the offer is mapped, if it is.
+    pub(super) mapped: Option<*mut u8>,
+    /// Bytes that are there.
+    pub(super) done: usize,
 }
 
 /// Bytes of the caller that wait for credit.
@@ -57,6 +90,10 @@ impl SendChannel {
             posted_bytes: 0,
             sent_bytes: 0,
             unsettled: VecDeque::with_capacity(LINES),
+            message: 0,
+            is_open: false,
+            offers: VecDeque::with_capacity(LINES),
+            direct: None,
         }
     }
 
@@ -71,6 +108,7 @@ impl SendChannel {
         last: bool,
     ) {
         self.count(len);
+        self.continue_message(last);
         let meta = len as u32 | if last { LAST } else { 0 };
         self.ring.publish(meta, |body| {
             body[0] = pack(tag);
@@ -82,6 +120,7 @@ impl SendChannel {
     #[inline]
     pub(super) fn publish_slot(&mut self, tag: Tag, slot: u8, len: usize, last: bool) {
         self.count(len);
+        self.continue_message(last);
         self.slot_of_line[self.ring.next() as usize % LINES] = slot;
         let meta = len as u32 | IN_SLOT | if last { LAST } else { 0 };
         self.ring.publish(meta, |body| {
@@ -90,15 +129,42 @@ impl SendChannel {
         });
     }
 
-    pub(super) fn publish_loan(&mut self, tag: Tag, loan: Loan, len: usize, last: bool) {
+    pub(super) fn publish_loan(&mut self, tag: Tag, place: Place, len: usize, last: bool) {
         self.unsettled.push_back((self.ring.next(), len));
+        self.continue_message(last);
         let meta = LENT | if last { LAST } else { 0 };
         self.ring.publish(meta, |body| {
             body[0] = pack(tag);
-            body[1] = u64::from(loan.id);
-            body[2] = loan.offset;
+            body[1] = u64::from(place.id);
+            body[2] = place.offset;
             body[3] = len as u64;
         });
+    }
+
+    /// Offers the peer room for a message of its.
+    pub(super) fn publish_offer(&mut self, offer: Offer) {
+        self.ring.publish(OFFER, |body| {
+            body[0] = pack(offer.tag);
+            body[1] = u64::from(offer.place.id) | u64::from(offer.message) << 32;
+            body[2] = offer.place.offset;
+            body[3] = offer.len;
+        });
+    }
+
+    /// The message in hand lies where the peer has offered it room.
+    pub(super) fn publish_written(&mut self, tag: Tag, len: usize) {
+        self.continue_message(true);
+        self.ring.publish(WRITTEN | LAST, |body| {
+            body[0] = pack(tag);
+            body[1] = len as u64;
+        });
+    }
+
+    /// A line of the message in hand is about to be published, its last one or not.
+    #[inline]
+    fn continue_message(&mut self, last: bool) {
+        self.is_open = !last;
+        self.message = self.message.wrapping_add(u32::from(last));
     }
 
     /// `part` bytes of the oldest posted piece have left.
@@ -128,11 +194,23 @@ impl SendChannel {
 
     /// Bytes of the next line, which the link does not read from the caller any more.
     #[inline]
-    fn count(&mut self, len: usize) {
+    pub(super) fn count(&mut self, len: usize) {
         if self.unsettled.is_empty() {
             self.sent_bytes += len as u64;
         } else {
             self.unsettled.push_back((self.ring.next(), len));
+        }
+    }
+}
+
+impl Offer {
+    /// The offer that a line carries.
+    pub(super) fn of(body: &Body) -> Offer {
+        Offer {
+            message: (body[1] >> 32) as u32,
+            tag: unpack(body[0]),
+            place: Place { id: body[1] as u32, offset: body[2] },
+            len: body[3],
         }
     }
 }

@@ -1,0 +1,279 @@
+//! The receiving half of a channel: the message in hand, and what the peer was offered for those that
+//! come.
+
+use std::collections::VecDeque;
+
+use super::layout::{Half, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
+use super::lending::{ORDINARY, Place};
+use super::link::ShmLink;
+use super::reach::Reach;
+use super::ring::Reader;
+use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, WRITTEN, unpack};
+use crate::{Arrival, Channel, LinkError, Tag};
+
+/// Bytes that are fetched from the peer's ordinary memory at once: small enough that they are still
+/// in the cache when they are reduced, large enough to be worth a call of the kernel. On a 2-core
+/// machine 128 KiB was best between 2 ranks, 64 to 128 KiB among 4.
+pub(super) const PIECE_BYTES: usize = 128 << 10;
+
+#[derive(Debug)]
+pub(super) struct ReceiveChannel {
+    pub(super) ring: Reader,
+    pub(super) current: Option<Arrival>,
+    /// What is left to fetch of the frame in hand, behind `current`.
+    pub(super) remote: Option<Remote>,
+    landing: Vec<u8>,
+    /// Number of the message in hand or next to come, wrapping.
+    pub(super) message: u32,
+    /// Room that the peer may write to, in the order of the messages.
+    pub(super) offered: VecDeque<Offered>,
+}
+
+/// A loan of the peer's ordinary memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Remote {
+    pub(super) address: u64,
+    pub(super) left: usize,
+    /// The frame is its message's last.
+    pub(super) last: bool,
+    pub(super) tag: Tag,
+}
+
+/// Room that was offered for a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offered {
+    pub(super) message: u32,
+    pub(super) into: *mut u8,
+    pub(super) len: usize,
+}
+
+impl ReceiveChannel {
+    pub(super) fn new(ring: Reader) -> ReceiveChannel {
+        ReceiveChannel {
+            ring,
+            current: None,
+            remote: None,
+            landing: Vec::new(),
+            message: 0,
+            offered: VecDeque::new(),
+        }
+    }
+
+    /// Room for a piece.
+    pub(super) fn landing(&mut self) -> *mut u8 {
+        // Not before it is needed: most channels never fetch anything.
+        self.landing.resize(PIECE_BYTES, 0);
+        self.landing.as_mut_ptr()
+    }
+
+    /// What was offered for the message in hand.
+    pub(super) fn room(&self) -> Option<Offered> {
+        self.offered.front().copied().filter(|offered| offered.message == self.message)
+    }
+
+    /// The message in hand has been taken whole.
+    pub(super) fn finish_message(&mut self) {
+        if self.room().is_some() {
+            self.offered.pop_front();
+        }
+        self.message = self.message.wrapping_add(1);
+    }
+}
+
+impl ShmLink {
+    #[inline]
+    pub(crate) fn arrival(&mut self, channel: Channel) -> Result<Option<Arrival>, LinkError> {
+        if self.receives[channel].current.is_none() {
+            self.load(channel)?;
+            if self.receives[channel].remote.is_some() {
+                self.fetch(channel)?;
+            }
+        }
+        Ok(self.receives[channel].current)
+    }
+
+    /// Takes the next frame in hand, if there is none and one has come.
+    #[inline]
+    fn load(&mut self, channel: Channel) -> Result<(), LinkError> {
+        let receive = &self.receives[channel];
+        if receive.current.is_some() || receive.remote.is_some() {
+            return Ok(());
+        }
+        let Some((meta, body)) = self.next_frame(channel)? else { return Ok(()) };
+        let inline = body.cast::<u64>();
+        // SAFETY: the line was peeked and is not given back; the words are read once.
+        let body = unsafe { body.read() };
+        let (tag, last) = (unpack(body[0]), meta & LAST != 0);
+        let mut len = (meta & LEN_MASK) as usize;
+        let data = if meta & LENT != 0 {
+            len = body[3] as usize;
+            let place = Place { id: body[1] as u32, offset: body[2] };
+            if place.id == ORDINARY && matches!(self.reach, Reach::Attach(_)) {
+                let remote = Remote { address: place.offset, left: len, last, tag };
+                self.receives[channel].remote = Some(remote);
+                return Ok(());
+            }
+            self.within_reach(place, body[3]).map(<*mut u8>::cast_const)
+        } else if meta & IN_SLOT != 0 {
+            let slot = body[1] as usize;
+            let theirs = self.theirs.start().cast::<Half>();
+            (slot < SLOTS && len <= SLOT_BYTES).then(|| {
+                // SAFETY: the slot's number is below SLOTS.
+                unsafe { (&raw const (*theirs).slots.0[slot]).cast::<u8>() }
+            })
+        } else if meta & WRITTEN != 0 {
+            len = body[1] as usize;
+            let room = self.receives[channel].room().filter(|room| len <= room.len);
+            room.map(|room| room.into.cast_const())
+        } else {
+            // The payload follows the tag.
+            (len <= INLINE_BYTES).then(|| inline.wrapping_add(1).cast::<u8>())
+        };
+        let Some(data) = data else { return Err(self.protocol("a frame that leaves its place")) };
+        self.receives[channel].current = Some(Arrival { data, len, last, tag });
+        Ok(())
+    }
+
+    /// Fetches the next piece of a loan of the peer's ordinary memory.
+    fn fetch(&mut self, channel: Channel) -> Result<(), LinkError> {
+        let receive = &mut self.receives[channel];
+        let Some(Remote { left, tag, .. }) = receive.remote else { return Ok(()) };
+        let part = left.min(PIECE_BYTES);
+        let data = receive.landing();
+        // SAFETY: the landing has room for a piece, and nothing that was lent from it is in use.
+        let last = unsafe { self.fetch_into(channel, data, part)? };
+        self.receives[channel].current = Some(Arrival { data, len: part, last, tag });
+        Ok(())
+    }
+
+    /// Copies the next `part` bytes of the loan in hand from the peer's ordinary memory. Returns
+    /// whether they are their message's last.
+    ///
+    /// # Safety
+    /// `into` must be writable for `part` bytes.
+    unsafe fn fetch_into(
+        &mut self,
+        channel: Channel,
+        into: *mut u8,
+        part: usize,
+    ) -> Result<bool, LinkError> {
+        let receive = &mut self.receives[channel];
+        let Some(remote) = &mut receive.remote else { return Ok(false) };
+        // SAFETY: the caller promises the destination.
+        if let Err(error) = unsafe { self.reach.read(remote.address, into, part) } {
+            return Err(self.out_of_reach(&error));
+        }
+        remote.address += part as u64;
+        remote.left -= part;
+        let ended = remote.left == 0;
+        let last = remote.last && ended;
+        if ended {
+            receive.remote = None;
+        }
+        Ok(last)
+    }
+
+    #[inline]
+    pub(crate) fn release(&mut self, channel: Channel, len: usize) -> Result<(), LinkError> {
+        let receive = &mut self.receives[channel];
+        let Some(current) = &mut receive.current else {
+            return Err(self.protocol("nothing to release"));
+        };
+        assert!(len <= current.len, "more released than arrived");
+        current.len -= len;
+        current.data = current.data.wrapping_add(len);
+        if current.len == 0 {
+            let last = current.last;
+            receive.current = None;
+            if receive.remote.is_none() {
+                self.finish_frame(channel, last);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the frame in hand back, all of which has been taken.
+    #[inline]
+    fn finish_frame(&mut self, channel: Channel, last: bool) {
+        let receive = &mut self.receives[channel];
+        receive.ring.advance();
+        if last {
+            receive.finish_message();
+        }
+        self.wake_peer_if(|parked| parked == PARKED_FOR_ROOM);
+    }
+
+    /// Whether the frame in hand is a loan that is fetched best to where it is wanted.
+    #[inline]
+    pub(crate) fn receives_directly(&mut self, channel: Channel) -> bool {
+        let receive = &mut self.receives[channel];
+        if receive.current.is_none() {
+            // An error shows again when the frame is looked at.
+            let _ = self.load(channel);
+        }
+        let receive = &self.receives[channel];
+        receive.current.is_none() && receive.remote.is_some()
+    }
+
+    #[inline]
+    pub(crate) unsafe fn receive(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        into: *mut u8,
+        len: usize,
+    ) -> Result<(usize, bool), LinkError> {
+        let mut done = 0;
+        loop {
+            if self.receives_directly(channel)
+                && let Some(remote) = self.receives[channel].remote
+            {
+                let part = remote.left.min(len - done);
+                if remote.tag != tag || part == 0 {
+                    break;
+                }
+                // SAFETY: `into` has room for `len` bytes.
+                let last = unsafe { self.fetch_into(channel, into.add(done), part)? };
+                done += part;
+                if self.receives[channel].remote.is_none() {
+                    self.finish_frame(channel, last);
+                }
+                if last {
+                    return Ok((done, true));
+                }
+                continue;
+            }
+            let Some(arrival) = self.arrival(channel)? else { break };
+            if arrival.tag != tag || (done == len && arrival.len > 0) {
+                break;
+            }
+            let part = arrival.len.min(len - done);
+            // SAFETY: the arrival has `part` bytes and `into` has room for them; it may be what was
+            // offered for this message.
+            unsafe { std::ptr::copy(arrival.data, into.add(done), part) };
+            self.release(channel, part)?;
+            done += part;
+            if arrival.last && part == arrival.len {
+                return Ok((done, true));
+            }
+        }
+        Ok((done, false))
+    }
+
+    /// First byte of a range in memory of the peer; its announcement is on the socket since before
+    /// the first frame that names it.
+    #[cold]
+    fn announced(&mut self, place: Place, len: u64) -> Option<*mut u8> {
+        self.take_in();
+        self.borrower.address(place, len)
+    }
+
+    /// First byte of a range of the peer's memory, where it needs no copying.
+    #[inline]
+    pub(super) fn within_reach(&mut self, place: Place, len: u64) -> Option<*mut u8> {
+        if place.id == ORDINARY {
+            return (self.reach == Reach::Same).then_some(place.offset as *mut u8);
+        }
+        self.borrower.address(place, len).or_else(|| self.announced(place, len))
+    }
+}
