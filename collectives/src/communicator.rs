@@ -253,7 +253,7 @@ impl Communicator {
     /// Sends `buffer` to `peer`, which calls [`Communicator::receive`] with the same count and
     /// type. Returns when the buffer may be written again.
     ///
-    /// A message of more than a few hundred KiB waits for its receiver. Two ranks that both send
+    /// A message of more than 256 KiB may wait for its receiver. Two ranks that both send
     /// before they receive would then wait for each other, until the deadline: let one of them
     /// receive first.
     ///

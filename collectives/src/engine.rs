@@ -154,7 +154,10 @@ impl Engine {
         let tag = Tag { sequence, digest: operation.digest() };
         // SAFETY: the caller's promise is passed on.
         unsafe { operation.start(tag, input, output, &mut self.wiring.links) };
-        let result = self.driver.drive(operation, named, &mut self.wiring.links);
+        let mut links = InUse { links: &mut self.wiring.links, is_over: false };
+        let result = self.driver.drive(operation, named, links.links);
+        links.is_over = true;
+        drop(links);
         match result {
             Ok(()) => {
                 self.driver.recorder.end(ticket);
@@ -238,10 +241,31 @@ impl Engine {
     fn fail(&mut self, error: Error) -> Error {
         let verdict = self.driver.abort.verdict().map(Error::Verdict);
         let error = verdict.unwrap_or(error);
-        self.wiring.links.iter_mut().for_each(|link| *link = None);
+        drop_all(&mut self.wiring.links);
         self.failed = Some(error.clone());
         error
     }
+}
+
+/// The links while an operation runs. Should it panic, peers must not reach the caller's memory any
+/// more, which the unwinding frees.
+struct InUse<'a> {
+    links: &'a mut [Option<Link>],
+    is_over: bool,
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            drop_all(self.links);
+        }
+    }
+}
+
+/// Drops the links: when this returns, nothing reads or writes the memory of any operation.
+fn drop_all(links: &mut [Option<Link>]) {
+    links.iter_mut().flatten().for_each(Link::withdraw);
+    links.iter_mut().for_each(|link| *link = None);
 }
 
 impl Prepared {

@@ -68,6 +68,29 @@ fn small_messages_wait_for_their_receivers() {
     }
 }
 
+/// Whatever memory it is in.
+#[test]
+fn two_ranks_may_both_send_first_what_the_slots_hold() {
+    const COUNT: usize = (256 << 10) / size_of::<i32>();
+    for transports in TRANSPORTS {
+        on_ranks(2, transports, |communicator| {
+            let peer = 1 - communicator.rank();
+            let mut allocated = communicator.alloc::<i32>(COUNT).expect("memory");
+            let mut received = vec![0; COUNT];
+            for turn in 0..5 {
+                allocated.fill(communicator.rank() as i32 + turn);
+                communicator.send(&allocated, peer).expect("sent");
+                let ordinary = allocated.to_vec();
+                communicator.receive(&mut received, peer).expect("received");
+                assert_eq!(received, vec![peer as i32 + turn; COUNT]);
+                communicator.send(&ordinary, peer).expect("sent");
+                communicator.receive(&mut received, peer).expect("received");
+                assert_eq!(received, vec![peer as i32 + turn; COUNT]);
+            }
+        });
+    }
+}
+
 #[test]
 fn a_ring_of_messages_with_one_rank_receiving_first() {
     for transports in TRANSPORTS {

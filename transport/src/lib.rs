@@ -20,6 +20,6 @@ pub mod tcp;
 pub mod wait;
 
 pub use link::{
-    Arrival, CHANNELS, Channel, Link, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag,
-    TransportKind,
+    Arrival, CHANNELS, Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, MAX_LANES, POINT_TO_POINT,
+    Slot, Tag, TransportKind,
 };

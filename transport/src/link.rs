@@ -28,6 +28,10 @@ pub const MAX_LANES: usize = 16;
 /// The channel of send and receive, apart from the lanes of collectives.
 pub const POINT_TO_POINT: Channel = MAX_LANES;
 
+/// No link lends or takes less in place: naming a range, and waiting until the peer has read it, costs
+/// more than copying.
+pub const LEAST_IN_PLACE_BYTES: usize = 16 << 10;
+
 /// Channels of a link.
 pub const CHANNELS: usize = MAX_LANES + 1;
 
@@ -201,10 +205,11 @@ impl Link {
         }
     }
 
-    /// Whether [`Link::lend`] may lend this range.
+    /// Whether [`Link::lend`] may lend this range on a channel. On [`POINT_TO_POINT`] only what the
+    /// slots do not hold, since the receiver may come much later.
     #[inline]
-    pub fn lends(&self, data: *const u8, len: usize) -> bool {
-        matches!(self, Link::Shm(link) if link.lends(data, len))
+    pub fn lends(&self, channel: Channel, data: *const u8, len: usize) -> bool {
+        matches!(self, Link::Shm(link) if link.lends(channel, data, len))
     }
 
     /// As [`Link::post`], where the peer can reach the range: it reads it in place, and it
@@ -251,13 +256,40 @@ impl Link {
         }
     }
 
-    /// Whether the peer has offered room for the next message of a channel, of operation `tag`:
-    /// then [`Link::reserve`] gives that room where it is mapped, and [`Link::post`] writes there.
+    /// Whether the next message of a channel, of operation `tag` and `len` bytes, goes to room that
+    /// the peer has offered for it: then [`Link::reserve`] gives that room where it is mapped, and
+    /// [`Link::post`] writes there. To be asked before its first byte is sent.
     #[inline]
-    pub fn takes_offer(&mut self, channel: Channel, tag: Tag) -> Result<bool, LinkError> {
+    pub fn takes_offer(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        len: usize,
+    ) -> Result<bool, LinkError> {
         match self {
-            Link::Shm(link) => link.takes_offer(channel, tag),
+            Link::Shm(link) => link.takes_offer(channel, tag, len),
             Link::Tcp(_) | Link::Sim(_) => Ok(false),
+        }
+    }
+
+    /// Whether the message in hand goes to room that the peer has offered.
+    #[inline]
+    pub fn is_direct(&self, channel: Channel) -> bool {
+        matches!(self, Link::Shm(link) if link.is_direct(channel))
+    }
+
+    /// What was reserved and not committed will not be written: the operation has failed.
+    pub fn cancel_reserved(&mut self) {
+        if let Link::Shm(link) = self {
+            link.cancel_reserved();
+        }
+    }
+
+    /// Withdraws what this side has lent and offered, before the link is dropped: with several
+    /// links, so that none waits for a peer that waits for another one.
+    pub fn withdraw(&mut self) {
+        if let Link::Shm(link) = self {
+            link.withdraw();
         }
     }
 

@@ -42,13 +42,22 @@ impl PidFd {
     /// # Errors
     /// `EPERM` where that is not allowed. A process that has ended already is no error.
     pub fn kill(&self) -> io::Result<()> {
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Whether [`PidFd::kill`] is allowed.
+    pub fn may_kill(&self) -> bool {
+        self.signal(0).is_ok()
+    }
+
+    fn signal(&self, number: libc::c_int) -> io::Result<()> {
         let no_info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: a null `siginfo` is allowed and means the same as for `kill`.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.descriptor.as_raw_fd(),
-                libc::SIGKILL,
+                number,
                 no_info,
                 0,
             )

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
-use nix::sched::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::Link;
@@ -80,7 +80,8 @@ pub struct WaitPolicy {
     most_spins: u32,
     /// Waits in a row that were over as soon as another had this processor for a moment.
     handed_over: u32,
-    /// So many of them, and this thread moves.
+    /// So many of them, and this thread moves; each time it takes twice as many, as moving may not
+    /// be what helps.
     patience: u32,
 }
 
@@ -127,8 +128,11 @@ impl WaitPolicy {
             self.handed_over += 1;
             if self.handed_over >= self.patience {
                 self.handed_over = 0;
+                self.patience = self.patience.saturating_mul(2);
                 move_to_another_processor();
             }
+        } else if wait.yields > 0 {
+            self.handed_over = 0;
         }
     }
 
@@ -166,9 +170,17 @@ fn move_to_another_processor() {
     let this = Pid::from_raw(0);
     let Ok(allowed) = sched_getaffinity(this) else { return };
     let mut others = allowed;
-    if sched_getcpu().and_then(|here| others.unset(here)).is_ok() {
-        // Where there is no other one, this fails, and changes nothing.
-        let _ = sched_setaffinity(this, &others);
+    let is_elsewhere = sched_getcpu().and_then(|here| others.unset(here));
+    // Where there is no other one, this fails, and changes nothing.
+    if is_elsewhere.and_then(|()| sched_setaffinity(this, &others)).is_err() {
+        return;
+    }
+    // A thread that was not bound must not be bound to what its group has now: asked for all, it
+    // gets those, and follows when the group gets others. One that was bound is bound again.
+    let mut all = CpuSet::new();
+    (0..CpuSet::count()).for_each(|processor| _ = all.set(processor));
+    let widened = sched_setaffinity(this, &all).and_then(|()| sched_getaffinity(this));
+    if widened != Ok(allowed) {
         let _ = sched_setaffinity(this, &allowed);
     }
 }
@@ -258,6 +270,27 @@ mod tests {
             assert_eq!(wait(&mut policy, Some(looks)), looks);
         }
         assert_eq!(wait(&mut policy, None), MOST_SPINS + 1);
+    }
+
+    #[test]
+    fn moving_that_does_not_help_becomes_rare() {
+        let mut policy = policy(MOST_SPINS);
+        let first_yield = HAND_OVER.start;
+        let answered =
+            Wait { looks: 65, yielding_since: Some(Instant::now()), yields: 1, first_yield };
+        let slept = Wait { yields: 9, ..answered };
+        let waits = |policy: &mut WaitPolicy| {
+            let before = policy.patience;
+            (1..).find(|_| {
+                policy.found(&answered);
+                policy.patience != before
+            })
+        };
+        assert_eq!(waits(&mut policy), Some(PATIENCE));
+        assert_eq!(waits(&mut policy), Some(2 * PATIENCE));
+        (1..4 * PATIENCE).for_each(|_| policy.found(&answered));
+        policy.found(&slept);
+        assert_eq!(waits(&mut policy), Some(4 * PATIENCE), "they are counted in a row");
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod tests;
 pub use geometry::{ByteSpan, Geometry};
 
 use ringtree_plan::{Action, Destination, Program, Source, Span};
-use ringtree_transport::{Channel, Link, LinkError, Tag};
+use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
 
 use crate::DataType;
 use crate::reduce::Kernel;
@@ -103,7 +103,7 @@ impl Operation {
         let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
         let peers = peers(&program);
         let lends = !program.actions.iter().any(is_guard);
-        let is_worth_it = lends && geometry.longest_chunk_bytes() >= moves::LEAST_LOAN_BYTES;
+        let is_worth_it = lends && geometry.longest_chunk_bytes() >= LEAST_IN_PLACE_BYTES;
         Operation {
             scratch: Scratch::new(lanes * geometry.scratch_bytes()),
             lanes: (0..lanes)
@@ -179,6 +179,15 @@ impl Operation {
     /// A link that a lane waits for failed, or a peer called something else.
     #[inline]
     pub fn poll(&mut self, links: &mut [Option<Link>], now_ns: u64) -> Result<Status, Fault> {
+        let status = self.try_poll(links, now_ns);
+        if status.is_err() {
+            links.iter_mut().flatten().for_each(Link::cancel_reserved);
+        }
+        status
+    }
+
+    #[inline]
+    fn try_poll(&mut self, links: &mut [Option<Link>], now_ns: u64) -> Result<Status, Fault> {
         let mut done = true;
         let mut moved = false;
         for lane in 0..self.lanes.len() {

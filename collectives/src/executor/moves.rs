@@ -1,13 +1,10 @@
 //! One action after the other: folds what has arrived, slice by slice, into memory and onto links.
 
 use ringtree_plan::{Action, Destination, Source, Space, Span};
-use ringtree_transport::{Arrival, Link};
+use ringtree_transport::{Arrival, Channel, Link};
 
 use super::{Fault, Offer, Operation};
 use crate::reduce;
-
-/// Shorter pieces are copied: waiting until the peer has read them costs more.
-pub(super) const LEAST_LOAN_BYTES: usize = 16 << 10;
 
 /// A move of the action in hand, taken apart.
 #[derive(Clone, Copy)]
@@ -146,12 +143,26 @@ impl Operation {
         links: &mut [Option<Link>],
     ) -> Result<Outcome, Fault> {
         let start = self.address(lane, span);
+        self.take_offers(lane, mv, links)?;
         for index in mv.destinations.0..mv.destinations.1 {
             if let Destination::Send { peer, .. } = self.program.destinations[index] {
                 self.post(lane, peer, start, mv.total_bytes, true, links)?;
             }
         }
         Ok(Outcome::Complete)
+    }
+
+    /// Before the first byte of an action's messages is sent: some may go where the peers want them.
+    #[inline]
+    fn take_offers(&self, lane: usize, mv: &Move, links: &mut [Option<Link>]) -> Result<(), Fault> {
+        for index in mv.destinations.0..mv.destinations.1 {
+            if let Destination::Send { peer, .. } = self.program.destinations[index] {
+                let channel = self.lanes[lane].channel;
+                let taken = link(links, peer).takes_offer(channel, self.tag, mv.total_bytes);
+                taken.map_err(Fault::Link)?;
+            }
+        }
+        Ok(())
     }
 
     /// Receives a message straight into memory of this rank, and forwards what has come.
@@ -165,6 +176,9 @@ impl Operation {
     ) -> Result<Outcome, Fault> {
         let channel = self.lanes[lane].channel;
         let mut moved = false;
+        if self.lanes[lane].done_bytes == 0 {
+            self.take_offers(lane, mv, links)?;
+        }
         loop {
             let done = self.lanes[lane].done_bytes;
             let (into, rest) = (start.wrapping_add(done), mv.total_bytes - done);
@@ -262,13 +276,12 @@ impl Operation {
         for index in mv.destinations.0..mv.destinations.1 {
             if let Destination::Send { peer, .. } = self.program.destinations[index] {
                 let link = link(links, peer);
-                let offered = self.lends
-                    && mv.total_bytes >= LEAST_LOAN_BYTES
-                    && link.takes_offer(channel, self.tag).map_err(Fault::Link)?;
+                let offered = link.takes_offer(channel, self.tag, mv.total_bytes);
+                let offered = offered.map_err(Fault::Link)?;
                 // What is written here anyway, and the peer can read in place, needs no slot.
                 let lent = !offered
                     && own.is_some_and(|(start, backing)| {
-                        !backing && self.may_lend(link, start, mv.total_bytes)
+                        !backing && self.may_lend(link, channel, start, mv.total_bytes)
                     });
                 let slot = if lent { None } else { link.reserve(channel) };
                 self.slotted.push(slot.is_some());
@@ -352,9 +365,8 @@ impl Operation {
         // and the lane does not finish its round before they have left; that no step writes them
         // before, the plan's proof says.
         let result = unsafe {
-            if !(len >= LEAST_LOAN_BYTES
-                && link.takes_offer(channel, self.tag).map_err(Fault::Link)?)
-                && self.may_lend(link, data, len)
+            if !link.is_direct(channel)
+                && self.may_lend(link, channel, data, len)
                 && link.lend(channel, self.tag, data, len, last).map_err(Fault::Link)?
             {
                 Ok(())
@@ -369,8 +381,8 @@ impl Operation {
 
     /// Whether the peer may read these bytes in place.
     #[inline]
-    fn may_lend(&self, link: &Link, data: *const u8, len: usize) -> bool {
-        self.lends && len >= LEAST_LOAN_BYTES && link.lends(data, len)
+    fn may_lend(&self, link: &Link, channel: Channel, data: *const u8, len: usize) -> bool {
+        self.lends && link.lends(channel, data, len)
     }
 
     /// The next slice of a peer, if it is there and of this call.

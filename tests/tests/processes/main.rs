@@ -2,6 +2,7 @@
 
 mod costs;
 mod deaths;
+mod exchanges;
 mod joining;
 mod mismatches;
 mod stalls;

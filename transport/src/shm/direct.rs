@@ -8,20 +8,20 @@
 //!
 //! The offered memory is the program's own, and must be left alone once the operation has failed:
 //! before it writes, a sender says so in its half of the link, and looks whether the receiver has
-//! closed the link; the receiver closes the link, and waits until nobody writes.
+//! closed the link; the receiver closes the link, and waits until nobody writes. A process that has
+//! stopped in the midst of that is ended, so that only those are offered anything that can be.
 
 use std::sync::atomic::{Ordering, compiler_fence, fence};
 use std::time::{Duration, Instant};
 
-use super::layout::{Half, State};
+use super::layout::{Half, PARKED_FOR_ROOM, SLOT_BYTES, State};
 use super::lending::{ORDINARY, Place};
-use super::link::ShmLink;
+use super::link::{POINT_TO_POINT_SLOTS, ShmLink};
 use super::reach::Reach;
 use super::receive::Offered;
 use super::ring::Body;
 use super::send::{Direct, OFFER, Offer};
-use crate::{Channel, LinkError, Slot, Tag};
-use crate::{process::PidFd, wait};
+use crate::{Channel, LEAST_IN_PLACE_BYTES, LinkError, POINT_TO_POINT, Slot, Tag, wait};
 
 /// Offers of a channel that may be outstanding at most: a peer that makes more is broken. A program
 /// makes one an action.
@@ -30,8 +30,9 @@ const MOST_OFFERS: usize = 1 << 16;
 /// Shorter ranges of ordinary memory go through slots: a call of the kernel costs more.
 const LEAST_ATTACHED_BYTES: usize = 32 << 10;
 
-/// And shorter ones of mapped memory: naming them costs more than copying.
-pub(super) const LEAST_MAPPED_BYTES: usize = 16 << 10;
+/// What is sent to a peer that may come later goes through slots as long as they hold it: a loan
+/// would have the sender wait.
+const MOST_UNAWAITED_BYTES: usize = POINT_TO_POINT_SLOTS * SLOT_BYTES;
 
 /// Bytes that are copied between two looks whether the receiver still wants them.
 const STRETCH_BYTES: usize = 1 << 20;
@@ -39,23 +40,40 @@ const STRETCH_BYTES: usize = 1 << 20;
 /// How long a peer may go on writing to withdrawn memory before its process is ended.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long a process that was killed may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
 impl ShmLink {
     /// Whether the peer can reach a range of this side's memory in place, and it is worth it.
     #[inline]
-    pub(crate) fn lends(&self, data: *const u8, len: usize) -> bool {
+    pub(crate) fn lends(&self, channel: Channel, data: *const u8, len: usize) -> bool {
+        if channel == POINT_TO_POINT && len <= MOST_UNAWAITED_BYTES {
+            return false;
+        }
         let ordinary = match self.reach {
             Reach::Nothing => usize::MAX,
             Reach::Attach(_) => LEAST_ATTACHED_BYTES,
-            Reach::Same => LEAST_MAPPED_BYTES,
+            Reach::Same => LEAST_IN_PLACE_BYTES,
         };
-        len >= ordinary || len >= LEAST_MAPPED_BYTES && self.lender.holds(data, len)
+        len >= ordinary || len >= LEAST_IN_PLACE_BYTES && self.lender.holds(data, len)
     }
 
     /// The name of a range of this side's memory, if the peer can reach it.
     pub(super) fn place(&mut self, data: *const u8, len: usize) -> Option<Place> {
         let lent = self.lender.lend(data, len, &self.socket);
-        let ordinary = || Place { id: ORDINARY, offset: data as u64 };
-        lent.or_else(|| (self.reach != Reach::Nothing).then(ordinary))
+        lent.or_else(|| {
+            let is_reached = match self.reach {
+                Reach::Nothing => false,
+                Reach::Same => true,
+                Reach::Attach(_) => self.attachable.holds(data, len),
+            };
+            is_reached.then_some(Place { id: ORDINARY, offset: data as u64 })
+        })
+    }
+
+    /// Whether this side could keep the peer from writing on.
+    fn can_be_withdrawn(&self) -> bool {
+        self.reach == Reach::Same || self.process.is_some()
     }
 
     pub(crate) unsafe fn offer(
@@ -66,7 +84,10 @@ impl ShmLink {
         into: *mut u8,
         len: usize,
     ) -> Result<(), LinkError> {
-        if !self.lends(into, len) || !self.line_credit(channel)? {
+        // The last line is kept for a message: a peer that sleeps is woken by it, and whoever waits
+        // for room then waits for somebody who is awake.
+        let has_room = self.line_credit(channel)? && self.sends[channel].ring.room() > 1;
+        if !has_room || !self.can_be_withdrawn() || !self.lends(channel, into, len) {
             return Ok(());
         }
         let Some(place) = self.place(into, len) else { return Ok(()) };
@@ -89,12 +110,14 @@ impl ShmLink {
                 Some((meta, body)) if meta & OFFER != 0 => {
                     // SAFETY: the line was peeked and is not given back; the words are read once.
                     let offer = Offer::of(&unsafe { body.read() });
-                    let offers = &mut self.sends[channel].offers;
-                    if offers.len() == MOST_OFFERS {
+                    let send = &mut self.sends[channel];
+                    send.forget_past_offers();
+                    if send.offers.len() == MOST_OFFERS {
                         return Err(self.protocol("more offers than any operation makes"));
                     }
-                    offers.push_back(offer);
+                    send.offers.push_back(offer);
                     self.receives[channel].ring.advance();
+                    self.wake_peer_if(|parked| parked == PARKED_FOR_ROOM);
                 }
                 frame => return Ok(frame),
             }
@@ -102,33 +125,41 @@ impl ShmLink {
     }
 
     #[inline]
-    pub(crate) fn takes_offer(&mut self, channel: Channel, tag: Tag) -> Result<bool, LinkError> {
+    pub(crate) fn takes_offer(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        len: usize,
+    ) -> Result<bool, LinkError> {
         if self.sends[channel].direct.is_some() {
             return Ok(true);
         }
         let is_begun = self.sends[channel].is_open || self.waiting & 1 << channel != 0;
         // The message's last line must find room whenever it is written.
-        if is_begun || !self.line_credit(channel)? {
+        if is_begun || len < LEAST_IN_PLACE_BYTES || !self.line_credit(channel)? {
             return Ok(false);
         }
         self.next_frame(channel)?;
         let send = &mut self.sends[channel];
-        let message = send.message;
-        while let Some(offer) = send.offers.front().copied() {
-            // It was for a message that has gone another way.
-            let is_past = message.wrapping_sub(offer.message) as i32 > 0;
-            let is_next = offer.message == message;
-            if is_past || is_next {
-                send.offers.pop_front();
-            }
-            if is_next && offer.tag == tag {
-                return self.begin_direct(channel, offer).map(|()| true);
-            }
-            if !is_past {
-                break;
-            }
+        send.forget_past_offers();
+        let next = send.offers.front().copied();
+        let Some(offer) = next.filter(|offer| offer.message == send.message) else {
+            return Ok(false);
+        };
+        send.offers.pop_front();
+        if offer.tag != tag {
+            return Ok(false);
         }
-        Ok(false)
+        if offer.len != len as u64 {
+            return Err(self.protocol("room of another length than its message has"));
+        }
+        self.begin_direct(channel, offer)?;
+        Ok(true)
+    }
+
+    #[inline]
+    pub(crate) fn is_direct(&self, channel: Channel) -> bool {
+        self.sends[channel].direct.is_some()
     }
 
     fn begin_direct(&mut self, channel: Channel, offer: Offer) -> Result<(), LinkError> {
@@ -185,15 +216,12 @@ impl ShmLink {
         last: bool,
     ) -> Result<(), LinkError> {
         let Some(direct) = self.sends[channel].direct else { return Ok(()) };
-        if direct.done + len > direct.offer.len as usize {
-            return Err(self.protocol("less room offered than its message takes"));
-        }
+        assert!(direct.done + len <= direct.offer.len as usize, "a message is as long as was said");
         let mut done = 0;
         while done < len {
             let part = (len - done).min(STRETCH_BYTES);
             if !self.begin_writing() {
-                // Nobody will read it.
-                return Ok(());
+                return Err(self.closed());
             }
             let from = data.wrapping_add(done);
             // SAFETY: the caller promises the source; the peer has offered the destination and
@@ -237,25 +265,43 @@ impl ShmLink {
         !withdrawn
     }
 
-    /// Once the link is closed: waits until the peer does not write to what it was offered.
-    pub(super) fn withdraw_offers(&mut self) {
+    /// What was reserved of the peer's memory will not be written.
+    pub(crate) fn cancel_reserved(&mut self) {
         self.state().writing.store(0, Ordering::Release);
+    }
+
+    /// Tells the peer that this side takes and gives nothing more.
+    pub(crate) fn withdraw(&mut self) {
+        self.cancel_reserved();
+        self.state().closed.store(1, Ordering::Release);
+        // Before anything else is written to what was lent: see `is_withdrawn`.
+        fence(Ordering::SeqCst);
+        self.wake_peer();
+    }
+
+    /// Whether the peer has withdrawn what it lent, asked after that was read: then it may have been
+    /// written since.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        fence(Ordering::Acquire);
+        self.their_state().closed.load(Ordering::Acquire) != 0
+    }
+
+    /// Once this side has withdrawn: waits until the peer does not write to what it was offered.
+    pub(super) fn await_last_write(&mut self) {
         if self.receives.iter().all(|receive| receive.offered.is_empty()) {
             return;
         }
-        fence(Ordering::SeqCst);
         wait::order_all_processors();
         let began = Instant::now();
-        let mut ended = false;
         while self.their_state().writing.load(Ordering::Acquire) != 0 {
-            self.take_in();
-            // Twice the limit: its process cannot be ended either.
-            if self.socket_ended || began.elapsed() > 2 * WITHDRAW_LIMIT {
-                return;
-            }
-            if began.elapsed() > WITHDRAW_LIMIT && !ended {
-                ended = true;
-                self.end_peer();
+            // A thread of this process copies its stretch to the end.
+            if let Some(process) = &self.process {
+                if process.has_ended().unwrap_or(false) {
+                    return;
+                }
+                if began.elapsed() > WITHDRAW_LIMIT {
+                    return self.end_peer();
+                }
             }
             std::thread::yield_now();
         }
@@ -263,13 +309,11 @@ impl ShmLink {
 
     /// A process that has stopped half-way through a write would go on with it when it wakes.
     fn end_peer(&self) {
-        if self.reach == Reach::Same {
-            return;
-        }
-        let process = self.peer_process().and_then(|pid| PidFd::open(pid).ok());
-        if let Some(process) = process {
-            tracing::warn!("rank {} holds on to withdrawn memory: ending its process", self.peer);
-            let _ = process.kill();
+        let Some(process) = &self.process else { return };
+        tracing::warn!("rank {} holds on to withdrawn memory: ending its process", self.peer);
+        let ended = process.kill().and_then(|()| process.wait_ended(Instant::now() + END_LIMIT));
+        if !matches!(ended, Ok(true)) {
+            tracing::error!("the process of rank {} does not end: {ended:?}", self.peer);
         }
     }
 
@@ -292,7 +336,10 @@ impl ShmLink {
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use nix::unistd::Pid;
+
     use super::*;
+    use crate::process::PidFd;
 
     const LEN: usize = 100_000;
     const TAG: Tag = Tag { sequence: 3, digest: 9 };
@@ -340,9 +387,11 @@ mod tests {
         offer(&mut receiver, 1, &mut room);
         post(&mut sender, TAG, &first);
         assert_eq!(take(&mut sender, &mut receiver, &nowhere), (first.clone(), false));
+        assert!(sender.takes_offer(0, TAG, LEN).unwrap());
         post(&mut sender, TAG, &second);
         assert_eq!(take(&mut sender, &mut receiver, &room), (second, true));
         // An offer is for one message.
+        assert!(!sender.takes_offer(0, TAG, LEN).unwrap());
         post(&mut sender, TAG, &first);
         assert_eq!(take(&mut sender, &mut receiver, &room), (first, false));
         assert!(receiver.receives[0].offered.is_empty() && sender.sends[0].direct.is_none());
@@ -354,7 +403,7 @@ mod tests {
         let mut room = vec![0; LEN];
         offer(&mut receiver, 0, &mut room);
         for (value, last) in [(5, false), (6, true)] {
-            assert!(sender.takes_offer(0, TAG).unwrap());
+            assert!(sender.takes_offer(0, TAG, LEN).unwrap());
             let slot = sender.reserve(0).unwrap();
             // SAFETY: the room is as long as two halves.
             unsafe { slot.data.write_bytes(value, LEN / 2) };
@@ -370,7 +419,7 @@ mod tests {
         let (mut sender, mut receiver) = pair();
         let (data, mut room) = (vec![7; LEN], vec![0; LEN]);
         offer(&mut receiver, 0, &mut room);
-        assert!(!sender.takes_offer(0, OTHER).unwrap());
+        assert!(!sender.takes_offer(0, OTHER, LEN).unwrap());
         post(&mut sender, OTHER, &data);
         assert_eq!(receiver.arrival(0).unwrap().unwrap().tag, OTHER);
         drop(receiver);
@@ -384,7 +433,7 @@ mod tests {
         post(&mut sender, TAG, &data);
         offer(&mut receiver, 0, &mut room);
         assert_eq!(take(&mut sender, &mut receiver, &room), (data, false));
-        assert!(!sender.takes_offer(0, TAG).unwrap());
+        assert!(!sender.takes_offer(0, TAG, LEN).unwrap());
         assert!(receiver.receives[0].offered.is_empty() && sender.sends[0].offers.is_empty());
     }
 
@@ -393,10 +442,12 @@ mod tests {
         let (mut sender, mut receiver) = pair();
         let (data, mut room) = (vec![7; LEN], vec![0; LEN]);
         offer(&mut receiver, 0, &mut room);
-        assert!(sender.takes_offer(0, TAG).unwrap());
+        assert!(sender.takes_offer(0, TAG, LEN).unwrap());
         drop(receiver);
         assert!(sender.reserve(0).is_none());
-        post(&mut sender, TAG, &data);
+        // SAFETY: the data outlives the link.
+        let posted = unsafe { sender.post(0, TAG, data.as_ptr(), data.len(), true) };
+        assert!(matches!(posted, Err(LinkError::Closed { .. })), "{posted:?}");
         assert_eq!(room, [0; LEN]);
     }
 
@@ -405,7 +456,7 @@ mod tests {
         let (mut sender, mut receiver) = pair();
         let mut room = vec![0; LEN];
         offer(&mut receiver, 0, &mut room);
-        assert!(sender.takes_offer(0, TAG).unwrap());
+        assert!(sender.takes_offer(0, TAG, LEN).unwrap());
         let slot = sender.reserve(0).unwrap();
         let withdrawn = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -422,5 +473,132 @@ mod tests {
             sender.commit(0, TAG, LEN, true).unwrap();
         });
         assert_eq!(room, [5; LEN]);
+    }
+
+    #[test]
+    fn offers_that_nobody_takes_pile_up_nowhere() {
+        let (mut sender, mut receiver) = pair();
+        let (data, mut room) = (vec![7; 100], vec![0; LEN]);
+        for _ in 0..1000 {
+            offer(&mut receiver, 0, &mut room);
+            post(&mut sender, TAG, &data);
+            assert_eq!(take(&mut sender, &mut receiver, &room), (data.clone(), false));
+            // It looks for messages of the other, and never for offers.
+            assert!(sender.arrival(0).unwrap().is_none());
+        }
+        assert!(sender.sends[0].offers.len() <= 1 && receiver.receives[0].offered.is_empty());
+    }
+
+    #[test]
+    fn offers_leave_room_for_a_message_that_wakes_the_peer() {
+        let (mut sender, mut receiver) = pair();
+        let mut rooms = vec![vec![0; LEN]; 40];
+        for (ahead, room) in rooms.iter_mut().enumerate() {
+            offer(&mut receiver, ahead as u32, room);
+        }
+        assert!(receiver.receives[0].offered.len() < rooms.len());
+        sender.set_parked(true);
+        post(&mut receiver, TAG, b"hello");
+        assert!(!receiver.is_waiting(0), "a line was left");
+        assert!(is_woken(&sender));
+        // And the other way round: whoever waits for a line is woken when the offers are taken in.
+        for number in 0..2 {
+            post(&mut receiver, TAG, &vec![number; LEN]);
+        }
+        receiver.set_parked(true);
+        assert!(receiver.is_waiting(0) && !is_woken(&receiver));
+        assert_eq!(sender.arrival(0).unwrap().unwrap().len, 5);
+        assert!(is_woken(&receiver));
+    }
+
+    fn is_woken(link: &ShmLink) -> bool {
+        let (socket, _) = link.descriptor().unwrap();
+        let mut entry = libc::pollfd { fd: socket, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, as said.
+        unsafe { libc::poll(&raw mut entry, 1, 0) == 1 }
+    }
+
+    #[test]
+    fn room_of_another_length_breaks_the_link() {
+        let (mut sender, mut receiver) = pair();
+        let mut room = vec![0; LEN];
+        offer(&mut receiver, 0, &mut room);
+        let error = sender.takes_offer(0, TAG, LEN + 4).unwrap_err();
+        assert!(matches!(error, LinkError::Protocol { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_failed_operation_writes_nothing_more() {
+        let (mut sender, mut receiver) = pair();
+        let mut room = vec![0; LEN];
+        offer(&mut receiver, 0, &mut room);
+        assert!(sender.takes_offer(0, TAG, LEN).unwrap());
+        sender.reserve(0).unwrap();
+        sender.cancel_reserved();
+        // This would wait for the write, and there is none.
+        drop(receiver);
+    }
+
+    /// As between processes that may trace each other: a process may trace itself.
+    fn attached() -> (ShmLink, ShmLink) {
+        let (mut a, mut b) = pair();
+        (a.reach, b.reach) = (Reach::Attach(Pid::this()), Reach::Attach(Pid::this()));
+        let this = || PidFd::open(std::process::id()).ok();
+        (a.process, b.process) = (this(), this());
+        (a, b)
+    }
+
+    #[test]
+    fn ordinary_memory_of_another_process_is_read_and_written() {
+        let (mut sender, mut receiver) = attached();
+        let data: Vec<u8> = (0..3 * LEN).map(|i| (i % 251) as u8).collect();
+        let mut room = vec![0; 3 * LEN];
+        assert!(sender.lends(0, data.as_ptr(), data.len()));
+        // In pieces to a landing, and straight to where it is wanted.
+        for directly in [false, true] {
+            assert!(sender.lend(0, TAG, data.as_ptr(), data.len(), true).unwrap());
+            if directly {
+                assert!(receiver.receives_directly(0));
+                let (into, len) = (room.as_mut_ptr(), room.len());
+                // SAFETY: the room is as long.
+                let taken = unsafe { receiver.receive(0, TAG, into, len).unwrap() };
+                assert_eq!((taken, &room), ((data.len(), true), &data));
+            } else {
+                assert_eq!(take(&mut sender, &mut receiver, &[]).0, data);
+            }
+            sender.poll(0).unwrap();
+            assert!(!sender.is_waiting(0));
+        }
+        room.fill(0);
+        offer(&mut receiver, 0, &mut room);
+        assert!(sender.takes_offer(0, TAG, data.len()).unwrap() && sender.reserve(0).is_none());
+        post(&mut sender, TAG, &data);
+        assert_eq!(take(&mut sender, &mut receiver, &room), (data, true));
+    }
+
+    #[test]
+    fn what_was_read_of_a_loan_counts_only_while_it_is_one() {
+        for (mut sender, mut receiver) in [pair(), attached()] {
+            let data = vec![7; LEN];
+            assert!(sender.lend(0, TAG, data.as_ptr(), data.len(), true).unwrap());
+            let in_hand = receiver.reach == Reach::Same;
+            if in_hand {
+                assert!(receiver.arrival(0).unwrap().is_some());
+            }
+            drop(sender);
+            let error = match in_hand {
+                true => receiver.release(0, LEN).unwrap_err(),
+                false => receiver.arrival(0).unwrap_err(),
+            };
+            assert!(matches!(error, LinkError::Closed { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_slots_hold_is_not_lent_to_a_receiver_that_may_come_later() {
+        let (sender, _receiver) = pair();
+        let data = vec![0; MOST_UNAWAITED_BYTES + 1];
+        assert!(!sender.lends(POINT_TO_POINT, data.as_ptr(), MOST_UNAWAITED_BYTES));
+        assert!(sender.lends(POINT_TO_POINT, data.as_ptr(), data.len()));
     }
 }

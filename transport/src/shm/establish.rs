@@ -15,6 +15,7 @@ use super::link::peer_process;
 use super::reach::Reach;
 use super::{ShmLink, descriptors};
 use crate::memory::SharedMemory;
+use crate::process::PidFd;
 use crate::{LinkError, TransportKind, wait};
 
 /// What travels beside the descriptor: length of the half, whether this side's kernel can order a
@@ -54,6 +55,9 @@ fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<Shm
     send_half(&stream, &mine, can_order)?;
     let (theirs, they_can_order, their_nonce_at) = receive_half(&stream, deadline)?;
     let their_nonce = nonce_of(&theirs).load(Ordering::Acquire);
+    // That it answers afterwards shows that the number still is the peer's.
+    let pid = peer_process(&stream).filter(|&pid| pid != std::process::id());
+    let process = pid.and_then(|pid| PidFd::open(pid).ok()).filter(PidFd::may_kill);
     let reach = Reach::probe(peer_process(&stream), their_nonce_at, their_nonce);
     let mut seen = [0; SEEN_BYTES];
     seen[..8].copy_from_slice(&their_nonce.to_le_bytes());
@@ -67,7 +71,8 @@ fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<Shm
     let reach = if seen[8] == 1 { reach } else { Reach::Nothing };
     stream.set_read_timeout(None)?;
     stream.set_nonblocking(true)?;
-    Ok(ShmLink::new(peer, stream, mine, theirs, !(can_order && they_can_order), reach))
+    let fenced = !(can_order && they_can_order);
+    Ok(ShmLink::new(peer, stream, mine, theirs, fenced, reach, process))
 }
 
 fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::Result<()> {

@@ -9,18 +9,18 @@ use std::time::Instant;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
-use super::direct::LEAST_MAPPED_BYTES;
 use super::layout::{AWAKE, Half, LINES, PARKED, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{self, Borrower, Lender, Socket};
-use super::reach::Reach;
+use super::reach::{Attachable, Reach};
 use super::receive::ReceiveChannel;
 use super::ring::{Reader, Writer};
 use super::send::{INLINE_BYTES, NONE, Posted, SendChannel};
 use crate::memory::{Registration, SharedMemory};
+use crate::process::PidFd;
 use crate::{CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind};
 
 /// Slots kept for send and receive; the lanes divide the others.
-const POINT_TO_POINT_SLOTS: usize = 4;
+pub(super) const POINT_TO_POINT_SLOTS: usize = 4;
 
 /// Most slots of one lane: more would push the data out of the cache before the peer reads it.
 const MOST_SLOTS_PER_LANE: usize = 8;
@@ -46,10 +46,13 @@ pub struct ShmLink {
     pub(super) borrower: Borrower,
     /// How each side reaches the other's ordinary memory: both or neither can.
     pub(super) reach: Reach,
+    pub(super) attachable: Attachable,
+    /// The peer's process, where it is another one that this one may end.
+    pub(super) process: Option<PidFd>,
     /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
     /// has no `membarrier` that would spare it.
     pub(super) fenced: bool,
-    pub(super) socket_ended: bool,
+    socket_ended: bool,
 }
 
 // SAFETY: the raw pointers inside point into the two mappings, which move with the link; the link
@@ -65,6 +68,7 @@ impl ShmLink {
         theirs: SharedMemory,
         fenced: bool,
         reach: Reach,
+        process: Option<PidFd>,
     ) -> ShmLink {
         let (ours, other) = (mine.start().cast::<Half>(), theirs.start().cast::<Half>());
         let sends = (0..CHANNELS)
@@ -103,6 +107,8 @@ impl ShmLink {
             lender: Lender::default(),
             borrower: Borrower::new(),
             reach,
+            attachable: Attachable::default(),
+            process,
             fenced,
             socket_ended: false,
         }
@@ -126,8 +132,7 @@ impl ShmLink {
         len: usize,
         last: bool,
     ) -> Result<(), LinkError> {
-        let send = &mut self.sends[channel];
-        if (send.direct.is_some() || len >= LEAST_MAPPED_BYTES) && self.takes_offer(channel, tag)? {
+        if self.is_direct(channel) {
             // SAFETY: the caller promises `len` readable bytes.
             return unsafe { self.post_direct(channel, tag, data, len, last) };
         }
@@ -261,7 +266,7 @@ impl ShmLink {
             moved |= self.sends[channel].sent_bytes != before;
         }
         if !moved && self.peer_is_gone() && !self.has_arrivals()? {
-            return Err(LinkError::Closed { peer: self.peer, transport: TransportKind::Shm });
+            return Err(self.closed());
         }
         Ok(moved)
     }
@@ -452,12 +457,15 @@ impl ShmLink {
     }
 
     pub(super) fn out_of_reach(&self, error: &std::io::Error) -> LinkError {
-        let (peer, transport) = (self.peer, TransportKind::Shm);
         if error.raw_os_error() == Some(libc::ESRCH) {
-            return LinkError::Closed { peer, transport };
+            return self.closed();
         }
         let reason = format!("its memory cannot be reached any more: {error}");
-        LinkError::Failed { peer, transport, reason }
+        LinkError::Failed { peer: self.peer, transport: TransportKind::Shm, reason }
+    }
+
+    pub(super) fn closed(&self) -> LinkError {
+        LinkError::Closed { peer: self.peer, transport: TransportKind::Shm }
     }
 
     pub(super) fn protocol(&self, reason: &str) -> LinkError {
@@ -468,9 +476,8 @@ impl ShmLink {
 
 impl Drop for ShmLink {
     fn drop(&mut self) {
-        self.state().closed.store(1, Ordering::Release);
-        self.wake_peer();
-        self.withdraw_offers();
+        self.withdraw();
+        self.await_last_write();
     }
 }
 

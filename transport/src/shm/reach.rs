@@ -33,6 +33,11 @@ impl Reach {
         if read.is_err() || u64::from_le_bytes(found) != nonce {
             return Reach::Nothing;
         }
+        // Some systems let one read and not write. What is written is there already.
+        // SAFETY: as above.
+        if unsafe { attach.write(address, found.as_ptr(), found.len()) }.is_err() {
+            return Reach::Nothing;
+        }
         if pid as u32 == std::process::id() { Reach::Same } else { attach }
     }
 
@@ -79,6 +84,32 @@ impl Reach {
     }
 }
 
+/// This process's memory, as far as the kernel lets others attach to it: what a driver has mapped
+/// into it, they cannot reach.
+#[derive(Debug, Default)]
+pub(super) struct Attachable {
+    /// What was found to be so last: calls come again with the same buffer.
+    known: std::ops::Range<usize>,
+}
+
+impl Attachable {
+    /// Whether a range of at least one byte is such memory, as its first and last byte tell.
+    pub(super) fn holds(&mut self, data: *const u8, len: usize) -> bool {
+        let range = data as usize..data as usize + len;
+        if self.known.start <= range.start && range.end <= self.known.end {
+            return true;
+        }
+        let byte = |base| RemoteIoVec { base, len: 1 };
+        let ends = [byte(range.start), byte(range.end - 1)];
+        let (this, mut found) = (Pid::this(), [0; 2]);
+        let holds = process_vm_readv(this, &mut [IoSliceMut::new(&mut found)], &ends) == Ok(2);
+        if holds {
+            self.known = range;
+        }
+        holds
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +123,22 @@ mod tests {
         assert_eq!(Reach::probe(me, address, 1), Reach::Nothing);
         assert_eq!(Reach::probe(me, 8, 1), Reach::Nothing);
         assert_eq!(Reach::probe(None, address, *nonce), Reach::Nothing);
+    }
+
+    #[test]
+    fn memory_that_others_cannot_attach_to_is_found_out() {
+        let mut attachable = Attachable::default();
+        let memory = vec![1_u8; 100_000];
+        assert!(attachable.holds(memory.as_ptr(), memory.len()));
+        assert!(attachable.holds(memory.as_ptr().wrapping_add(500), 1000));
+        // SAFETY: a new mapping at an address that the system chooses; nobody touches it.
+        let closed = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_NONE, flags, -1, 0)
+        };
+        assert_ne!(closed, libc::MAP_FAILED);
+        assert!(!attachable.holds(closed.cast(), 8192));
+        // SAFETY: the mapping is this test's own.
+        unsafe { libc::munmap(closed, 8192) };
     }
 }

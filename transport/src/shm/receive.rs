@@ -20,6 +20,8 @@ pub(super) const PIECE_BYTES: usize = 128 << 10;
 pub(super) struct ReceiveChannel {
     pub(super) ring: Reader,
     pub(super) current: Option<Arrival>,
+    /// The frame in hand is read in place, in memory that the peer lends.
+    is_lent: bool,
     /// What is left to fetch of the frame in hand, behind `current`.
     pub(super) remote: Option<Remote>,
     landing: Vec<u8>,
@@ -52,6 +54,7 @@ impl ReceiveChannel {
         ReceiveChannel {
             ring,
             current: None,
+            is_lent: false,
             remote: None,
             landing: Vec::new(),
             message: 0,
@@ -123,14 +126,16 @@ impl ShmLink {
             })
         } else if meta & WRITTEN != 0 {
             len = body[1] as usize;
-            let room = self.receives[channel].room().filter(|room| len <= room.len);
+            let room = self.receives[channel].room().filter(|room| len == room.len && last);
             room.map(|room| room.into.cast_const())
         } else {
             // The payload follows the tag.
             (len <= INLINE_BYTES).then(|| inline.wrapping_add(1).cast::<u8>())
         };
         let Some(data) = data else { return Err(self.protocol("a frame that leaves its place")) };
-        self.receives[channel].current = Some(Arrival { data, len, last, tag });
+        let receive = &mut self.receives[channel];
+        receive.is_lent = meta & LENT != 0;
+        receive.current = Some(Arrival { data, len, last, tag });
         Ok(())
     }
 
@@ -142,7 +147,10 @@ impl ShmLink {
         let data = receive.landing();
         // SAFETY: the landing has room for a piece, and nothing that was lent from it is in use.
         let last = unsafe { self.fetch_into(channel, data, part)? };
-        self.receives[channel].current = Some(Arrival { data, len: part, last, tag });
+        let receive = &mut self.receives[channel];
+        // It is a copy by now.
+        receive.is_lent = false;
+        receive.current = Some(Arrival { data, len: part, last, tag });
         Ok(())
     }
 
@@ -157,18 +165,21 @@ impl ShmLink {
         into: *mut u8,
         part: usize,
     ) -> Result<bool, LinkError> {
-        let receive = &mut self.receives[channel];
-        let Some(remote) = &mut receive.remote else { return Ok(false) };
+        let Some(remote) = self.receives[channel].remote else { return Ok(false) };
         // SAFETY: the caller promises the destination.
         if let Err(error) = unsafe { self.reach.read(remote.address, into, part) } {
             return Err(self.out_of_reach(&error));
         }
+        if self.is_withdrawn() {
+            return Err(self.closed());
+        }
+        let Some(remote) = &mut self.receives[channel].remote else { return Ok(false) };
         remote.address += part as u64;
         remote.left -= part;
         let ended = remote.left == 0;
         let last = remote.last && ended;
         if ended {
-            receive.remote = None;
+            self.receives[channel].remote = None;
         }
         Ok(last)
     }
@@ -185,7 +196,10 @@ impl ShmLink {
         if current.len == 0 {
             let last = current.last;
             receive.current = None;
-            if receive.remote.is_none() {
+            if receive.is_lent && self.is_withdrawn() {
+                return Err(self.closed());
+            }
+            if self.receives[channel].remote.is_none() {
                 self.finish_frame(channel, last);
             }
         }

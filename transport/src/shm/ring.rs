@@ -70,7 +70,13 @@ impl Writer {
     /// Whether a line is known to be free.
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        self.next.wrapping_sub(self.known_consumed) < self.capacity
+        self.room() > 0
+    }
+
+    /// How many lines are known to be free.
+    #[inline]
+    pub(super) fn room(&self) -> u32 {
+        self.capacity - self.next.wrapping_sub(self.known_consumed)
     }
 
     /// Reads how far the reader is; returns whether that is further than was known.

@@ -167,6 +167,16 @@ impl SendChannel {
         self.message = self.message.wrapping_add(u32::from(last));
     }
 
+    /// Drops the offers for messages that have gone another way.
+    #[inline]
+    pub(super) fn forget_past_offers(&mut self) {
+        let message = self.message;
+        let is_past = |offer: &Offer| message.wrapping_sub(offer.message) as i32 > 0;
+        while self.offers.front().is_some_and(is_past) {
+            self.offers.pop_front();
+        }
+    }
+
     /// `part` bytes of the oldest posted piece have left.
     pub(super) fn advance_queue(&mut self, part: usize) {
         if let Some(front) = self.queue.front_mut() {
