@@ -32,7 +32,7 @@ impl AbortWord {
         AbortWord::default()
     }
 
-    /// Whether the communicator has ended: one relaxed load.
+    /// Whether the communicator has ended: one load.
     #[inline]
     pub fn is_set(&self) -> bool {
         self.is_set.load(Ordering::Acquire)
