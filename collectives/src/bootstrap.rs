@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
 use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
-use ringtree_transport::wait::{Sleeper, WaitPolicy};
+use ringtree_transport::shm::Board;
+use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
 
 use crate::Error;
 use crate::control::{AbortWord, Control, FlightRecorder, Membership};
@@ -33,6 +36,10 @@ struct Introduction {
     /// Equal for processes that share a kernel and a network namespace.
     host: u64,
     ranks: u32,
+    /// How many processors this rank may use.
+    processors: u32,
+    /// A number that ranks of a host have in common if they may use the same ones.
+    processor_set: u64,
     transports: Transports,
     address: Vec<u8>,
 }
@@ -50,6 +57,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     };
     let generation = next_generation(settings);
     let communicator = communicator_id(&settings.job, generation);
+    let board = Board::new()?;
     let endpoint = Endpoint::bind(EndpointConfig {
         job: settings.job.clone(),
         communicator,
@@ -57,10 +65,13 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         transports: settings.transports,
         interface: settings.interface.clone(),
         rendezvous: Some(settings.rendezvous.clone()),
+        board: board.memory().clone(),
     })?;
     let mine = Introduction {
         host: host_id(),
         ranks: settings.ranks,
+        processors: usable_processors() as u32,
+        processor_set: processor_set(),
         transports: settings.transports,
         address: endpoint.address(),
     };
@@ -82,19 +93,24 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         abort.clone(),
         deadline,
     )?);
-    let is_local = |other: &&Introduction| other.host == mine.host;
-    let local = all.iter().filter(is_local).count();
-    let local_rank = all[..rank as usize].iter().filter(is_local).count();
-    let shared_memory = local == ranks as usize && settings.transports != Transports::Tcp;
+    let is_local = |other: &Introduction| other.host == mine.host;
+    let is_beside =
+        |other: &&Introduction| is_local(other) && other.processor_set == mine.processor_set;
+    let beside = all.iter().filter(is_beside).count();
+    let place = all[..rank as usize].iter().filter(is_beside).count();
+    let shared_memory = all.iter().all(is_local) && settings.transports != Transports::Tcp;
+    let (local_ranks, processors) = fullest(&all);
+    let shape = Shape { ranks, shared_memory, local_ranks, processors };
     let wiring = Wiring {
         rank,
         endpoint,
+        board,
         links: (0..ranks).map(|_| None).collect(),
         registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
     };
     let driver = Driver {
-        policy: WaitPolicy::for_local_rank(local_rank, local),
+        policy: WaitPolicy::for_rank(place, beside),
         sleeper: Sleeper::for_links(ranks as usize),
         bell,
         abort,
@@ -102,11 +118,10 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         recorder,
         timeout,
     };
-    let shape = Shape { ranks, shared_memory };
     if let Some(hosting) = &mut hosting {
         hosting.set_joined();
     }
-    Ok(Joined { engine: Engine::new(wiring, driver), control, shape, hosting })
+    Ok(Joined { engine: Engine::new(wiring, driver, shape), control, shape, hosting })
 }
 
 /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -187,6 +202,31 @@ fn host_id() -> u64 {
     fnv1a(boot.into_iter().chain(network.into_os_string().into_vec()))
 }
 
+/// Ranks and processors, where most ranks share few processors. Ranks of a host that may use
+/// different ones do not share them.
+fn fullest(all: &[Introduction]) -> (u32, u32) {
+    let mut sets: HashMap<(u64, u64), (u32, u32)> = HashMap::new();
+    for introduction in all {
+        let set = (introduction.host, introduction.processor_set);
+        let (ranks, processors) = sets.entry(set).or_default();
+        *ranks += 1;
+        *processors = introduction.processors.max(1);
+    }
+    // Compared as fractions; among equals everyone takes the same.
+    let crowding = |a: &(u32, u32), b: &(u32, u32)| {
+        let across = |x: u32, y: u32| u64::from(x) * u64::from(y);
+        across(a.0, b.1).cmp(&across(b.0, a.1)).then(a.cmp(b))
+    };
+    sets.into_values().max_by(crowding).unwrap_or((1, 1))
+}
+
+/// See [`Introduction`].
+fn processor_set() -> u64 {
+    let set = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let is_in = |cpu: &usize| set.is_set(*cpu).unwrap_or(false);
+    fnv1a((0..CpuSet::count()).filter(is_in).flat_map(usize::to_le_bytes))
+}
+
 /// Everyone's introduction, if they agree with this rank's.
 fn introductions(values: &[Vec<u8>], mine: &Introduction) -> Result<Vec<Introduction>, Error> {
     let mut all = Vec::with_capacity(values.len());
@@ -209,6 +249,8 @@ impl Introduction {
     fn encode(&self) -> Vec<u8> {
         let mut out = self.host.to_le_bytes().to_vec();
         out.extend_from_slice(&self.ranks.to_le_bytes());
+        out.extend_from_slice(&self.processors.to_le_bytes());
+        out.extend_from_slice(&self.processor_set.to_le_bytes());
         out.push(self.transports as u8);
         out.extend_from_slice(&self.address);
         out
@@ -217,11 +259,15 @@ impl Introduction {
     fn decode(bytes: &[u8]) -> Option<Introduction> {
         let (host, bytes) = bytes.split_first_chunk()?;
         let (ranks, bytes) = bytes.split_first_chunk()?;
+        let (processors, bytes) = bytes.split_first_chunk()?;
+        let (processor_set, bytes) = bytes.split_first_chunk()?;
         let (&transports, address) = bytes.split_first()?;
         let known = [Transports::Auto, Transports::Shm, Transports::Tcp];
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             ranks: u32::from_le_bytes(*ranks),
+            processors: u32::from_le_bytes(*processors),
+            processor_set: u64::from_le_bytes(*processor_set),
             transports: known.into_iter().find(|t| *t as u8 == transports)?,
             address: address.to_vec(),
         })

@@ -12,7 +12,7 @@ use crate::engine::{self, Call, Engine};
 use crate::hosting::{Hosted, Hosting};
 use crate::memory::{Memory, Registered};
 use crate::progress::{Pending, Progress};
-use crate::record::{CallKind, CallRecord};
+use crate::record::CallKind;
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
 use crate::using::{Prepared, PreparedInto, Using};
@@ -440,17 +440,8 @@ impl Communicator {
             let last = self.ranks() - 1;
             return Err(Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}")));
         }
-        let bytes = count as u64 * data_type.size_bytes() as u64;
-        let choice = selection::choose(collective, bytes, self.inner.shape, forced);
-        let record = CallRecord {
-            kind,
-            data_type: data_type as u8,
-            operation,
-            algorithm: choice.algorithm as u8,
-            root,
-            count: count as u64,
-        };
-        Ok(Call { stream: Stream::Collective, record, schedule: choice.schedule })
+        let (stream, count) = (Stream::Collective, count as u64);
+        Ok(Call { stream, kind, data_type, operation, root, count, forced })
     }
 
     pub(crate) fn barrier_call(&self) -> Result<Call, Error> {
@@ -477,15 +468,15 @@ impl Communicator {
                 "rank {rank} cannot exchange with rank {peer}: peers are 0 to {last} without itself"
             )));
         }
-        let record = CallRecord {
+        Ok(Call {
+            stream,
             kind: CallKind::PointToPoint,
-            data_type: T::DATA_TYPE as u8,
+            data_type: T::DATA_TYPE,
             operation: 0,
-            algorithm: 0,
             root: NO_ROOT,
             count: count as u64,
-        };
-        Ok(Call { stream, record, schedule: selection::WHOLE })
+            forced: None,
+        })
     }
 }
 
@@ -499,7 +490,7 @@ impl Drop for Communicator {
 
 impl fmt::Debug for Communicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape { ranks, shared_memory } = self.shape();
+        let Shape { ranks, shared_memory, .. } = self.shape();
         f.debug_struct("Communicator")
             .field("rank", &self.rank())
             .field("ranks", &ranks)

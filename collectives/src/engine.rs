@@ -2,21 +2,23 @@
 //! operations, and the wait for them.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::{Bell, Registration};
+use ringtree_transport::shm::Board;
 use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
 use ringtree_transport::{Link, LinkError, POINT_TO_POINT, Tag, TransportKind};
+use rustc_hash::FxHashMap;
 
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
 };
-use crate::executor::{Fault, Operation, Schedule, Status};
+use crate::executor::{Fault, Operation, Status};
 use crate::record::{CallKind, CallRecord};
+use crate::selection::{self, Choice, Shape};
 use crate::{Algorithm, DataType, Error, Op, reduce};
 
 /// Operations that are kept prepared. A training step has some tens of different calls; beyond
@@ -32,12 +34,18 @@ const STALL: Duration = Duration::from_millis(100);
 /// How long a rank waits for the arbiter's verdict once it knows that something is wrong.
 const VERDICT_WAIT: Duration = Duration::from_secs(3);
 
-/// One call, as far as it decides what is prepared.
+/// One call as the caller makes it: what decides how it is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Call {
     pub(crate) stream: Stream,
-    pub(crate) record: CallRecord,
-    pub(crate) schedule: Schedule,
+    pub(crate) kind: CallKind,
+    pub(crate) data_type: DataType,
+    /// As in [`CallRecord`].
+    pub(crate) operation: u8,
+    pub(crate) root: u32,
+    pub(crate) count: u64,
+    /// The algorithm, unless it is to be chosen.
+    pub(crate) forced: Option<Algorithm>,
 }
 
 /// See the file's description.
@@ -46,6 +54,7 @@ pub(crate) struct Engine {
     wiring: Wiring,
     driver: Driver,
     prepared: Prepared,
+    shape: Shape,
     sequence: u32,
     sent: Vec<u32>,
     received: Vec<u32>,
@@ -59,6 +68,7 @@ pub(crate) struct Wiring {
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) links: Vec<Option<Link>>,
+    pub(crate) board: Board,
     /// What links may lend, those that are yet to be made too.
     pub(crate) registrations: Vec<Weak<Registration>>,
 }
@@ -88,19 +98,29 @@ pub(crate) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
 /// Operations by call, the last one at hand.
 #[derive(Debug, Default)]
 struct Prepared {
-    operations: Vec<(Call, Operation)>,
+    operations: Vec<Entry>,
     scratch_bytes: usize,
-    by_call: HashMap<Call, usize>,
+    by_call: FxHashMap<Call, usize>,
     last: usize,
 }
 
+/// A call that is ready to run.
+#[derive(Debug)]
+struct Entry {
+    call: Call,
+    /// What peers and errors see of it.
+    record: CallRecord,
+    operation: Operation,
+}
+
 impl Engine {
-    pub(crate) fn new(wiring: Wiring, driver: Driver) -> Engine {
+    pub(crate) fn new(wiring: Wiring, driver: Driver, shape: Shape) -> Engine {
         let ranks = wiring.addresses.len();
         Engine {
             wiring,
             driver,
             prepared: Prepared::default(),
+            shape,
             sequence: 0,
             sent: vec![0; ranks],
             received: vec![0; ranks],
@@ -124,8 +144,8 @@ impl Engine {
     /// Makes a call's operation, its links and its memory ready, without running it.
     pub(crate) fn prepare(&mut self, call: &Call) -> Result<(), Error> {
         self.check()?;
-        let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
-        let peers = self.prepared.operations[index].1.peers().to_vec();
+        let index = self.prepared.find(call, self.wiring.rank, self.shape);
+        let peers = self.prepared.operations[index].operation.peers().to_vec();
         self.connect(&peers, None)
     }
 
@@ -141,19 +161,23 @@ impl Engine {
         output: *mut u8,
     ) -> Result<(), Error> {
         self.check()?;
-        let index = self.prepared.find(call, self.wiring.rank, self.wiring.addresses.len());
+        let index = self.prepared.find(call, self.wiring.rank, self.shape);
         let sequence = self.next_sequence(call.stream);
-        let named = Named { stream: call.stream, sequence, record: call.record };
-        let ticket = self.driver.recorder.begin(call.stream, sequence, &call.record);
-        let peers = self.prepared.operations[index].1.peers();
+        let Entry { record, operation, .. } = &self.prepared.operations[index];
+        let named = Named { stream: call.stream, sequence, record: *record };
+        let ticket = self.driver.recorder.begin(call.stream, sequence, record);
+        let peers = operation.peers();
         if peers.iter().any(|&peer| self.wiring.links[peer as usize].is_none()) {
             let peers = peers.to_vec();
             self.connect(&peers, Some(named))?;
         }
-        let operation = &mut self.prepared.operations[index].1;
+        let operation = &mut self.prepared.operations[index].operation;
         let tag = Tag { sequence, digest: operation.digest() };
         // SAFETY: the caller's promise is passed on.
-        unsafe { operation.start(tag, input, output, &mut self.wiring.links) };
+        unsafe {
+            let Wiring { links, board, .. } = &mut self.wiring;
+            operation.start_with(tag, input, output, links, board);
+        }
         let mut links = InUse { links: &mut self.wiring.links, is_over: false };
         let result = self.driver.drive(operation, named, links.links);
         links.is_over = true;
@@ -271,59 +295,65 @@ fn drop_all(links: &mut [Option<Link>]) {
 impl Prepared {
     /// The index of a call's operation, which is made if it is new.
     #[inline]
-    fn find(&mut self, call: &Call, rank: u32, ranks: usize) -> usize {
-        if self.operations.get(self.last).is_some_and(|(key, _)| key == call) {
+    fn find(&mut self, call: &Call, rank: u32, shape: Shape) -> usize {
+        if self.operations.get(self.last).is_some_and(|entry| entry.call == *call) {
             return self.last;
         }
         self.last = match self.by_call.get(call) {
             Some(&index) => index,
-            None => self.add(call, rank, ranks as u32),
+            None => self.add(call, rank, shape),
         };
         self.last
     }
 
-    fn add(&mut self, call: &Call, rank: u32, ranks: u32) -> usize {
-        let operation = operation(call, rank, ranks);
+    fn add(&mut self, call: &Call, rank: u32, shape: Shape) -> usize {
+        let (record, operation) = operation(call, rank, shape);
         self.scratch_bytes += operation.scratch_bytes();
         if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
             self.operations.clear();
             self.by_call.clear();
             self.scratch_bytes = operation.scratch_bytes();
         }
-        self.operations.push((*call, operation));
+        self.operations.push(Entry { call: *call, record, operation });
         self.by_call.insert(*call, self.operations.len() - 1);
         self.operations.len() - 1
     }
 }
 
-/// Plans and lowers a call.
-fn operation(call: &Call, rank: u32, ranks: u32) -> Operation {
-    let record = &call.record;
-    let data_type = DataType::from_number(record.data_type).unwrap_or(DataType::F32);
-    let op = Op::from_number(record.operation).unwrap_or(Op::Sum);
-    let collective = match record.kind {
+/// Chooses how to carry a call out, plans and lowers it.
+fn operation(call: &Call, rank: u32, shape: Shape) -> (CallRecord, Operation) {
+    let collective = match call.kind {
         CallKind::AllReduce => Some(Collective::AllReduce),
-        CallKind::Broadcast => Some(Collective::Broadcast { root: record.root }),
+        CallKind::Broadcast => Some(Collective::Broadcast { root: call.root }),
         CallKind::Barrier => Some(Collective::Barrier),
         CallKind::PointToPoint => None,
     };
-    let algorithm = Algorithm::from_number(record.algorithm);
-    let (program, channel) = match (collective, algorithm, call.stream) {
-        (Some(collective), Some(algorithm), _) => {
-            (lower(&algorithm.plan(collective, rank, ranks)), 0)
-        }
-        (_, _, stream) => (point_to_point(stream, rank, ranks), POINT_TO_POINT),
+    let bytes = call.count * call.data_type.size_bytes() as u64;
+    let choice = collective
+        .map(|collective| (collective, selection::choose(collective, bytes, shape, call.forced)));
+    let record = CallRecord {
+        kind: call.kind,
+        data_type: call.data_type as u8,
+        operation: call.operation,
+        algorithm: choice.map_or(0, |(_, choice)| choice.algorithm as u8),
+        root: call.root,
+        count: call.count,
     };
-    let kernel = reduce::kernel(data_type, op);
-    Operation::new(
-        program,
-        data_type,
-        kernel,
-        record.count,
-        call.schedule,
-        channel,
-        record.digest(),
-    )
+    let (program, schedule, channel) = match choice {
+        Some((collective, Choice { algorithm, schedule })) => {
+            (lower(&algorithm.plan(collective, rank, shape.ranks)), schedule, 0)
+        }
+        None => (point_to_point(call.stream, rank, shape.ranks), selection::WHOLE, POINT_TO_POINT),
+    };
+    let op = Op::from_number(call.operation).unwrap_or(Op::Sum);
+    let kernel = reduce::kernel(call.data_type, op);
+    let digest = record.digest();
+    let mut operation =
+        Operation::new(program, call.data_type, kernel, call.count, schedule, channel, digest);
+    if choice.is_some_and(|(_, choice)| choice.algorithm.is_one_exchange()) {
+        operation.exchange_at_once();
+    }
+    (record, operation)
 }
 
 /// One message to or from a peer.
@@ -424,7 +454,11 @@ impl Driver {
                     wait = Progressless::default();
                     continue;
                 }
-                Ok(Status::Blocked) => {}
+                Ok(Status::Blocked { moved: true }) => {
+                    self.policy.found(&wait.looks);
+                    wait = Progressless::default();
+                }
+                Ok(Status::Blocked { moved: false }) => {}
                 Err(fault) => return Err(self.report(fault, named)),
             }
             if self.abort.is_set() {
@@ -433,8 +467,8 @@ impl Driver {
             if self.policy.next(&mut wait.looks) == Stage::Sleep {
                 let longest = self.watch(&mut wait, operation, named)?;
                 let poll = |links: &mut [Option<Link>]| {
-                    take_in_elsewhere(operation, links);
-                    !matches!(operation.poll(links, 0), Ok(Status::Blocked))
+                    take_in(links);
+                    !matches!(operation.poll(links, 0), Ok(Status::Blocked { moved: false }))
                 };
                 if self.sleep(links, longest, poll) {
                     wait = Progressless::default();
@@ -530,11 +564,10 @@ impl Driver {
     }
 }
 
-/// Takes in what has come from ranks that the operation does not wait for, since it would keep
-/// whoever waits on their sockets awake. If one of those links failed, whoever needs it finds out.
-fn take_in_elsewhere(operation: &Operation, links: &mut [Option<Link>]) {
-    let is_elsewhere = |link: &&mut Link| operation.peers().binary_search(&link.peer()).is_err();
-    for link in links.iter_mut().flatten().filter(is_elsewhere) {
+/// Takes in what has come from all ranks, since it would keep whoever waits on their sockets awake.
+/// If a link failed, whoever needs it finds out.
+fn take_in(links: &mut [Option<Link>]) {
+    for link in links.iter_mut().flatten() {
         let _ = link.poll(0);
     }
 }

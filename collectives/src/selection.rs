@@ -4,6 +4,7 @@
 use std::fmt;
 
 use ringtree_plan::Collective;
+use ringtree_transport::shm::BOARD_BYTES;
 
 use crate::Algorithm;
 use crate::executor::Schedule;
@@ -15,6 +16,17 @@ pub struct Shape {
     pub ranks: u32,
     /// All of them share memory.
     pub shared_memory: bool,
+    /// Ranks on the host that has most of them for its processors.
+    pub local_ranks: u32,
+    /// Processors that they may use.
+    pub processors: u32,
+}
+
+impl Shape {
+    /// How many ranks share a processor, where it is most; at least 1.
+    fn crowding(&self) -> f64 {
+        (f64::from(self.local_ranks) / f64::from(self.processors.max(1))).max(1.0)
+    }
 }
 
 /// One message as a whole: send and receive.
@@ -29,17 +41,27 @@ pub struct Choice {
     pub schedule: Schedule,
 }
 
-/// Time in which a message begins to arrive, and bytes a second of a link, as the choice assumes.
-/// Round figures of a 2-core machine: between processes that have a processor each, and over
-/// loopback.
+/// What messages cost over one kind of link, as the choice assumes.
 #[derive(Clone, Copy, Debug)]
-struct LinkFigures {
+struct LinkCosts {
+    /// From a message's sending until a rank that waits for it has it.
     latency_s: f64,
+    /// Until a rank that shares its processor runs, for each that does.
+    turn_s: f64,
+    /// Processor time of a message, on both sides.
+    message_s: f64,
+    /// Bytes that cross in a second.
     bytes_per_s: f64,
 }
 
-const SHM: LinkFigures = LinkFigures { latency_s: 0.4e-6, bytes_per_s: 8e9 };
-const TCP: LinkFigures = LinkFigures { latency_s: 5e-6, bytes_per_s: 2.5e9 };
+/// Round figures of a 2-core machine: between processes of one host, and over loopback.
+const SHM: LinkCosts =
+    LinkCosts { latency_s: 0.1e-6, turn_s: 1.5e-6, message_s: 0.3e-6, bytes_per_s: 8e9 };
+const TCP: LinkCosts =
+    LinkCosts { latency_s: 1e-6, turn_s: 2e-6, message_s: 5e-6, bytes_per_s: 5e9 };
+
+/// Processor time of reading what one peer has published for all.
+const PUBLISHED_S: f64 = 0.05e-6;
 
 /// Bytes of one operand that a rank folds in a second.
 const REDUCED_BYTES_PER_S: f64 = 25e9;
@@ -145,26 +167,33 @@ fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
     Candidate { choice: Choice { algorithm, schedule }, predicted_s }
 }
 
-/// Expected time: messages that follow one another, and bytes through the busiest rank. Ranks of
-/// one host share its memory, so that there everyone's bytes count.
+/// Expected time: messages that wait for one another, and the processor's time for what a rank sends
+/// on average, copies and folds. Ranks of one host share its memory, so that there everyone's bytes
+/// count; ranks of one processor share its time.
 fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
-    let figures = if shape.shared_memory { SHM } else { TCP };
+    let costs = if shape.shared_memory { SHM } else { TCP };
+    let crowding = shape.crowding();
     let n = f64::from(shape.ranks);
     let depth = f64::from(depth(shape.ranks));
-    let per_message = figures.latency_s / 4.0;
     let part = (n - 1.0) / n;
-    let (messages, posts, moved, reduced) = match algorithm {
-        Algorithm::Ring => (2.0 * (n - 1.0), 0.0, 2.0 * part, part),
-        Algorithm::DoubleTree => (2.0 * depth + 2.0, 0.0, 3.0, 1.5),
-        Algorithm::Doubling => (depth, 0.0, depth, depth),
-        Algorithm::OneShot => (1.0, n - 2.0, n - 1.0, n - 1.0),
-        Algorithm::TwoShot => (2.0, 2.0 * (n - 2.0), 2.0 * part, part),
-        Algorithm::Tree | Algorithm::Dissemination => (depth, 0.0, depth, 0.0),
+    let (turns, messages, moved, reduced) = match algorithm {
+        Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
+        Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
+        Algorithm::Doubling => (depth, depth, depth, depth),
+        Algorithm::OneShot => (1.0, n - 1.0, n - 1.0, n - 1.0),
+        Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
+        Algorithm::Tree => (depth, part, depth, 0.0),
+        Algorithm::Dissemination => (depth, depth, depth, 0.0),
     };
-    messages * figures.latency_s
-        + posts * per_message
-        + moved * bytes / figures.bytes_per_s
-        + reduced * bytes / REDUCED_BYTES_PER_S
+    let is_published =
+        algorithm.is_one_exchange() && shape.shared_memory && bytes <= BOARD_BYTES as f64;
+    let message_s = if is_published { PUBLISHED_S } else { costs.message_s };
+    let turn_s = if crowding > 1.0 { crowding * costs.turn_s } else { 0.0 };
+    turns * (costs.latency_s + turn_s)
+        + crowding
+            * (messages * message_s
+                + moved * bytes / costs.bytes_per_s
+                + reduced * bytes / REDUCED_BYTES_PER_S)
 }
 
 /// How often the ranks can be halved until one is left.

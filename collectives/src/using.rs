@@ -376,7 +376,7 @@ fn same_length(input: usize, output: usize) -> Result<(), Error> {
 }
 
 fn expected_length(length: usize, call: &Call) -> Result<(), Error> {
-    let count = call.record.count;
+    let count = call.count;
     if length as u64 == count {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use ringtree_transport::shm::ShmLink;
+use ringtree_transport::shm::{Board, ShmLink};
 use ringtree_transport::sim::{Config, Network};
 use ringtree_transport::tcp::TcpLink;
 use ringtree_transport::{Link, LinkError};
@@ -68,8 +68,9 @@ pub fn shm() -> Pair {
     let (left, right) = UnixStream::pair().expect("two descriptors");
     let deadline = Instant::now() + PATIENCE;
     let (left, right) = std::thread::scope(|scope| {
-        let right = scope.spawn(|| ShmLink::establish(right, 0, deadline));
-        let left = ShmLink::establish(left, 1, deadline);
+        let board = || Board::new().expect("memory and a descriptor");
+        let right = scope.spawn(move || ShmLink::establish(right, 0, board().memory(), deadline));
+        let left = ShmLink::establish(left, 1, board().memory(), deadline);
         (left, right.join().expect("no panic"))
     });
     Pair {

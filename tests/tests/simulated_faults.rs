@@ -11,6 +11,7 @@ use std::cell::Cell;
 use ringtree::executor::{Fault, Operation, Schedule, Status};
 use ringtree::{Algorithm, DataType, Op, reduce};
 use ringtree_plan::{Collective, lower};
+use ringtree_transport::shm::{BOARD_BYTES, Board};
 use ringtree_transport::sim::{
     self, Config, FrameEffect, Match, Network, OperationEffect, Rule, TraceEvent,
 };
@@ -79,9 +80,11 @@ fn broadcast_survives_every_fault() {
 
 #[test]
 fn barrier_survives_every_fault() {
-    for ranks in RANKS {
-        let collective = Collective::Barrier;
-        survives(Case { algorithm: Algorithm::Dissemination, collective, ranks, in_place: true });
+    for algorithm in [Algorithm::Dissemination, Algorithm::OneShot] {
+        for ranks in RANKS {
+            let collective = Collective::Barrier;
+            survives(Case { algorithm, collective, ranks, in_place: true });
+        }
     }
 }
 
@@ -219,6 +222,7 @@ fn count(case: &Case) -> usize {
 struct Rank {
     operation: Operation,
     links: Vec<Option<Link>>,
+    board: Board,
     input: Vec<f32>,
     output: Vec<f32>,
     in_place: bool,
@@ -254,8 +258,15 @@ impl Rank {
         let program = lower(&case.algorithm.plan(case.collective, rank, case.ranks));
         let (data_type, count) = (DataType::F32, count(case));
         let kernel = reduce::kernel(data_type, Op::Sum);
-        let operation =
-            Operation::new(program, data_type, kernel, count as u64, SCHEDULE, 0, TAG.digest);
+        // Out of place it runs as any other program does.
+        let at_once = case.algorithm.is_one_exchange() && case.in_place;
+        let schedule =
+            if at_once { Schedule { lanes: 1, round_bytes: BOARD_BYTES } } else { SCHEDULE };
+        let mut operation =
+            Operation::new(program, data_type, kernel, count as u64, schedule, 0, TAG.digest);
+        if at_once {
+            operation.exchange_at_once();
+        }
         let mut links: Vec<Option<Link>> = (0..case.ranks).map(|_| None).collect();
         for &peer in operation.peers() {
             links[peer as usize] = Some(Link::Sim(network.link(rank, peer)));
@@ -263,6 +274,7 @@ impl Rank {
         Rank {
             operation,
             links,
+            board: Board::new().expect("memory and a descriptor"),
             input: (0..count).map(|index| value(rank as usize, index)).collect(),
             output: vec![f32::NAN; count],
             in_place: case.in_place,
@@ -281,7 +293,10 @@ impl Rank {
         };
         // SAFETY: both vectors stay as they are until the operation is done or `end` has dropped
         // the links.
-        unsafe { self.operation.start(TAG, input.cast(), output.cast(), &mut self.links) };
+        unsafe {
+            let (links, board) = (&mut self.links, &mut self.board);
+            self.operation.start_with(TAG, input.cast(), output.cast(), links, board);
+        }
     }
 
     /// Returns whether anything moved; an end is a movement.
@@ -291,12 +306,14 @@ impl Rank {
         }
         let outcome = match self.operation.poll(&mut self.links, now_ns) {
             Ok(Status::Done) => Outcome::Values(self.output.clone()),
-            Ok(Status::Moved) => {
+            Ok(Status::Moved | Status::Blocked { moved: true }) => {
                 self.moved_ns = now_ns;
                 return true;
             }
-            Ok(Status::Blocked) if now_ns < self.moved_ns + TIMEOUT_NS => return false,
-            Ok(Status::Blocked) => Outcome::TimedOut { waiting_for: self.operation.waiting_for() },
+            Ok(Status::Blocked { .. }) if now_ns < self.moved_ns + TIMEOUT_NS => return false,
+            Ok(Status::Blocked { .. }) => {
+                Outcome::TimedOut { waiting_for: self.operation.waiting_for() }
+            }
             Err(Fault::Link(error)) => Outcome::Link(error),
             Err(Fault::Mismatch { peer, .. }) => Outcome::Mismatch { peer },
         };

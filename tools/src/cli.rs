@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArguments};
 use crate::plan::{self, PlanArguments};
-use crate::run::{LaunchOptions, launch, report};
+use crate::run::{Binding, LaunchOptions, launch, report};
 
 /// Measures collectives, starts jobs, shows and proves plans.
 #[derive(Debug, Parser)]
@@ -62,6 +62,9 @@ struct RunArguments {
     /// SIGKILL
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     grace: Duration,
+    /// What each rank is bound to
+    #[arg(long, value_name = "TO", default_value = "none")]
+    bind: Binding,
     /// Pass on what rank 0 prints as it is, without its rank in front
     #[arg(long)]
     raw: bool,
@@ -84,6 +87,7 @@ impl From<RunArguments> for LaunchOptions {
             node_rank: arguments.node_rank,
             rendezvous: arguments.rendezvous,
             job: arguments.job,
+            binding: arguments.bind,
             program: words.next().unwrap_or_default(),
             arguments: words.collect(),
             raw_output_of_rank_0: arguments.raw,

@@ -100,6 +100,22 @@ fn each_rank_knows_its_place() {
 }
 
 #[test]
+fn a_bound_rank_stays_on_its_core() {
+    let script = "grep Cpus_allowed_list /proc/self/status";
+    let free = sorted_lines(&run(&["--ranks", "2"], script).stdout);
+    let bound = sorted_lines(&run(&["--ranks", "2", "--bind", "core"], script).stdout);
+    let allowed = |line: &String| line.rsplit('\t').next().unwrap_or_default().to_owned();
+    assert_eq!(allowed(&free[0]), allowed(&free[1]));
+    assert!(
+        allowed(&bound[0]).split([',', '-']).all(|cpu| cpu.parse::<u32>().is_ok()),
+        "{bound:?}"
+    );
+    // On a machine with a single core both get that one.
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert!(cores == 1 || allowed(&bound[0]) != allowed(&free[0]), "{free:?} {bound:?}");
+}
+
+#[test]
 fn an_environment_that_is_not_text_reaches_the_ranks() {
     let script = r#"[ "$NAME" = "$(printf '\377')" ] && echo same"#;
     let output = command(&["--ranks", "1"], script)

@@ -110,6 +110,13 @@ fn every_type_and_operation_is_verified() {
 }
 
 #[test]
+fn buffers_may_be_written_before_each_call() {
+    let output = ringtree("bench all-reduce --ranks 2 --sizes 64K -n 5 --touch --bind core");
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("plain memory, written before each call"));
+}
+
+#[test]
 fn a_broadcast_can_come_from_each_rank() {
     let output = ringtree("bench broadcast --ranks 3 -r -1 --sizes 0,4,100000 -n 2 -w 0");
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -280,7 +287,8 @@ fn plans_are_proved() {
         "plan all-reduce --algorithm ring --ranks 7 --check",
         "plan all-reduce --algorithm double-tree --ranks 6 --check",
         "plan broadcast --ranks 5 --root 3 --check",
-        "plan barrier --ranks 5 --check",
+        "plan barrier --algorithm dissemination --ranks 5 --check",
+        "plan barrier --algorithm one-shot --ranks 5 --check",
     ] {
         let output = ringtree(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments}");

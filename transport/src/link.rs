@@ -385,6 +385,38 @@ impl Link {
         each!(self, l => l.poll(now_ns))
     }
 
+    /// Whether [`Link::poll`] has nothing to do but to take in what has come: nothing posted waits,
+    /// and the peer is owed nothing. Who waits for nothing from this peer need not poll then,
+    /// except before it sleeps.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        each!(self, l => l.is_idle())
+    }
+
+    /// Whether the peer reads this rank's [`Board`](crate::shm::Board), and the reverse.
+    #[inline]
+    pub fn shares_board(&self) -> bool {
+        matches!(self, Link::Shm(_))
+    }
+
+    /// Tells the peer, if it shares the board, that something was published there.
+    #[inline]
+    pub fn has_published(&self) {
+        if let Link::Shm(link) = self {
+            link.has_published();
+        }
+    }
+
+    /// What the peer has published for an exchange, if it has. Its bytes stay until this rank
+    /// publishes for the next one.
+    #[inline]
+    pub fn published(&self, number: u32) -> Option<Arrival> {
+        match self {
+            Link::Shm(link) => link.published(number),
+            Link::Tcp(_) | Link::Sim(_) => None,
+        }
+    }
+
     /// The descriptor to wait on before the next [`Link::poll`], and whether to wait for
     /// writability too. `None`: the peer rings the endpoint's bell instead, once
     /// [`Link::set_parked`] has told it to.

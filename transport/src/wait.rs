@@ -107,13 +107,13 @@ pub struct Wait {
 }
 
 impl WaitPolicy {
-    /// For the `local_rank`-th of `local_ranks` ranks on this host: while each has a processor of
-    /// its own, spinning answers fastest; otherwise a spinning rank keeps the one that it waits for
-    /// from running.
-    pub fn for_local_rank(local_rank: usize, local_ranks: usize) -> WaitPolicy {
-        let most_spins = if local_ranks <= usable_processors() { MOST_SPINS } else { 0 };
+    /// For one of `ranks` ranks that may use the same processors: while each has one of its own,
+    /// spinning answers fastest; otherwise a spinning rank keeps the one that it waits for from
+    /// running. `place` tells them apart.
+    pub fn for_rank(place: usize, ranks: usize) -> WaitPolicy {
+        let most_spins = if ranks <= usable_processors() { MOST_SPINS } else { 0 };
         // Of two that share a processor one moves, and the other does not follow.
-        let patience = PATIENCE * (1 + local_rank as u32);
+        let patience = PATIENCE * (1 + place as u32);
         WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience }
     }
 
@@ -152,7 +152,9 @@ impl WaitPolicy {
             std::thread::yield_now();
             wait.yielding_since = Some(now);
             wait.yields = 1;
-            wait.first_yield = now.elapsed();
+            if self.most_spins > 0 {
+                wait.first_yield = now.elapsed();
+            }
             return Stage::Yielded;
         };
         if now - since > YIELD {

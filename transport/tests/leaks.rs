@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::rendezvous::{Server, Store, StoreClient, listen};
 use ringtree_transport::secure::{Job, Secret};
+use ringtree_transport::shm::Board;
 
 #[test]
 fn thousands_of_connections_leave_nothing_behind() {
@@ -64,6 +65,7 @@ fn endpoint(rank: u32, transports: Transports) -> Endpoint {
         transports,
         interface: None,
         rendezvous: None,
+        board: Board::new().unwrap().memory().clone(),
     })
     .unwrap()
 }

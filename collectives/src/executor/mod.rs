@@ -5,6 +5,7 @@
 //! drives it, be that the caller of a blocking call, a progress thread, or a simulator on virtual
 //! time. It neither blocks nor allocates while it runs, and reads no clock.
 
+mod exchange;
 mod geometry;
 mod lane;
 mod moves;
@@ -18,6 +19,7 @@ use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
 
 use crate::DataType;
 use crate::reduce::Kernel;
+use exchange::Exchange;
 use lane::Lane;
 
 /// How a collective is cut: how many rounds are in flight at once, and how long one is.
@@ -34,10 +36,13 @@ pub struct Schedule {
 pub enum Status {
     /// Every lane is done: the result is in the output, and no link reads the caller's memory.
     Done,
-    /// Something moved; call again.
+    /// Something moved, and more may move; call again.
     Moved,
-    /// Nothing could move.
-    Blocked,
+    /// Nothing more can move until a peer does something.
+    Blocked {
+        /// Something moved before that.
+        moved: bool,
+    },
 }
 
 /// Why an operation cannot go on.
@@ -66,6 +71,10 @@ pub struct Operation {
     /// The first error of each peer's link, by position in `peers`.
     failures: Vec<Option<LinkError>>,
     scratch: Scratch,
+    /// The program, where it is one small exchange.
+    exchange: Option<Box<Exchange>>,
+    /// The last look was at all links.
+    is_thorough: bool,
     digest: u32,
     /// Peers may read this rank's memory in place. Not where a guard waits for what was sent: the
     /// peers' guards would wait for this rank's in turn.
@@ -117,6 +126,8 @@ impl Operation {
             geometry,
             kernel,
             element_bytes,
+            exchange: None,
+            is_thorough: false,
             digest,
             lends,
             offers: if is_worth_it { offers(&program) } else { Vec::new() },
@@ -160,6 +171,7 @@ impl Operation {
         links: &mut [Option<Link>],
     ) {
         self.tag = tag;
+        self.is_thorough = true;
         self.input = input;
         self.output = output;
         self.lanes.iter_mut().for_each(Lane::restart);
@@ -188,20 +200,43 @@ impl Operation {
 
     #[inline]
     fn try_poll(&mut self, links: &mut [Option<Link>], now_ns: u64) -> Result<Status, Fault> {
+        if let Some(mut exchange) = self.exchange.take() {
+            let status = self.poll_exchange(&mut exchange, links, now_ns);
+            self.exchange = Some(exchange);
+            return status;
+        }
         let mut done = true;
-        let mut moved = false;
+        let mut advanced = false;
         for lane in 0..self.lanes.len() {
             if self.lanes[lane].is_done(self.geometry.rounds()) {
                 continue;
             }
-            moved |= self.advance(lane, links)?;
+            advanced |= self.advance(lane, links)?;
             done &= self.lanes[lane].is_done(self.geometry.rounds());
         }
         if done {
             return Ok(Status::Done);
         }
+        let links_moved = self.poll_links(links, now_ns);
+        // A single lane went as far as it could; one of several may have moved what another waits for.
+        if links_moved || advanced && self.lanes.len() > 1 {
+            return Ok(Status::Moved);
+        }
+        self.check_failures()?;
+        Ok(Status::Blocked { moved: advanced })
+    }
+
+    /// Polls the links that a lane waits for or that have something to send, and every other time
+    /// the rest: what comes there is not missed yet, and looking may cost a call to the kernel.
+    fn poll_links(&mut self, links: &mut [Option<Link>], now_ns: u64) -> bool {
+        let mut moved = false;
+        self.is_thorough = !self.is_thorough;
         for (index, &peer) in self.peers.iter().enumerate() {
             let Some(link) = &mut links[peer as usize] else { continue };
+            let is_wanted = || self.lanes.iter().any(|lane| lane.blocked_on == Some(peer));
+            if !self.is_thorough && link.is_idle() && !is_wanted() {
+                continue;
+            }
             match link.poll(now_ns) {
                 Ok(link_moved) => moved |= link_moved,
                 // A peer that has finished may leave: its end matters only to a lane that waits
@@ -209,10 +244,7 @@ impl Operation {
                 Err(error) => self.failures[index] = Some(error),
             }
         }
-        if moved {
-            return Ok(Status::Moved);
-        }
-        self.blocked()
+        moved
     }
 
     /// The peers that lanes wait for, each once.
@@ -224,7 +256,7 @@ impl Operation {
     }
 
     /// A lane that waits for a peer whose link failed ends the operation.
-    fn blocked(&self) -> Result<Status, Fault> {
+    fn check_failures(&self) -> Result<(), Fault> {
         for lane in &self.lanes {
             let Some(peer) = lane.blocked_on else { continue };
             let index = self.peers.binary_search(&peer).unwrap_or(usize::MAX);
@@ -232,7 +264,7 @@ impl Operation {
                 return Err(Fault::Link(error.clone()));
             }
         }
-        Ok(Status::Blocked)
+        Ok(())
     }
 }
 

@@ -418,7 +418,7 @@ impl Operation {
 
     /// First byte of a span in the lane's round.
     #[inline]
-    fn address(&mut self, lane: usize, span: Span) -> *mut u8 {
+    pub(super) fn address(&mut self, lane: usize, span: Span) -> *mut u8 {
         let offset = self.geometry.bytes(self.lanes[lane].round, span).offset;
         match span.space {
             Space::Input => self.input.cast_mut().wrapping_add(offset),

@@ -84,12 +84,17 @@ impl<'a, T: Patterned> Meter<'a, T> {
             let more = self.check(case, placement)?;
             wrong = Some(wrong.unwrap_or(0) + more);
         }
-        // Zeros: the values must not grow from call to call.
+        // The values must not grow from call to call.
+        self.zero(case, placement);
+        Ok(Outcome { timing: self.time(case, placement)?, wrong })
+    }
+
+    /// Writes zeros into the buffers of a case.
+    fn zero(&mut self, case: Case, placement: Placement) {
         if placement == Placement::OutOfPlace {
             self.input[..case.count].fill(T::default());
         }
         self.output[..case.count].fill(T::default());
-        Ok(Outcome { timing: self.time(case, placement)?, wrong })
     }
 
     /// How many elements are wrong: in the result, in the input that should have stayed as it was,
@@ -168,6 +173,9 @@ impl<'a, T: Patterned> Meter<'a, T> {
         times_us.reserve(iterations as usize);
         let begin = Instant::now();
         for _ in 0..iterations {
+            if self.measurement.touch {
+                self.zero(case, placement);
+            }
             self.communicator.barrier()?;
             let start = Instant::now();
             self.call(case, placement)?;

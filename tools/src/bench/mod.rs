@@ -79,6 +79,7 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         node_rank: 0,
         rendezvous: None,
         job: None,
+        binding: arguments.bind,
         program: env::current_exe().map_err(BenchError::Program)?.into(),
         arguments: env::args_os().skip(1).collect(),
         raw_output_of_rank_0: true,

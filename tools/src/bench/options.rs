@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::sizes::{self, SizesError, Step};
 use crate::plan;
+use crate::run::Binding;
 
 /// The sweep that is measured unless another is asked for: 12 sizes, a few seconds.
 const FIRST_BYTES: u64 = 8;
@@ -86,6 +87,13 @@ pub struct BenchArguments {
     /// Ordinary memory, or memory that the library allocates and peers can read
     #[arg(long, value_name = "KIND", default_value = "plain")]
     memory: Memory,
+    /// Have each rank write its buffers before each timed call, as a trainer writes its gradients;
+    /// calls in a row (the loop in the JSON output) are timed without
+    #[arg(long)]
+    touch: bool,
+    /// What each rank is bound to; where another launcher starts the ranks, that one binds them
+    #[arg(long, value_name = "TO", default_value = "none")]
+    pub bind: Binding,
     /// Measure in place only
     #[arg(long)]
     in_place: bool,
@@ -180,6 +188,8 @@ pub struct Measurement {
     pub placements: Vec<Placement>,
     /// Where the buffers come from.
     pub memory: Memory,
+    /// Each rank writes its buffers before each timed call.
+    pub touch: bool,
     /// Transports that may be used.
     pub transport: Transport,
     /// The algorithm, unless it is to be chosen.
@@ -274,6 +284,7 @@ impl BenchArguments {
             root: u32::try_from(self.root).ok().filter(|_| is_broadcast),
             placements: self.placements(),
             memory: self.memory,
+            touch: self.touch,
             transport: self.transport,
             algorithm: self.algorithm()?,
             iterations: match self.iterations {

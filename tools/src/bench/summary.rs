@@ -78,7 +78,7 @@ impl Summary {
         };
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
-             # transport {}, algorithm {algorithm}, {} memory\n\
+             # transport {}, algorithm {algorithm}, {} memory{}\n\
              # time: median of the slowest rank's times, with a barrier before each call\n",
             measurement.collective.name(),
             counted(self.ranks, "rank"),
@@ -86,6 +86,7 @@ impl Summary {
             hosts.join(", "),
             self.transport,
             measurement.memory.name(),
+            if measurement.touch { ", written before each call" } else { "" },
         )
     }
 }

@@ -3,6 +3,7 @@
 //! The launcher of the first host also hosts what the ranks meet at: the rendezvous store and the
 //! control service.
 
+mod binding;
 mod guardian;
 mod hosts;
 mod process;
@@ -22,6 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
+pub use binding::Binding;
 use ranks::RankCommand;
 use relay::Stream;
 use service::Service;
@@ -46,6 +48,8 @@ pub struct LaunchOptions {
     pub rendezvous: Option<String>,
     /// The job's name; by default one is made up.
     pub job: Option<String>,
+    /// What each rank is bound to.
+    pub binding: Binding,
     /// The program of every rank.
     pub program: OsString,
     /// Its arguments.
@@ -192,17 +196,20 @@ fn start_ranks(
 ) -> Result<Vec<Stream>, LaunchError> {
     let mut streams = Vec::new();
     let here = hosts::ranks_of_node(options.ranks, options.nodes, options.node_rank);
+    let sets = options.binding.sets(here.len()).map_err(during("bind the ranks"))?;
     for rank in here.clone() {
+        let local_rank = (rank - here.start) as usize;
         let mut environment = service.environment();
         environment.extend([
             ("RINGTREE_RANK", rank.to_string()),
-            ("RINGTREE_LOCAL_RANK", (rank - here.start).to_string()),
+            ("RINGTREE_LOCAL_RANK", local_rank.to_string()),
         ]);
         let command = RankCommand {
             rank,
             program: &options.program,
             arguments: &options.arguments,
             environment,
+            processors: sets.as_ref().map(|sets| sets[local_rank]),
             raw_output: rank == 0 && options.raw_output_of_rank_0,
         };
         let (process, output) = ranks::start(&command).map_err(|source| LaunchError::Program {

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, getpid, getppid};
@@ -43,6 +44,8 @@ pub struct RankCommand<'a> {
     pub arguments: &'a [OsString],
     /// What is set in its environment.
     pub environment: Vec<(&'static str, String)>,
+    /// Which processors it may use, unless all that the launcher may.
+    pub processors: Option<CpuSet>,
     /// Whether its output goes where the launcher's goes, as it is.
     pub raw_output: bool,
 }
@@ -59,9 +62,10 @@ pub fn start(command: &RankCommand) -> io::Result<(RankProcess, Vec<Stream>)> {
         process.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     let launcher = getpid();
+    let processors = command.processors;
     // SAFETY: the closure runs between fork and exec: it only makes system calls, and neither
     // allocates nor takes a lock.
-    unsafe { process.pre_exec(move || bind_to(launcher)) };
+    unsafe { process.pre_exec(move || bind_to(launcher, processors)) };
     let mut child = process.spawn()?;
     let pid = Pid::from_raw(child.id() as i32);
     let rank = command.rank;
@@ -75,9 +79,13 @@ pub fn start(command: &RankCommand) -> io::Result<(RankProcess, Vec<Stream>)> {
     Ok((RankProcess { rank, pid, end: process::open_pidfd(pid)? }, streams))
 }
 
-/// In the new process: ends with the launcher, and takes signals as a fresh process does.
-fn bind_to(launcher: Pid) -> io::Result<()> {
+/// In the new process: ends with the launcher, takes signals as a fresh process does, and stays on
+/// its processors.
+fn bind_to(launcher: Pid, processors: Option<CpuSet>) -> io::Result<()> {
     SigSet::empty().thread_set_mask()?;
+    if let Some(processors) = processors {
+        sched_setaffinity(Pid::from_raw(0), &processors)?;
+    }
     set_pdeathsig(Signal::SIGKILL)?;
     // It may have ended before it could be watched.
     if getppid() != launcher {

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tracing::debug;
 
 use super::ESTABLISH_LIMIT;
 use super::address::Hello;
+use crate::memory::SharedMemory;
 use crate::secure::{Ended, Limit, Purpose, SecureStream, Service, Socket};
 use crate::shm::ShmLink;
 use crate::tcp::TcpLink;
@@ -20,13 +21,19 @@ use crate::{Link, LinkError};
 pub(super) struct Desk {
     communicator: u64,
     rank: u32,
+    board: Arc<SharedMemory>,
     dialed: Mutex<HashMap<u32, Result<Link, LinkError>>>,
     changed: Condvar,
 }
 
 impl Desk {
-    pub(super) fn new(communicator: u64, rank: u32) -> Desk {
-        Desk { communicator, rank, dialed: Mutex::default(), changed: Condvar::new() }
+    pub(super) fn new(communicator: u64, rank: u32, board: Arc<SharedMemory>) -> Desk {
+        Desk { communicator, rank, board, dialed: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// The memory in which this rank publishes.
+    pub(super) fn board(&self) -> &SharedMemory {
+        &self.board
     }
 
     /// Waits for the link from `peer`, or the error that its making ended with.
@@ -97,7 +104,8 @@ impl Service<UnixStream> for Desk {
 
     fn serve(&self, stream: SecureStream<UnixStream>, _purpose: Purpose, hello: Vec<u8>) {
         self.serve_link(stream, &hello, |socket, from| {
-            ShmLink::establish(socket, from, Instant::now() + ESTABLISH_LIMIT).map(Link::Shm)
+            let deadline = Instant::now() + ESTABLISH_LIMIT;
+            ShmLink::establish(socket, from, &self.board, deadline).map(Link::Shm)
         });
     }
 }

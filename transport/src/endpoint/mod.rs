@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use crate::interfaces::advertised_address;
+use crate::memory::SharedMemory;
 use crate::secure::{
     Acceptor, Ended, Job, Limit, Purpose, SecureError, Socket, dial, dial_local, hexadecimal,
     initiate_within, random_bytes,
@@ -77,6 +78,8 @@ pub struct EndpointConfig {
     /// Where the rendezvous is (host and port): without `interface`, TCP listens on the address
     /// from which this host reaches it.
     pub rendezvous: Option<String>,
+    /// The memory of this rank's [`Board`](crate::shm::Board), which shared-memory links hand over.
+    pub board: Arc<SharedMemory>,
 }
 
 /// Listens for one rank of one communicator, and makes its links. Dropping it closes the sockets
@@ -98,7 +101,7 @@ impl Endpoint {
     /// [`EndpointError::Interface`] where no address can be chosen for TCP,
     /// [`EndpointError::Listen`] where the system refuses.
     pub fn bind(config: EndpointConfig) -> Result<Endpoint, EndpointError> {
-        let desk = Arc::new(Desk::new(config.communicator, config.rank));
+        let desk = Arc::new(Desk::new(config.communicator, config.rank, config.board.clone()));
         let mut own =
             Address { socket_name: None, tcp: None, host: host_name(), pid: std::process::id() };
         let mut unix = None;
@@ -184,7 +187,7 @@ impl Endpoint {
         let socket = self.connect_unix(name, way, limit)?;
         let socket = self.introduce(socket, way, limit)?;
         let deadline = limit.at_most(ESTABLISH_LIMIT).deadline();
-        Ok(Link::Shm(ShmLink::establish(socket, way.peer.rank, deadline)?))
+        Ok(Link::Shm(ShmLink::establish(socket, way.peer.rank, self.desk.board(), deadline)?))
     }
 
     fn dial_tcp(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {

@@ -8,6 +8,7 @@ use nix::sys::socket::{Backlog, listen};
 
 use super::*;
 use crate::secure::{Secret, accept, initiate};
+use crate::shm::Board;
 use crate::{Tag, TransportKind};
 
 fn job(secret: &str) -> Job {
@@ -26,6 +27,7 @@ fn config(rank: u32, transports: Transports) -> EndpointConfig {
         transports,
         interface: None,
         rendezvous: None,
+        board: Board::new().unwrap().memory().clone(),
     }
 }
 

@@ -340,6 +340,7 @@ mod tests {
 
     use super::*;
     use crate::process::PidFd;
+    use crate::shm::Board;
 
     const LEN: usize = 100_000;
     const TAG: Tag = Tag { sequence: 3, digest: 9 };
@@ -348,8 +349,13 @@ mod tests {
     fn pair() -> (ShmLink, ShmLink) {
         let deadline = Instant::now() + Duration::from_secs(10);
         let (a, b) = UnixStream::pair().unwrap();
-        let other = std::thread::spawn(move || ShmLink::establish(b, 0, deadline).unwrap());
-        (ShmLink::establish(a, 1, deadline).unwrap(), other.join().unwrap())
+        let other = std::thread::spawn(move || {
+            ShmLink::establish(b, 0, Board::new().unwrap().memory(), deadline).unwrap()
+        });
+        (
+            ShmLink::establish(a, 1, Board::new().unwrap().memory(), deadline).unwrap(),
+            other.join().unwrap(),
+        )
     }
 
     fn offer(link: &mut ShmLink, ahead: u32, into: &mut [u8]) {

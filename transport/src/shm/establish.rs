@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::layout::{HALF_BYTES, Half};
-use super::link::peer_process;
+use super::link::{Halves, peer_process};
+use super::publish::BOARD_FILE_BYTES;
 use super::reach::Reach;
 use super::{ShmLink, descriptors};
 use crate::memory::SharedMemory;
@@ -22,13 +23,17 @@ use crate::{LinkError, TransportKind, wait};
 /// sleeper's memory accesses for everyone, and where this side's process has its nonce.
 const HELLO_BYTES: usize = 24;
 
+/// What says that the memory is a board.
+const BOARD: u8 = b'b';
+
 /// What is answered: the nonce that was found, and whether this side reaches the peer's ordinary
 /// memory.
 const SEEN_BYTES: usize = 9;
 
 impl ShmLink {
     /// Makes the link to `peer` over a connected socket on which both sides have proven who they
-    /// are. Both call it; the socket stays with the link.
+    /// are. Both call it; the socket stays with the link. `board` is the memory of this rank's
+    /// [`Board`](super::Board).
     ///
     /// # Errors
     /// [`LinkError::Failed`] where the two do not share memory, where memory or descriptors have
@@ -36,9 +41,10 @@ impl ShmLink {
     pub fn establish(
         stream: UnixStream,
         peer: u32,
+        board: &SharedMemory,
         deadline: Instant,
     ) -> Result<ShmLink, LinkError> {
-        establish(stream, peer, deadline).map_err(|error| LinkError::Failed {
+        establish(stream, peer, board, deadline).map_err(|error| LinkError::Failed {
             peer,
             transport: TransportKind::Shm,
             reason: error.to_string(),
@@ -46,14 +52,22 @@ impl ShmLink {
     }
 }
 
-fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<ShmLink> {
+fn establish(
+    stream: UnixStream,
+    peer: u32,
+    board: &SharedMemory,
+    deadline: Instant,
+) -> io::Result<ShmLink> {
     stream.set_nonblocking(false)?;
     let mine = SharedMemory::create(HALF_BYTES)?;
     let nonce = random()?;
     nonce_of(&mine).store(nonce, Ordering::Release);
     let can_order = wait::register_membarrier();
+    set_timeout(&stream, deadline)?;
     send_half(&stream, &mine, can_order)?;
-    let (theirs, they_can_order, their_nonce_at) = receive_half(&stream, deadline)?;
+    send_memory(&stream, board, &[BOARD])?;
+    let (theirs, they_can_order, their_nonce_at) = receive_half(&stream)?;
+    let their_board = receive_memory(&stream, &mut [0], BOARD_FILE_BYTES)?;
     let their_nonce = nonce_of(&theirs).load(Ordering::Acquire);
     // That it answers afterwards shows that the number still is the peer's.
     let pid = peer_process(&stream).filter(|&pid| pid != std::process::id());
@@ -71,8 +85,9 @@ fn establish(stream: UnixStream, peer: u32, deadline: Instant) -> io::Result<Shm
     let reach = if seen[8] == 1 { reach } else { Reach::Nothing };
     stream.set_read_timeout(None)?;
     stream.set_nonblocking(true)?;
+    let halves = Halves { mine, theirs, board: their_board };
     let fenced = !(can_order && they_can_order);
-    Ok(ShmLink::new(peer, stream, mine, theirs, fenced, reach, process))
+    Ok(ShmLink::new(peer, stream, halves, fenced, reach, process))
 }
 
 fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::Result<()> {
@@ -81,37 +96,47 @@ fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::R
     hello[8] = u8::from(can_order);
     let nonce_at = std::ptr::from_ref(nonce_of(half)) as u64;
     hello[16..].copy_from_slice(&nonce_at.to_le_bytes());
-    let descriptors = [half.descriptor().as_raw_fd()];
-    let message = [ControlMessage::ScmRights(&descriptors)];
-    let sent = sendmsg::<()>(
-        stream.as_raw_fd(),
-        &[IoSlice::new(&hello)],
-        &message,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
-    if sent == HELLO_BYTES { Ok(()) } else { Err(io::Error::other("the hello did not fit")) }
+    send_memory(stream, half, &hello)
 }
 
-fn receive_half(stream: &UnixStream, deadline: Instant) -> io::Result<(SharedMemory, bool, u64)> {
-    set_timeout(stream, deadline)?;
+/// Hands over a memory, with bytes that say what it is.
+fn send_memory(stream: &UnixStream, memory: &SharedMemory, bytes: &[u8]) -> io::Result<()> {
+    let descriptors = [memory.descriptor().as_raw_fd()];
+    let message = [ControlMessage::ScmRights(&descriptors)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &message, flags, None)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("the hello did not fit")) }
+}
+
+fn receive_half(stream: &UnixStream) -> io::Result<(SharedMemory, bool, u64)> {
     let mut hello = [0; HELLO_BYTES];
-    let (received, file) = descriptors::receive(stream, &mut hello, MsgFlags::MSG_WAITALL)
-        .map_err(|errno| match errno {
-            Errno::ENOBUFS => io::Error::other(
-                "the peer's memory was cut off: this process may have too few descriptors \
-                 (raise ulimit -n)",
-            ),
-            errno => errno.into(),
-        })?;
-    let file = file.filter(|_| received == HELLO_BYTES);
-    let file = file.ok_or_else(|| io::Error::other("the peer sent no memory"))?;
+    let half = receive_memory(stream, &mut hello, HALF_BYTES)?;
     let len_bytes = u64::from_le_bytes(hello[..8].try_into().map_err(io::Error::other)?);
     if len_bytes != HALF_BYTES as u64 {
         return Err(io::Error::other("the peer's version lays its memory out differently"));
     }
     let nonce_at = u64::from_le_bytes(hello[16..].try_into().map_err(io::Error::other)?);
-    Ok((SharedMemory::open(file, HALF_BYTES)?, hello[8] == 1, nonce_at))
+    Ok((half, hello[8] == 1, nonce_at))
+}
+
+/// Maps a memory of `len_bytes` that the peer hands over, with the bytes that come with it.
+fn receive_memory(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    len_bytes: usize,
+) -> io::Result<SharedMemory> {
+    let (received, file) = descriptors::receive(stream, bytes, MsgFlags::MSG_WAITALL).map_err(
+        |errno| match errno {
+            Errno::ENOBUFS => io::Error::other(
+                "the peer's memory was cut off: this process may have too few descriptors \
+                 (raise ulimit -n)",
+            ),
+            errno => errno.into(),
+        },
+    )?;
+    let file = file.filter(|_| received == bytes.len());
+    let file = file.ok_or_else(|| io::Error::other("the peer sent no memory"))?;
+    SharedMemory::open(file, len_bytes)
 }
 
 fn set_timeout(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
@@ -132,6 +157,9 @@ fn random() -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::Board;
     use super::super::descriptors::tests::{open, pass};
     use super::*;
 
@@ -139,11 +167,41 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
+    fn board() -> Arc<SharedMemory> {
+        Board::new().unwrap().memory().clone()
+    }
+
+    #[test]
+    fn what_is_published_is_seen_and_wakes_a_sleeper() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut own = Board::new().unwrap();
+        let memory = own.memory().clone();
+        let other =
+            std::thread::spawn(move || ShmLink::establish(b, 0, &board(), deadline()).unwrap());
+        let publisher = ShmLink::establish(a, 1, &memory, deadline()).unwrap();
+        let mut reader = other.join().unwrap();
+        assert!(reader.published(1).is_none());
+        reader.set_parked(true);
+        let tag = crate::Tag { sequence: 3, digest: 9 };
+        // SAFETY: a constant stays readable, and it is the first exchange.
+        let (number, _) = unsafe { own.publish(tag, b"news".as_ptr(), 4) };
+        publisher.has_published();
+        let arrival = reader.published(number).unwrap();
+        assert_eq!((arrival.len, arrival.last, arrival.tag), (4, true, tag));
+        // SAFETY: the arrival has four bytes, which stay until the next exchange but one.
+        assert_eq!(unsafe { *arrival.data.cast::<[u8; 4]>() }, *b"news");
+        let (socket, _) = reader.descriptor().unwrap();
+        let mut entry = libc::pollfd { fd: socket, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, as said.
+        assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 0) }, 1);
+    }
+
     #[test]
     fn a_sleeper_that_waits_for_room_is_woken_when_there_is_some() {
         let (a, b) = UnixStream::pair().unwrap();
-        let other = std::thread::spawn(move || ShmLink::establish(b, 0, deadline()).unwrap());
-        let mut sender = ShmLink::establish(a, 1, deadline()).unwrap();
+        let other =
+            std::thread::spawn(move || ShmLink::establish(b, 0, &board(), deadline()).unwrap());
+        let mut sender = ShmLink::establish(a, 1, &board(), deadline()).unwrap();
         let mut receiver = other.join().unwrap();
         let data = vec![7_u8; 8 << 20];
         let tag = crate::Tag::default();
@@ -170,8 +228,9 @@ mod tests {
     #[test]
     fn a_byte_crosses_between_the_two_ends() {
         let (a, b) = UnixStream::pair().unwrap();
-        let other = std::thread::spawn(move || ShmLink::establish(b, 0, deadline()).unwrap());
-        let mut first = ShmLink::establish(a, 1, deadline()).unwrap();
+        let other =
+            std::thread::spawn(move || ShmLink::establish(b, 0, &board(), deadline()).unwrap());
+        let mut first = ShmLink::establish(a, 1, &board(), deadline()).unwrap();
         let mut second = other.join().unwrap();
         let tag = crate::Tag { sequence: 3, digest: 9 };
         // SAFETY: a constant stays readable for ever.
@@ -190,7 +249,7 @@ mod tests {
     fn a_peer_that_sends_no_memory_is_refused() {
         let (a, b) = UnixStream::pair().unwrap();
         (&b).write_all(&[0; HELLO_BYTES]).unwrap();
-        let refused = ShmLink::establish(a, 1, deadline()).unwrap_err();
+        let refused = ShmLink::establish(a, 1, &board(), deadline()).unwrap_err();
         assert!(refused.to_string().contains("sent no memory"), "{refused}");
     }
 
@@ -199,7 +258,7 @@ mod tests {
         let (a, b) = UnixStream::pair().unwrap();
         let (passed, _held) = UnixStream::pair().unwrap();
         pass(&b, 0, &passed, 200);
-        let refused = ShmLink::establish(a, 1, deadline()).unwrap_err();
+        let refused = ShmLink::establish(a, 1, &board(), deadline()).unwrap_err();
         assert!(refused.to_string().contains("cut off"), "{refused}");
         assert_eq!(open(&passed), 1);
     }
@@ -208,6 +267,6 @@ mod tests {
     fn a_silent_peer_ends_at_the_deadline() {
         let (a, _b) = UnixStream::pair().unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
-        assert!(ShmLink::establish(a, 1, soon).is_err());
+        assert!(ShmLink::establish(a, 1, &board(), soon).is_err());
     }
 }

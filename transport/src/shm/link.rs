@@ -25,6 +25,14 @@ pub(super) const POINT_TO_POINT_SLOTS: usize = 4;
 /// Most slots of one lane: more would push the data out of the cache before the peer reads it.
 const MOST_SLOTS_PER_LANE: usize = 8;
 
+/// The memory of a link.
+pub(super) struct Halves {
+    pub(super) mine: SharedMemory,
+    pub(super) theirs: SharedMemory,
+    /// What the peer publishes for all.
+    pub(super) board: SharedMemory,
+}
+
 /// A link over shared memory.
 #[derive(Debug)]
 pub struct ShmLink {
@@ -33,6 +41,8 @@ pub struct ShmLink {
     pub(super) socket: UnixStream,
     pub(super) mine: SharedMemory,
     pub(super) theirs: SharedMemory,
+    /// What the peer publishes for all.
+    pub(super) board: SharedMemory,
     pub(super) sends: Box<[SendChannel]>,
     pub(super) receives: Box<[ReceiveChannel]>,
     /// The slots that no frame uses.
@@ -43,7 +53,7 @@ pub struct ShmLink {
     /// The channels on which the peer has not given back everything that was lent.
     lending: u32,
     pub(super) lender: Lender,
-    pub(super) borrower: Borrower,
+    pub(super) borrower: Box<Borrower>,
     /// How each side reaches the other's ordinary memory: both or neither can.
     pub(super) reach: Reach,
     pub(super) attachable: Attachable,
@@ -60,12 +70,11 @@ pub struct ShmLink {
 unsafe impl Send for ShmLink {}
 
 impl ShmLink {
-    /// A link over two halves that both sides have mapped.
+    /// A link over memory that both sides have mapped.
     pub(super) fn new(
         peer: u32,
         socket: UnixStream,
-        mine: SharedMemory,
-        theirs: SharedMemory,
+        Halves { mine, theirs, board }: Halves,
         fenced: bool,
         reach: Reach,
         process: Option<PidFd>,
@@ -98,6 +107,7 @@ impl ShmLink {
             socket,
             mine,
             theirs,
+            board,
             sends,
             receives,
             free_slots: u32::MAX,
@@ -105,7 +115,7 @@ impl ShmLink {
             waiting: 0,
             lending: 0,
             lender: Lender::default(),
-            borrower: Borrower::new(),
+            borrower: Box::new(Borrower::new()),
             reach,
             attachable: Attachable::default(),
             process,
@@ -269,6 +279,11 @@ impl ShmLink {
             return Err(self.closed());
         }
         Ok(moved)
+    }
+
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting | self.lending == 0
     }
 
     pub(crate) fn descriptor(&self) -> Option<(RawFd, bool)> {

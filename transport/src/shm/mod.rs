@@ -5,9 +5,12 @@
 //! place where room for a message was offered (`direct`). Between processes that may trace each
 //! other that goes for ordinary memory, too (`reach`).
 //!
+//! A message for all ranks of the host is written once, where all read it (`board`, `publish`).
+//!
 //! The pages are sealed memory files handed over by descriptor (`layout`, `establish`), so that a
 //! container's limit on /dev/shm does not matter.
 
+mod board;
 mod descriptors;
 mod direct;
 mod establish;
@@ -15,9 +18,12 @@ mod layout;
 mod lending;
 mod link;
 mod primitive;
+mod publish;
 mod reach;
 mod receive;
 mod ring;
 mod send;
 
+pub use board::BOARD_BYTES;
 pub use link::ShmLink;
+pub use publish::Board;

@@ -114,6 +114,11 @@ impl SimLink {
         self.waiting & 1 << channel != 0
     }
 
+    /// Always to be polled: time moves what is under way.
+    pub fn is_idle(&self) -> bool {
+        false
+    }
+
     /// See [`Link::reserve`](crate::Link::reserve).
     pub fn reserve(&mut self, channel: Channel) -> Option<Slot> {
         let mut state = self.network.lock();

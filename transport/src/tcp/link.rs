@@ -26,9 +26,8 @@ pub struct TcpLink {
     sender: Box<Sender>,
     receiver: Box<Receiver>,
     credits: Box<Credits>,
-    /// A bit for each channel that was told that nothing is there since the socket was last read:
-    /// the others need not read it again.
-    told_nothing: u32,
+    /// The socket was empty when it was last read since the last poll.
+    found_nothing: bool,
     /// [`TcpLink::arrival`] or [`TcpLink::receive`] has read the socket since the last poll.
     read_lately: bool,
     /// Why nothing more will come or go.
@@ -51,7 +50,7 @@ impl TcpLink {
             sender: Box::new(Sender::new()),
             receiver: Box::new(Receiver::new()),
             credits: Box::new(Credits::new()),
-            told_nothing: 0,
+            found_nothing: false,
             read_lately: false,
             end: None,
         })
@@ -127,12 +126,12 @@ impl TcpLink {
         Err(protocol(self.peer, "commit without a reserved slot"))
     }
 
-    /// The oldest slice on a channel; reads the socket if none is there.
+    /// The oldest slice on a channel; reads the socket if none is there, once between polls.
     ///
     /// # Errors
     /// The link has ended, and everything that came on this channel is released.
     pub fn arrival(&mut self, channel: Channel) -> Result<Option<Arrival>, LinkError> {
-        if !self.receiver.shows(channel) && self.may_read(channel) {
+        if !self.receiver.shows(channel) && self.may_read() {
             self.read_until(&mut None, |link, _| link.receiver.shows(channel));
         }
         match (self.receiver.arrival(channel), &self.end) {
@@ -169,7 +168,7 @@ impl TcpLink {
         let mut wanted = Wanted { channel, tag, into, room: len, got: 0, ended: false };
         // SAFETY: the caller's promise is passed on.
         unsafe { self.receiver.take_stored(&mut wanted, &mut self.credits) };
-        if !self.is_served(&wanted) && self.may_read(channel) {
+        if !self.is_served(&wanted) && self.may_read() {
             let mut direct = Some(wanted);
             self.read_until(&mut direct, |link, wanted| {
                 wanted.as_ref().is_none_or(|wanted| link.is_served(wanted))
@@ -193,10 +192,10 @@ impl TcpLink {
     /// link is no error to a side that waits for nothing.
     pub fn poll(&mut self, _now_ns: u64) -> Result<bool, LinkError> {
         let mut moved = false;
-        self.told_nothing = 0;
         if !std::mem::take(&mut self.read_lately) {
             moved = self.read_until(&mut None, |_, _| false);
         }
+        self.found_nothing = false;
         match &self.end {
             Some(LinkError::Closed { .. }) if !self.sender.has_unsent() => Ok(moved),
             Some(end) => Err(end.clone()),
@@ -205,6 +204,11 @@ impl TcpLink {
                 flushed => Ok(flushed? | moved),
             },
         }
+    }
+
+    /// See [`Link::is_idle`](crate::Link::is_idle).
+    pub fn is_idle(&self) -> bool {
+        !self.sender.has_unsent() && !self.sender.socket_is_full() && !self.credits.due()
     }
 
     /// The socket, and whether something waits for room in it. `None` once the peer has closed the
@@ -273,17 +277,12 @@ impl TcpLink {
         wanted.ended || (wanted.room == 0 && wanted.got > 0) || self.receiver.shows(wanted.channel)
     }
 
-    /// Whether a call for this channel may find something in the socket.
-    fn may_read(&mut self, channel: Channel) -> bool {
-        let bit = 1 << channel;
-        let fresh = self.told_nothing != 0 && self.told_nothing & bit == 0;
-        if fresh {
-            self.told_nothing |= bit;
-            return false;
-        }
-        self.told_nothing = bit;
-        self.read_lately = true;
-        true
+    /// Whether a call for this channel may find something in the socket: the first one that finds
+    /// nothing speaks for all until the next poll.
+    fn may_read(&mut self) -> bool {
+        let may_read = !self.found_nothing;
+        self.read_lately |= may_read;
+        may_read
     }
 
     /// Reads until the socket is empty or enough is there. Returns whether anything came that
@@ -300,7 +299,10 @@ impl TcpLink {
             }
             // SAFETY: `wanted` is made by `receive` from what its caller promised.
             match unsafe { self.receiver.read(fd, wanted, &mut self.credits) } {
-                Ok(Read::Nothing) => return count > 0,
+                Ok(Read::Nothing) => {
+                    self.found_nothing = true;
+                    return count > 0;
+                }
                 Ok(Read::Drained) => return true,
                 Ok(Read::More) => {}
                 Err(End::Closed) => {
@@ -314,7 +316,6 @@ impl TcpLink {
                 break;
             }
         }
-        self.told_nothing = 0;
         true
     }
 

@@ -1,0 +1,242 @@
+//! Small messages of an exchange among all ranks: each is published once, on the rank's board, and
+//! folded from there by everyone.
+//!
+//! The program says the same as always; this is another way to carry it out, which all ranks take
+//! together, since all know the algorithm and the count. Peers to whom no shared memory leads get
+//! and send ordinary messages.
+
+use ringtree_plan::{Action, Destination, Program, Source, Span};
+use ringtree_transport::shm::{BOARD_BYTES, Board};
+use ringtree_transport::{Arrival, Link, Tag};
+
+use super::{Fault, Operation, Status};
+
+/// An exchange, and how far it is.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    given: Span,
+    /// Where the fold goes; `None` where nothing is folded.
+    result: Option<Span>,
+    /// What is folded, in this order: a peer's message, or, as `None`, what this rank gives.
+    operands: Vec<Option<u32>>,
+    /// Number of the exchange on the boards.
+    number: u32,
+    /// What this rank gives, on its board.
+    published: *const u8,
+    is_posted: bool,
+    /// Operands that have come.
+    come: usize,
+    is_folded: bool,
+}
+
+impl Exchange {
+    /// The exchange that a program is, if it is one of so few bytes that a board has room.
+    pub(super) fn of(program: &Program, bytes: usize) -> Option<Exchange> {
+        if program.ranks < 2 || bytes > BOARD_BYTES {
+            return None;
+        }
+        let mut given = None;
+        let mut result = None;
+        let mut operands = Vec::with_capacity(program.ranks as usize);
+        for action in &program.actions {
+            let &Action::Move { first_source, sources, first_destination, destinations, .. } =
+                action
+            else {
+                return None;
+            };
+            let sources = &program.sources[first_source as usize..][..sources as usize];
+            let destinations =
+                &program.destinations[first_destination as usize..][..destinations as usize];
+            match (sources, destinations) {
+                (&[Source::Own(span)], [Destination::Send { .. }, ..]) => given = Some(span),
+                (_, &[Destination::Own(span)]) => {
+                    operands.extend(sources.iter().map(|source| match *source {
+                        Source::Arrival { peer } => Some(peer),
+                        Source::Own(_) => None,
+                    }));
+                    result = (sources.len() > 1).then_some(span);
+                }
+                _ => return None,
+            }
+        }
+        let peers = operands.iter().flatten().count();
+        (peers + 1 == program.ranks as usize).then_some(Exchange {
+            given: given?,
+            result,
+            operands,
+            number: 0,
+            published: std::ptr::null(),
+            is_posted: false,
+            come: 0,
+            is_folded: false,
+        })
+    }
+}
+
+impl Operation {
+    /// Carries the program out as an exchange, if it is one. All ranks must: see
+    /// [`Algorithm::is_one_exchange`](ringtree_plan::Algorithm::is_one_exchange).
+    pub fn exchange_at_once(&mut self) {
+        if self.geometry.rounds() == 1 {
+            let bytes = self.geometry.longest_chunk_bytes();
+            self.exchange = Exchange::of(&self.program, bytes).map(Box::new);
+        }
+    }
+
+    /// Begins a run as [`Operation::start`] does. What this rank gives in an exchange goes onto
+    /// `board`, which belongs to it and to nothing but the communicator of `links`.
+    ///
+    /// # Safety
+    /// As of [`Operation::start`]; and the communicator's last operation is complete.
+    #[inline]
+    pub unsafe fn start_with(
+        &mut self,
+        tag: Tag,
+        input: *const u8,
+        output: *mut u8,
+        links: &mut [Option<Link>],
+        board: &mut Board,
+    ) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.start(tag, input, output, links) };
+        let Some(mut exchange) = self.exchange.take() else { return };
+        let len = self.geometry.bytes(0, exchange.given).len;
+        let given = self.address(0, exchange.given);
+        // SAFETY: `given` is a span of the input; an exchange before this one is complete.
+        (exchange.number, exchange.published) = unsafe { board.publish(tag, given, len) };
+        exchange.is_posted = false;
+        exchange.is_folded = false;
+        exchange.come = 0;
+        self.exchange = Some(exchange);
+    }
+
+    /// Moves the exchange on as far as the peers allow.
+    #[inline]
+    pub(super) fn poll_exchange(
+        &mut self,
+        exchange: &mut Exchange,
+        links: &mut [Option<Link>],
+        now_ns: u64,
+    ) -> Result<Status, Fault> {
+        if self.lanes[0].is_done(1) {
+            return Ok(Status::Done);
+        }
+        let len = self.geometry.bytes(0, exchange.given).len;
+        let mut moved = false;
+        if !exchange.is_posted {
+            exchange.is_posted = true;
+            moved = true;
+            self.sources.clear();
+            self.tell(exchange, len, links)?;
+        }
+        while let Some(operand) = exchange.operands.get(exchange.come) {
+            let data = match *operand {
+                None => exchange.published,
+                Some(peer) => match self.message(exchange.number, peer, len, links)? {
+                    Some(arrival) => arrival.data,
+                    None => {
+                        self.lanes[0].blocked_on = Some(peer);
+                        return self.blocked(moved, links, now_ns);
+                    }
+                },
+            };
+            self.sources.push(data);
+            exchange.come += 1;
+            moved = true;
+        }
+        if !exchange.is_folded {
+            exchange.is_folded = true;
+            if let Some(result) = exchange.result.filter(|_| len > 0) {
+                self.destinations.clear();
+                let result = self.address(0, result);
+                self.destinations.push(result);
+                // SAFETY: each source has `len` bytes on a board or in an arrival, which stay as
+                // they are until this rank goes on; the result is a span that `start` vouched for.
+                unsafe {
+                    self.kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
+                }
+            }
+            self.take_back(links, len)?;
+        }
+        // The board is written again before long: what is sent from it must have left.
+        for &peer in &self.peers {
+            let channel = self.lanes[0].channel;
+            if links[peer as usize].as_ref().is_some_and(|link| link.is_waiting(channel)) {
+                self.lanes[0].blocked_on = Some(peer);
+                return self.blocked(moved, links, now_ns);
+            }
+        }
+        self.lanes[0].blocked_on = None;
+        self.lanes[0].next_round();
+        Ok(Status::Done)
+    }
+
+    /// Tells every peer what this rank gives.
+    fn tell(
+        &mut self,
+        exchange: &Exchange,
+        len: usize,
+        links: &mut [Option<Link>],
+    ) -> Result<(), Fault> {
+        let channel = self.lanes[0].channel;
+        for &peer in &self.peers {
+            let Some(link) = &mut links[peer as usize] else { continue };
+            if link.shares_board() {
+                link.has_published();
+                continue;
+            }
+            // SAFETY: the board keeps the bytes, and the operation waits until they have left.
+            unsafe { link.post(channel, self.tag, exchange.published, len, true) }
+                .map_err(Fault::Link)?;
+        }
+        Ok(())
+    }
+
+    /// What a peer gives, if it is there.
+    #[inline]
+    fn message(
+        &self,
+        number: u32,
+        peer: u32,
+        len: usize,
+        links: &mut [Option<Link>],
+    ) -> Result<Option<Arrival>, Fault> {
+        let Some(link) = &mut links[peer as usize] else { return Ok(None) };
+        let arrival = if link.shares_board() {
+            link.published(number)
+        } else {
+            link.arrival(self.lanes[0].channel).map_err(Fault::Link)?
+        };
+        match arrival {
+            Some(arrival) if arrival.tag != self.tag || arrival.len != len || !arrival.last => {
+                Err(Fault::Mismatch { peer, theirs: arrival.tag })
+            }
+            arrival => Ok(arrival),
+        }
+    }
+
+    /// Gives back what came as messages.
+    fn take_back(&mut self, links: &mut [Option<Link>], len: usize) -> Result<(), Fault> {
+        let channel = self.lanes[0].channel;
+        for &peer in &self.peers {
+            let Some(link) = &mut links[peer as usize] else { continue };
+            if !link.shares_board() {
+                link.release(channel, len).map_err(Fault::Link)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn blocked(
+        &mut self,
+        moved: bool,
+        links: &mut [Option<Link>],
+        now_ns: u64,
+    ) -> Result<Status, Fault> {
+        if self.poll_links(links, now_ns) {
+            return Ok(Status::Moved);
+        }
+        self.check_failures()?;
+        Ok(Status::Blocked { moved })
+    }
+}

@@ -1,0 +1,83 @@
+//! A rank's own board, and the boards of its peers.
+
+use std::io;
+use std::sync::Arc;
+
+use super::ShmLink;
+use super::board::{BOARD_BYTES, Label, Places};
+use crate::memory::SharedMemory;
+use crate::{Arrival, Tag};
+
+/// Bytes of a board's memory file.
+pub(super) const BOARD_FILE_BYTES: usize = size_of::<Places>();
+
+/// What one rank of a communicator publishes for all others: one message of at most
+/// [`BOARD_BYTES`] an exchange. Peers to whom no shared memory leads get the message by
+/// [`Link::post`](crate::Link::post) from here.
+#[derive(Debug)]
+pub struct Board {
+    memory: Arc<SharedMemory>,
+    /// Number of the last exchange.
+    number: u32,
+}
+
+impl Board {
+    /// An empty board.
+    ///
+    /// # Errors
+    /// Memory or descriptors have run out.
+    pub fn new() -> io::Result<Board> {
+        Ok(Board { memory: Arc::new(SharedMemory::create(BOARD_FILE_BYTES)?), number: 0 })
+    }
+
+    /// The memory, for the links that hand it to the peers.
+    pub fn memory(&self) -> &Arc<SharedMemory> {
+        &self.memory
+    }
+
+    /// Publishes a message for the communicator's next exchange. Returns the exchange's number, and
+    /// where the message is until the next exchange but one.
+    ///
+    /// # Panics
+    /// If the message is longer than [`BOARD_BYTES`].
+    ///
+    /// # Safety
+    /// `len` bytes from `data` must be readable, and the exchange before must be complete: this rank
+    /// has seen the messages of all others.
+    #[inline]
+    pub unsafe fn publish(&mut self, tag: Tag, data: *const u8, len: usize) -> (u32, *const u8) {
+        assert!(len <= BOARD_BYTES);
+        // 0 is what an empty board says.
+        self.number = self.number.checked_add(1).unwrap_or(2);
+        let label = Label { len: len as u32, sequence: tag.sequence, digest: tag.digest };
+        // SAFETY: the memory is a board that this rank alone writes, and the caller promises the
+        // rest.
+        let at = unsafe { places(&self.memory).publish(self.number, label, data) };
+        (self.number, at)
+    }
+}
+
+impl ShmLink {
+    /// Wakes a peer that waits for what this rank has published.
+    #[inline]
+    pub(crate) fn has_published(&self) {
+        self.wake_peer();
+    }
+
+    /// What the peer has published for an exchange, if it has.
+    #[inline]
+    pub(crate) fn published(&self, number: u32) -> Option<Arrival> {
+        let (label, data) = places(&self.board).read(number)?;
+        let tag = Tag { sequence: label.sequence, digest: label.digest };
+        // A damaged length must not lead out of the board; the executor refuses what is not as long
+        // as the call.
+        let len = (label.len as usize).min(BOARD_BYTES);
+        Some(Arrival { data, len, last: true, tag })
+    }
+}
+
+fn places(memory: &SharedMemory) -> &Places {
+    // SAFETY: the mapping is that long, aligned to a page, zero at first, and lives as long as the
+    // borrow; the places' content is only reached by their own calls.
+    unsafe { &*memory.start().cast::<Places>() }
+}
