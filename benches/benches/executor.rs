@@ -4,24 +4,30 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringtree::executor::{Operation, Schedule, Status};
 use ringtree::{Algorithm, DataType, Op, reduce};
-use ringtree_benches::shm_pair;
+use ringtree_benches::shm_pair_and_boards;
 use ringtree_plan::{Collective, lower};
+use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
 struct Rank {
     operation: Operation,
     links: Vec<Option<Link>>,
+    board: Board,
     buffer: Vec<f32>,
 }
 
-fn rank(rank: u32, algorithm: Algorithm, count: usize, link: Link) -> Rank {
+fn rank(rank: u32, algorithm: Algorithm, count: usize, (link, board): (Link, Board)) -> Rank {
     let program = lower(&algorithm.plan(Collective::AllReduce, rank, 2));
     let schedule = Schedule { lanes: 1, round_bytes: 1 << 20 };
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
-    let operation = Operation::new(program, DataType::F32, kernel, count as u64, schedule, 0, 1);
+    let mut operation =
+        Operation::new(program, DataType::F32, kernel, count as u64, schedule, 0, 1);
+    if algorithm.is_one_exchange() {
+        operation.exchange_at_once();
+    }
     let mut links = vec![None, None];
     links[1 - rank as usize] = Some(link);
-    Rank { operation, links, buffer: vec![0.0; count] }
+    Rank { operation, links, board, buffer: vec![0.0; count] }
 }
 
 fn run(ranks: &mut [Rank; 2], sequence: u32) {
@@ -30,7 +36,8 @@ fn run(ranks: &mut [Rank; 2], sequence: u32) {
         let tag = Tag { sequence, digest: 1 };
         // SAFETY: the buffer outlives this function, which runs the operation to its end.
         unsafe {
-            rank.operation.start(tag, start.cast_const().cast(), start.cast(), &mut rank.links)
+            let (links, board) = (&mut rank.links, &mut rank.board);
+            rank.operation.start_with(tag, start.cast_const().cast(), start.cast(), links, board);
         };
     }
     let mut done = [false; 2];
@@ -48,7 +55,7 @@ fn executor(c: &mut Criterion) {
     let mut group = c.benchmark_group("both ranks");
     for algorithm in [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Ring] {
         for count in [2_usize, 256, 16 << 10, 256 << 10] {
-            let (first, second) = shm_pair();
+            let (first, second) = shm_pair_and_boards();
             let mut ranks = [rank(0, algorithm, count, first), rank(1, algorithm, count, second)];
             let mut sequence = 0_u32;
             group.throughput(Throughput::Bytes(4 * count as u64));

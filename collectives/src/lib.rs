@@ -31,7 +31,8 @@ mod progress;
 pub mod record;
 #[doc(hidden)]
 pub mod reduce;
-mod selection;
+#[doc(hidden)]
+pub mod selection;
 mod settings;
 mod types;
 mod using;

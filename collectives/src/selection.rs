@@ -66,6 +66,10 @@ const PUBLISHED_S: f64 = 0.05e-6;
 /// Bytes of one operand that a rank folds in a second.
 const REDUCED_BYTES_PER_S: f64 = 25e9;
 
+/// Among more ranks, algorithms in which everyone exchanges with everyone are not chosen: a link
+/// costs descriptors, memory and time at the start, and there would be one for each two ranks.
+const MOST_RANKS_ALL_LINKED: u32 = 32;
+
 /// One algorithm and the time that it is expected to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
@@ -129,7 +133,7 @@ pub fn choose(
         let next = candidate(algorithm, bytes, shape);
         Some(best.filter(|b| b.predicted_s <= next.predicted_s).unwrap_or(next))
     };
-    let candidates = candidates(collective, forced);
+    let candidates = candidates(collective, shape.ranks, forced);
     candidates.fold(None, best).map_or_else(
         || candidate(Algorithm::Dissemination, bytes, shape).choice,
         |candidate| candidate.choice,
@@ -143,8 +147,11 @@ pub fn explain(
     shape: Shape,
     forced: Option<Algorithm>,
 ) -> Explanation {
+    let chosen_among = self::candidates(collective, shape.ranks, None);
+    let mut algorithms: Vec<Algorithm> = chosen_among.collect();
+    algorithms.extend(forced.filter(|forced| !algorithms.contains(forced)));
     let mut candidates: Vec<Candidate> =
-        self::candidates(collective, None).map(|a| candidate(a, bytes, shape)).collect();
+        algorithms.into_iter().map(|a| candidate(a, bytes, shape)).collect();
     candidates.sort_by(|a, b| {
         let key = |c: &Candidate| (Some(c.choice.algorithm) != forced, c.predicted_s);
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
@@ -154,11 +161,19 @@ pub fn explain(
 
 fn candidates(
     collective: Collective,
+    ranks: u32,
     forced: Option<Algorithm>,
 ) -> impl Iterator<Item = Algorithm> {
-    Algorithm::ALL
-        .into_iter()
-        .filter(move |a| a.serves(collective) && forced.is_none_or(|forced| forced == *a))
+    let fits = move |a: &Algorithm| match forced {
+        Some(forced) => forced == *a,
+        None => ranks <= MOST_RANKS_ALL_LINKED || !links_all(*a),
+    };
+    Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
+}
+
+/// Whether everyone exchanges with everyone.
+fn links_all(algorithm: Algorithm) -> bool {
+    matches!(algorithm, Algorithm::OneShot | Algorithm::TwoShot)
 }
 
 fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
@@ -211,4 +226,49 @@ fn schedule(algorithm: Algorithm, shape: Shape) -> Schedule {
         _ => (2, 1 << 20),
     };
     Schedule { lanes, round_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(bytes: u64, ranks: u32, processors: u32, shared_memory: bool) -> Algorithm {
+        let shape = Shape { ranks, shared_memory, local_ranks: ranks, processors };
+        choose(Collective::AllReduce, bytes, shape, None).algorithm
+    }
+
+    #[test]
+    fn a_tiny_message_takes_one_exchange_where_it_is_published_once() {
+        for ranks in [2, 4, 8, 16, 32] {
+            assert_eq!(chosen(8, ranks, 2, true), Algorithm::OneShot);
+        }
+    }
+
+    #[test]
+    fn ranks_that_share_processors_send_fewer_messages() {
+        assert_eq!(chosen(8, 4, 2, false), Algorithm::Doubling);
+        assert_eq!(chosen(64 << 20, 4, 2, true), Algorithm::TwoShot);
+    }
+
+    #[test]
+    fn many_ranks_are_not_all_linked_to_each_other() {
+        for bytes in [8, 4096, 1 << 20, 1 << 30] {
+            for shared_memory in [true, false] {
+                assert!(!links_all(chosen(bytes, 64, 64, shared_memory)), "{bytes}");
+            }
+        }
+        let shape = Shape { ranks: 256, shared_memory: true, local_ranks: 256, processors: 2 };
+        let barrier = choose(Collective::Barrier, 0, shape, None);
+        assert_eq!(barrier.algorithm, Algorithm::Dissemination);
+    }
+
+    #[test]
+    fn an_algorithm_that_was_asked_for_is_explained_first() {
+        let shape = Shape { ranks: 64, shared_memory: true, local_ranks: 64, processors: 2 };
+        let forced = Some(Algorithm::OneShot);
+        let explanation = explain(Collective::AllReduce, 8, shape, forced);
+        assert_eq!(explanation.candidates[0].choice.algorithm, Algorithm::OneShot);
+        let others = explain(Collective::AllReduce, 8, shape, None).candidates;
+        assert!(others.iter().all(|c| c.choice.algorithm != Algorithm::OneShot));
+    }
 }

@@ -6,6 +6,7 @@
 //! (`membarrier`), looks again, and only then sleeps. Where the kernel has no such call, links
 //! use a fence at every publication instead (see the shared-memory link).
 
+use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -65,9 +66,14 @@ const HAND_OVER: std::ops::Range<Duration> = Duration::from_nanos(700)..Duration
 const PATIENCE: u32 = 16;
 
 /// How long a thread offers its processor to others before it sleeps. Longer pays only while
-/// all others are ranks that come to the point at once; beside a busy neighbour each offer may
-/// cost milliseconds, and a sleeper is woken sooner.
+/// all others are ranks that come to the point at once.
 const YIELD: Duration = Duration::from_micros(100);
+
+/// What a thread that offers its processor asks to run for at a time: the least that Linux grants.
+/// Of all who are due the system runs the one whose time would be up first (since Linux 6.12, by
+/// EEVDF), so that the processor goes to the other ranks before it goes to a stranger that keeps it
+/// for milliseconds. Nobody gets more time by that than is his due.
+const SHORT_SLICE: Duration = Duration::from_micros(100);
 
 /// The policy: how long a wait spins before it yields.
 ///
@@ -149,6 +155,7 @@ impl WaitPolicy {
         let now = Instant::now();
         let Some(since) = wait.yielding_since else {
             self.spins = (self.spins / 2).max(BARE_LOOKS).min(self.most_spins);
+            ask_for_short_slices();
             std::thread::yield_now();
             wait.yielding_since = Some(now);
             wait.yields = 1;
@@ -164,6 +171,34 @@ impl WaitPolicy {
         wait.yields += 1;
         Stage::Yielded
     }
+}
+
+/// Once a thread: see [`SHORT_SLICE`]. Older systems, and real-time threads, stay as they are.
+fn ask_for_short_slices() {
+    thread_local! {
+        static ASKED: Cell<bool> = const { Cell::new(false) };
+    }
+    if !ASKED.replace(true) && ask_for_slices(SHORT_SLICE).is_none() {
+        tracing::debug!("the system does not let a thread choose how long it runs at a time");
+    }
+}
+
+/// Keeps everything else about how this thread is scheduled; `None` if the system refuses.
+fn ask_for_slices(slice: Duration) -> Option<()> {
+    let len = size_of::<libc::sched_attr>() as libc::c_uint;
+    // SAFETY: all zero is a valid value of this plain structure.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is as long as said, and 0 is this thread.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, len, 0) };
+    let is_ordinary =
+        [libc::SCHED_OTHER, libc::SCHED_BATCH].contains(&(attributes.sched_policy as i32));
+    if got != 0 || !is_ordinary {
+        return None;
+    }
+    attributes.sched_runtime = slice.as_nanos() as u64;
+    // SAFETY: as above; the system only reads it.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    (set == 0).then_some(())
 }
 
 /// Has this thread continue on another processor than the one that it is on, if it may. Which

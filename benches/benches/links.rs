@@ -1,9 +1,9 @@
-//! Ping-pong over a shared-memory link between two threads: one round trip an iteration.
+//! Ping-pong over a link between two threads, by shared memory and by TCP: one round trip an iteration.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use ringtree_benches::shm_pair;
+use ringtree_benches::{shm_pair, tcp_pair};
 use ringtree_transport::{Link, Tag};
 
 /// Waits for a message and releases it; false when `stop` is set instead.
@@ -18,6 +18,7 @@ fn receive(link: &mut Link, stop: &AtomicBool) -> bool {
         if stop.load(Ordering::Relaxed) {
             return false;
         }
+        link.poll(0).expect("a link that works");
         std::thread::yield_now();
     }
 }
@@ -32,9 +33,14 @@ fn send(link: &mut Link, message: &[u8]) {
 }
 
 fn ping_pong(c: &mut Criterion) {
-    let mut group = c.benchmark_group("ping-pong");
+    over("shm ping-pong", shm_pair, c);
+    over("tcp ping-pong", tcp_pair, c);
+}
+
+fn over(name: &str, pair: fn() -> (Link, Link), c: &mut Criterion) {
+    let mut group = c.benchmark_group(name);
     for bytes in [8_usize, 1 << 10, 64 << 10] {
-        let (mut ping, mut pong) = shm_pair();
+        let (mut ping, mut pong) = pair();
         let message = vec![0_u8; bytes];
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {

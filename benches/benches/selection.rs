@@ -1,0 +1,23 @@
+//! What it costs to choose an algorithm, which is done once for each new call.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use ringtree::Shape;
+use ringtree::selection::choose;
+use ringtree_plan::Collective;
+
+fn selection(c: &mut Criterion) {
+    let mut group = c.benchmark_group("choose");
+    for ranks in [2_u32, 8, 1024] {
+        let shape =
+            Shape { ranks, shared_memory: false, local_ranks: ranks.min(8), processors: 16 };
+        group.bench_function(BenchmarkId::new("ranks", ranks), |b| {
+            b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(shape), None));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, selection);
+criterion_main!(benches);
