@@ -10,8 +10,13 @@ use ringtree_plan::Collective;
 fn selection(c: &mut Criterion) {
     let mut group = c.benchmark_group("choose");
     for ranks in [2_u32, 8, 1024] {
-        let shape =
-            Shape { ranks, shared_memory: false, local_ranks: ranks.min(8), processors: 16 };
+        let shape = Shape {
+            ranks,
+            hosts: ranks.div_ceil(8),
+            shared_memory: false,
+            local_ranks: ranks.min(8),
+            processors: 16,
+        };
         group.bench_function(BenchmarkId::new("ranks", ranks), |b| {
             b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(shape), None));
         });

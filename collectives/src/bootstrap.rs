@@ -100,11 +100,14 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let place = all[..rank as usize].iter().filter(is_beside).count();
     let shared_memory = all.iter().all(is_local) && settings.transports != Transports::Tcp;
     let (local_ranks, processors) = fullest(&all);
-    let shape = Shape { ranks, shared_memory, local_ranks, processors };
+    let hosts = hosts(&all);
+    let count = hosts.iter().max().map_or(1, |last| last + 1);
+    let shape = Shape { ranks, hosts: count, shared_memory, local_ranks, processors };
     let wiring = Wiring {
         rank,
         endpoint,
         board,
+        hosts,
         links: (0..ranks).map(|_| None).collect(),
         registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
@@ -200,6 +203,16 @@ fn host_id() -> u64 {
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     fnv1a(boot.into_iter().chain(network.into_os_string().into_vec()))
+}
+
+/// The host of each rank; they count from 0 in the order in which they appear.
+fn hosts(all: &[Introduction]) -> Vec<u32> {
+    let mut numbers: HashMap<u64, u32> = HashMap::new();
+    let number = |introduction: &Introduction| {
+        let next = numbers.len() as u32;
+        *numbers.entry(introduction.host).or_insert(next)
+    };
+    all.iter().map(number).collect()
 }
 
 /// Ranks and processors, where most ranks share few processors. Ranks of a host that may use

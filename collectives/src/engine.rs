@@ -67,6 +67,8 @@ pub(crate) struct Wiring {
     pub(crate) rank: u32,
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
+    /// The host of each rank.
+    pub(crate) hosts: Vec<u32>,
     pub(crate) links: Vec<Option<Link>>,
     pub(crate) board: Board,
     /// What links may lend, those that are yet to be made too.
@@ -144,7 +146,7 @@ impl Engine {
     /// Makes a call's operation, its links and its memory ready, without running it.
     pub(crate) fn prepare(&mut self, call: &Call) -> Result<(), Error> {
         self.check()?;
-        let index = self.prepared.find(call, self.wiring.rank, self.shape);
+        let index = self.prepared.find(call, &self.wiring, self.shape);
         let peers = self.prepared.operations[index].operation.peers().to_vec();
         self.connect(&peers, None)
     }
@@ -161,7 +163,7 @@ impl Engine {
         output: *mut u8,
     ) -> Result<(), Error> {
         self.check()?;
-        let index = self.prepared.find(call, self.wiring.rank, self.shape);
+        let index = self.prepared.find(call, &self.wiring, self.shape);
         let sequence = self.next_sequence(call.stream);
         let Entry { record, operation, .. } = &self.prepared.operations[index];
         let named = Named { stream: call.stream, sequence, record: *record };
@@ -295,19 +297,19 @@ fn drop_all(links: &mut [Option<Link>]) {
 impl Prepared {
     /// The index of a call's operation, which is made if it is new.
     #[inline]
-    fn find(&mut self, call: &Call, rank: u32, shape: Shape) -> usize {
+    fn find(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
         if self.operations.get(self.last).is_some_and(|entry| entry.call == *call) {
             return self.last;
         }
         self.last = match self.by_call.get(call) {
             Some(&index) => index,
-            None => self.add(call, rank, shape),
+            None => self.add(call, wiring, shape),
         };
         self.last
     }
 
-    fn add(&mut self, call: &Call, rank: u32, shape: Shape) -> usize {
-        let (record, operation) = operation(call, rank, shape);
+    fn add(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
+        let (record, operation) = operation(call, wiring.rank, &wiring.hosts, shape);
         self.scratch_bytes += operation.scratch_bytes();
         if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
             self.operations.clear();
@@ -321,7 +323,7 @@ impl Prepared {
 }
 
 /// Chooses how to carry a call out, plans and lowers it.
-fn operation(call: &Call, rank: u32, shape: Shape) -> (CallRecord, Operation) {
+fn operation(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> (CallRecord, Operation) {
     let collective = match call.kind {
         CallKind::AllReduce => Some(Collective::AllReduce),
         CallKind::Broadcast => Some(Collective::Broadcast { root: call.root }),
@@ -341,7 +343,7 @@ fn operation(call: &Call, rank: u32, shape: Shape) -> (CallRecord, Operation) {
     };
     let (program, schedule, channel) = match choice {
         Some((collective, Choice { algorithm, schedule })) => {
-            (lower(&algorithm.plan(collective, rank, shape.ranks)), schedule, 0)
+            (lower(&algorithm.plan_on(collective, rank, hosts)), schedule, 0)
         }
         None => (point_to_point(call.stream, rank, shape.ranks), selection::WHOLE, POINT_TO_POINT),
     };

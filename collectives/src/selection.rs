@@ -14,6 +14,8 @@ use crate::executor::Schedule;
 pub struct Shape {
     /// Members of the communicator.
     pub ranks: u32,
+    /// Hosts that they are on.
+    pub hosts: u32,
     /// All of them share memory.
     pub shared_memory: bool,
     /// Ranks on the host that has most of them for its processors.
@@ -26,6 +28,11 @@ impl Shape {
     /// How many ranks share a processor, where it is most; at least 1.
     fn crowding(&self) -> f64 {
         (f64::from(self.local_ranks) / f64::from(self.processors.max(1))).max(1.0)
+    }
+
+    /// Whether ranks of one host share the way to others.
+    fn has_hierarchy(&self) -> bool {
+        self.hosts > 1 && self.ranks > self.hosts
     }
 }
 
@@ -133,7 +140,7 @@ pub fn choose(
         let next = candidate(algorithm, bytes, shape);
         Some(best.filter(|b| b.predicted_s <= next.predicted_s).unwrap_or(next))
     };
-    let candidates = candidates(collective, shape.ranks, forced);
+    let candidates = candidates(collective, shape, forced);
     candidates.fold(None, best).map_or_else(
         || candidate(Algorithm::Dissemination, bytes, shape).choice,
         |candidate| candidate.choice,
@@ -147,7 +154,7 @@ pub fn explain(
     shape: Shape,
     forced: Option<Algorithm>,
 ) -> Explanation {
-    let chosen_among = self::candidates(collective, shape.ranks, None);
+    let chosen_among = self::candidates(collective, shape, None);
     let mut algorithms: Vec<Algorithm> = chosen_among.collect();
     algorithms.extend(forced.filter(|forced| !algorithms.contains(forced)));
     let mut candidates: Vec<Candidate> =
@@ -161,12 +168,13 @@ pub fn explain(
 
 fn candidates(
     collective: Collective,
-    ranks: u32,
+    shape: Shape,
     forced: Option<Algorithm>,
 ) -> impl Iterator<Item = Algorithm> {
     let fits = move |a: &Algorithm| match forced {
         Some(forced) => forced == *a,
-        None => ranks <= MOST_RANKS_ALL_LINKED || !links_all(*a),
+        None if *a == Algorithm::Hierarchical => shape.has_hierarchy(),
+        None => shape.ranks <= MOST_RANKS_ALL_LINKED || !links_all(*a),
     };
     Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
 }
@@ -191,6 +199,8 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     let n = f64::from(shape.ranks);
     let depth = f64::from(depth(shape.ranks));
     let part = (n - 1.0) / n;
+    let hosts = f64::from(shape.hosts.max(1));
+    let locals = n / hosts;
     let (turns, messages, moved, reduced) = match algorithm {
         Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
@@ -199,16 +209,47 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
         Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::Tree => (depth, part, depth, 0.0),
         Algorithm::Dissemination => (depth, depth, depth, 0.0),
+        Algorithm::Hierarchical => {
+            let between = (hosts - 1.0) / hosts;
+            let inside = (locals - 1.0) / locals;
+            (
+                2.0 * hosts,
+                2.0 * (locals - 1.0) + 2.0 * (hosts - 1.0),
+                2.0 * inside + 2.0 * between / locals,
+                inside + between / locals,
+            )
+        }
     };
     let is_published =
         algorithm.is_one_exchange() && shape.shared_memory && bytes <= BOARD_BYTES as f64;
     let message_s = if is_published { PUBLISHED_S } else { costs.message_s };
     let turn_s = if crowding > 1.0 { crowding * costs.turn_s } else { 0.0 };
+    // What leaves a host, of all its ranks together; and what stays moves as within one host.
+    let (across, inside_bytes_per_s) = if shape.has_hierarchy() {
+        (leaving(algorithm, n, hosts, moved), SHM.bytes_per_s)
+    } else {
+        (0.0, costs.bytes_per_s)
+    };
     turns * (costs.latency_s + turn_s)
+        + across * bytes / TCP.bytes_per_s
         + crowding
             * (messages * message_s
-                + moved * bytes / costs.bytes_per_s
+                + moved * bytes / inside_bytes_per_s
                 + reduced * bytes / REDUCED_BYTES_PER_S)
+}
+
+/// How much of the buffer's size leaves a host when its ranks, each of which sends `moved`, are
+/// neighbours.
+fn leaving(algorithm: Algorithm, n: f64, hosts: f64, moved: f64) -> f64 {
+    let locals = n / hosts;
+    match algorithm {
+        // Only the last rank of a host has its neighbour elsewhere.
+        Algorithm::Ring => moved,
+        Algorithm::Hierarchical => 2.0 * (hosts - 1.0) / hosts,
+        Algorithm::Doubling | Algorithm::Dissemination => locals * hosts.log2().ceil(),
+        Algorithm::DoubleTree | Algorithm::Tree => moved,
+        Algorithm::OneShot | Algorithm::TwoShot => locals * moved * (n - locals) / (n - 1.0),
+    }
 }
 
 /// How often the ranks can be halved until one is left.
@@ -233,7 +274,7 @@ mod tests {
     use super::*;
 
     fn chosen(bytes: u64, ranks: u32, processors: u32, shared_memory: bool) -> Algorithm {
-        let shape = Shape { ranks, shared_memory, local_ranks: ranks, processors };
+        let shape = Shape { ranks, hosts: 1, shared_memory, local_ranks: ranks, processors };
         choose(Collective::AllReduce, bytes, shape, None).algorithm
     }
 
@@ -257,14 +298,27 @@ mod tests {
                 assert!(!links_all(chosen(bytes, 64, 64, shared_memory)), "{bytes}");
             }
         }
-        let shape = Shape { ranks: 256, shared_memory: true, local_ranks: 256, processors: 2 };
+        let shape =
+            Shape { ranks: 256, hosts: 1, shared_memory: true, local_ranks: 256, processors: 2 };
         let barrier = choose(Collective::Barrier, 0, shape, None);
         assert_eq!(barrier.algorithm, Algorithm::Dissemination);
     }
 
     #[test]
+    fn between_hosts_of_several_ranks_as_little_as_possible_is_sent() {
+        let shape =
+            Shape { ranks: 8, hosts: 2, shared_memory: false, local_ranks: 4, processors: 4 };
+        let large = choose(Collective::AllReduce, 64 << 20, shape, None);
+        assert_eq!(large.algorithm, Algorithm::Hierarchical);
+        let one_each = Shape { hosts: 8, local_ranks: 1, ..shape };
+        let large = choose(Collective::AllReduce, 64 << 20, one_each, None);
+        assert_ne!(large.algorithm, Algorithm::Hierarchical);
+    }
+
+    #[test]
     fn an_algorithm_that_was_asked_for_is_explained_first() {
-        let shape = Shape { ranks: 64, shared_memory: true, local_ranks: 64, processors: 2 };
+        let shape =
+            Shape { ranks: 64, hosts: 1, shared_memory: true, local_ranks: 64, processors: 2 };
         let forced = Some(Algorithm::OneShot);
         let explanation = explain(Collective::AllReduce, 8, shape, forced);
         assert_eq!(explanation.candidates[0].choice.algorithm, Algorithm::OneShot);

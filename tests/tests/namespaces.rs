@@ -149,6 +149,22 @@ fn assert_takes(bed: &TwoHosts, job: &Job, wire: u8, setting: &str) {
     }
 }
 
+/// Of two hosts each must send half of the buffer as it is to the other and get half of the result:
+/// the buffer's size in all, whatever the number of its ranks.
+#[test]
+fn each_byte_crosses_between_hosts_as_often_as_it_must() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    for ranks_a_host in [1, 2, 3] {
+        let job = Job { ranks_a_host, repeats: 8, ..Job::default() };
+        let least_bytes = job.repeats as u64 * BYTES;
+        for bytes in job.bytes_over(&bed, 0) {
+            let share = bytes as f64 / least_bytes as f64;
+            // Headers are 5 %; the rest is the beginning, control, and what was sent twice.
+            assert!((1.0..1.1).contains(&share), "{ranks_a_host} ranks a host: {share} times");
+        }
+    }
+}
+
 #[test]
 fn an_interface_that_is_not_there_is_an_error_that_lists_those_that_are() {
     let Some(bed) = TwoHosts::new(2) else { return };

@@ -69,6 +69,11 @@ fn two_shot_survives_every_fault() {
 }
 
 #[test]
+fn hierarchy_survives_every_fault() {
+    all_reduce_survives(Algorithm::Hierarchical);
+}
+
+#[test]
 fn broadcast_survives_every_fault() {
     for ranks in RANKS {
         for root in [0, ranks - 1] {

@@ -48,6 +48,11 @@ fn mutants_of_the_two_shot() {
 }
 
 #[test]
+fn mutants_of_the_hierarchy() {
+    assert_eq!(survivors(Algorithm::Hierarchical, all_reduce), [250, 20, 16, 21]);
+}
+
+#[test]
 fn mutants_of_the_broadcast() {
     assert_eq!(survivors(Algorithm::Tree, every_root), [154, 14, 10, 18]);
 }

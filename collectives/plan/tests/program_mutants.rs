@@ -27,6 +27,7 @@ fn program_mutants_of_all_reduces() {
     assert_eq!(survivors(Algorithm::Doubling), 0);
     assert_eq!(survivors(Algorithm::OneShot), 0);
     assert_eq!(survivors(Algorithm::TwoShot), 0);
+    assert_eq!(survivors(Algorithm::Hierarchical), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The checker's verdict on every algorithm, for all ranks from 1 to 64 and every root.
 
-use ringtree_plan::{Algorithm, Collective, Plan, prove};
+use ringtree_plan::{Algorithm, Collective, Plan, Step, prove};
 
 fn plans(algorithm: Algorithm, collective: Collective, ranks: u32) -> Vec<Plan> {
     (0..ranks).map(|rank| algorithm.plan(collective, rank, ranks)).collect()
@@ -28,6 +28,7 @@ all_reduce! {
     ring_is_proved: Algorithm::Ring,
     double_tree_is_proved: Algorithm::DoubleTree,
     doubling_is_proved: Algorithm::Doubling,
+    hierarchical_is_proved: Algorithm::Hierarchical,
     one_shot_is_proved: Algorithm::OneShot,
     two_shot_is_proved: Algorithm::TwoShot,
 }
@@ -40,5 +41,54 @@ fn broadcast_is_proved_from_every_root() {
 
 #[test]
 fn barrier_is_proved() {
-    prove_up_to_64(Algorithm::Dissemination, |_| vec![Collective::Barrier]);
+    for algorithm in [Algorithm::Dissemination, Algorithm::OneShot] {
+        prove_up_to_64(algorithm, |_| vec![Collective::Barrier]);
+    }
+}
+
+/// Hosts with one rank and with several, as many as each other and not, neighbours apart and together.
+#[test]
+fn hierarchical_is_proved_on_any_hosts() {
+    let mut places: Vec<Vec<u32>> = (1..=16)
+        .flat_map(|ranks| (1..=ranks).map(move |hosts| (0..ranks).map(|r| r % hosts).collect()))
+        .collect();
+    places.extend([
+        vec![0, 0, 0, 1],
+        vec![7, 3, 3, 3, 7, 9, 9, 9, 9],
+        vec![0, 1, 1, 0, 0, 2, 1, 2],
+    ]);
+    places.push((0..64).map(|rank| rank / 8).collect());
+    for hosts in places {
+        let plans: Vec<Plan> = (0..hosts.len() as u32)
+            .map(|rank| Algorithm::Hierarchical.plan_on(Collective::AllReduce, rank, &hosts))
+            .collect();
+        let verdict = prove(Collective::AllReduce, &plans);
+        assert!(verdict.is_ok(), "{hosts:?}: {}", verdict.unwrap_err());
+    }
+}
+
+/// Counted in chunks: among `h` hosts, `2 (h - 1)` of `h` leave each host for each of its parts.
+#[test]
+fn hierarchical_crosses_between_hosts_no_more_than_needed() {
+    for (locals, hosts) in [(1, 2), (2, 2), (4, 2), (3, 5), (8, 4)] {
+        let places: Vec<u32> = (0..locals * hosts).map(|rank| rank / locals).collect();
+        for host in 0..hosts {
+            let mut crossing = 0;
+            let mut chunks = 0;
+            for rank in host * locals..(host + 1) * locals {
+                let plan = Algorithm::Hierarchical.plan_on(Collective::AllReduce, rank, &places);
+                chunks = plan.chunks;
+                crossing += plan.steps.iter().fold(0, |sum, step| match *step {
+                    Step::Send { peer, src, .. } if peer / locals != host => sum + src.len,
+                    _ => sum,
+                });
+            }
+            // The whole buffer is `chunks`.
+            assert_eq!(
+                crossing * hosts,
+                2 * (hosts - 1) * chunks,
+                "{locals} ranks on {hosts} hosts"
+            );
+        }
+    }
 }

@@ -7,7 +7,7 @@
 
 use ringtree_plan::{Action, Destination, Program, Source, Span};
 use ringtree_transport::shm::{BOARD_BYTES, Board};
-use ringtree_transport::{Arrival, Link, Tag};
+use ringtree_transport::{Link, Tag};
 
 use super::{Fault, Operation, Status};
 
@@ -26,7 +26,11 @@ pub(super) struct Exchange {
     is_posted: bool,
     /// Operands that have come.
     come: usize,
+    /// Bytes of the next one, if it comes as a message.
+    received_bytes: usize,
     is_folded: bool,
+    /// Where messages go: room for each rank's. Empty while all come from boards.
+    landing: Vec<u8>,
 }
 
 impl Exchange {
@@ -68,7 +72,9 @@ impl Exchange {
             published: std::ptr::null(),
             is_posted: false,
             come: 0,
+            received_bytes: 0,
             is_folded: false,
+            landing: Vec::new(),
         })
     }
 }
@@ -107,6 +113,11 @@ impl Operation {
         exchange.is_posted = false;
         exchange.is_folded = false;
         exchange.come = 0;
+        exchange.received_bytes = 0;
+        let is_far = |peer: &u32| links[*peer as usize].as_ref().is_some_and(|l| !l.shares_board());
+        if exchange.landing.is_empty() && self.peers.iter().any(is_far) {
+            exchange.landing = vec![0; links.len() * len];
+        }
         self.exchange = Some(exchange);
     }
 
@@ -132,8 +143,8 @@ impl Operation {
         while let Some(operand) = exchange.operands.get(exchange.come) {
             let data = match *operand {
                 None => exchange.published,
-                Some(peer) => match self.message(exchange.number, peer, len, links)? {
-                    Some(arrival) => arrival.data,
+                Some(peer) => match self.message(exchange, peer, len, links)? {
+                    Some(data) => data,
                     None => {
                         self.lanes[0].blocked_on = Some(peer);
                         return self.blocked(moved, links, now_ns);
@@ -150,13 +161,12 @@ impl Operation {
                 self.destinations.clear();
                 let result = self.address(0, result);
                 self.destinations.push(result);
-                // SAFETY: each source has `len` bytes on a board or in an arrival, which stay as
-                // they are until this rank goes on; the result is a span that `start` vouched for.
+                // SAFETY: each source has `len` bytes on a board or in the landing, which stay as they
+                // are until this rank goes on; the result is a span that `start` vouched for.
                 unsafe {
                     self.kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
                 }
             }
-            self.take_back(links, len)?;
         }
         // The board is written again before long: what is sent from it must have left.
         for &peer in &self.peers {
@@ -192,39 +202,58 @@ impl Operation {
         Ok(())
     }
 
-    /// What a peer gives, if it is there.
+    /// What a peer gives, once all of it is there.
     #[inline]
     fn message(
-        &self,
-        number: u32,
+        &mut self,
+        exchange: &mut Exchange,
         peer: u32,
         len: usize,
         links: &mut [Option<Link>],
-    ) -> Result<Option<Arrival>, Fault> {
+    ) -> Result<Option<*const u8>, Fault> {
         let Some(link) = &mut links[peer as usize] else { return Ok(None) };
-        let arrival = if link.shares_board() {
-            link.published(number)
-        } else {
-            link.arrival(self.lanes[0].channel).map_err(Fault::Link)?
-        };
-        match arrival {
-            Some(arrival) if arrival.tag != self.tag || arrival.len != len || !arrival.last => {
+        if !link.shares_board() {
+            return self.receive_message(exchange, peer, len, links);
+        }
+        match link.published(exchange.number) {
+            Some(arrival) if arrival.tag != self.tag || arrival.len != len => {
                 Err(Fault::Mismatch { peer, theirs: arrival.tag })
             }
-            arrival => Ok(arrival),
+            arrival => Ok(arrival.map(|arrival| arrival.data)),
         }
     }
 
-    /// Gives back what came as messages.
-    fn take_back(&mut self, links: &mut [Option<Link>], len: usize) -> Result<(), Fault> {
+    fn receive_message(
+        &mut self,
+        exchange: &mut Exchange,
+        peer: u32,
+        len: usize,
+        links: &mut [Option<Link>],
+    ) -> Result<Option<*const u8>, Fault> {
         let channel = self.lanes[0].channel;
-        for &peer in &self.peers {
-            let Some(link) = &mut links[peer as usize] else { continue };
-            if !link.shares_board() {
-                link.release(channel, len).map_err(Fault::Link)?;
+        let landing = &mut exchange.landing[peer as usize * len..][..len];
+        loop {
+            let rest = &mut landing[exchange.received_bytes..];
+            let Some(link) = &mut links[peer as usize] else { return Ok(None) };
+            // SAFETY: the rest of the landing is this message's.
+            let received =
+                unsafe { link.receive(channel, self.tag, rest.as_mut_ptr(), rest.len()) };
+            let (bytes, ended) = received.map_err(Fault::Link)?;
+            exchange.received_bytes += bytes;
+            let is_whole = exchange.received_bytes == len;
+            if ended && is_whole {
+                exchange.received_bytes = 0;
+                return Ok(Some(landing.as_ptr()));
+            }
+            if ended || bytes > 0 && is_whole {
+                return Err(Fault::Mismatch { peer, theirs: self.tag });
+            }
+            if bytes == 0 {
+                // A message of another call is shown, and not received.
+                self.look(0, peer, links)?;
+                return Ok(None);
             }
         }
-        Ok(())
     }
 
     fn blocked(

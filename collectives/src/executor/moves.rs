@@ -387,7 +387,7 @@ impl Operation {
 
     /// The next slice of a peer, if it is there and of this call.
     #[inline]
-    fn look(
+    pub(super) fn look(
         &mut self,
         lane: usize,
         peer: u32,

@@ -100,7 +100,8 @@ pub struct BenchArguments {
     /// Measure out of place only
     #[arg(long)]
     out_of_place: bool,
-    /// Use this algorithm: ring, double-tree, doubling, one-shot, two-shot; tree to broadcast
+    /// Use this algorithm: ring, double-tree, doubling, one-shot, two-shot, hierarchical;
+    /// tree to broadcast
     #[arg(long, value_name = "NAME")]
     algorithm: Option<String>,
     /// Milliseconds for each row and placement [default: 100]

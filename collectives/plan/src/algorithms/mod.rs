@@ -7,6 +7,7 @@ use crate::{Collective, Machine, Plan, Span, Step, Work};
 mod dissemination;
 mod double_tree;
 mod doubling;
+mod hierarchical;
 mod one_shot;
 mod ring;
 mod tree;
@@ -30,11 +31,13 @@ pub enum Algorithm {
     Tree = 6,
     /// Barrier by dissemination.
     Dissemination = 7,
+    /// All-reduce inside hosts, between them, and inside.
+    Hierarchical = 8,
 }
 
 impl Algorithm {
     /// All algorithms.
-    pub const ALL: [Algorithm; 7] = [
+    pub const ALL: [Algorithm; 8] = [
         Algorithm::Ring,
         Algorithm::DoubleTree,
         Algorithm::Doubling,
@@ -42,6 +45,7 @@ impl Algorithm {
         Algorithm::TwoShot,
         Algorithm::Tree,
         Algorithm::Dissemination,
+        Algorithm::Hierarchical,
     ];
 
     /// Name on the command line and in tables.
@@ -54,6 +58,7 @@ impl Algorithm {
             Algorithm::TwoShot => "two-shot",
             Algorithm::Tree => "tree",
             Algorithm::Dissemination => "dissemination",
+            Algorithm::Hierarchical => "hierarchical",
         }
     }
 
@@ -101,7 +106,25 @@ impl Algorithm {
             (Algorithm::Doubling, _) => doubling::plan(rank, ranks),
             (Algorithm::OneShot, _) => one_shot::plan(rank, ranks),
             (Algorithm::TwoShot, _) => two_shot::plan(rank, ranks),
+            (Algorithm::Hierarchical, _) => hierarchical::plan(rank, &assumed_hosts(ranks)),
             (Algorithm::Tree, _) => unreachable!("a tree serves broadcasts only"),
+        }
+    }
+
+    /// As [`Algorithm::plan`], for ranks of which it is known that `hosts[r]` is the host of rank `r`:
+    /// any numbers that are equal for ranks of one host. Where hosts matter to an algorithm, `plan`
+    /// assumes pairs of neighbours.
+    ///
+    /// # Panics
+    /// As of [`Algorithm::plan`].
+    pub fn plan_on(self, collective: Collective, rank: u32, hosts: &[u32]) -> Plan {
+        let ranks = hosts.len() as u32;
+        match self {
+            Algorithm::Hierarchical if ranks > 1 && self.serves(collective) => {
+                assert!(rank < ranks, "rank {rank} of {ranks}");
+                hierarchical::plan(rank, hosts)
+            }
+            _ => self.plan(collective, rank, ranks),
         }
     }
 
@@ -126,9 +149,17 @@ impl Algorithm {
             Algorithm::TwoShot => two_shot::closed_form(ranks, machine, bytes),
             Algorithm::Tree => tree::closed_form(ranks, machine, bytes),
             Algorithm::Dissemination => dissemination::closed_form(ranks, machine),
+            Algorithm::Hierarchical => {
+                hierarchical::closed_form(ranks, ranks.div_ceil(2), machine, bytes)
+            }
         };
         f64::from(work.rounds) * round_s
     }
+}
+
+/// Two ranks on each host.
+fn assumed_hosts(ranks: u32) -> Vec<u32> {
+    (0..ranks).map(|rank| rank / 2).collect()
 }
 
 /// All-reduce of a rank that is alone.
