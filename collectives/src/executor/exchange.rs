@@ -215,11 +215,18 @@ impl Operation {
         if !link.shares_board() {
             return self.receive_message(exchange, peer, len, links);
         }
-        match link.published(exchange.number) {
-            Some(arrival) if arrival.tag != self.tag || arrival.len != len => {
-                Err(Fault::Mismatch { peer, theirs: arrival.tag })
+        let Some(published) = link.published(exchange.number) else { return Ok(None) };
+        if published.tag != self.tag || published.len != len {
+            return Err(Fault::Mismatch { peer, theirs: published.tag });
+        }
+        // What the peer sent in an earlier call is here by now. If nobody took it, that was another
+        // call than this rank's, which nothing else would show. That the peer has left, or that the
+        // link broke after this, is no matter here.
+        match link.arrival(self.lanes[0].channel) {
+            Ok(Some(left)) if is_earlier(left.tag.sequence, self.tag.sequence) => {
+                Err(Fault::Mismatch { peer, theirs: left.tag })
             }
-            arrival => Ok(arrival.map(|arrival| arrival.data)),
+            _ => Ok(Some(published.data)),
         }
     }
 
@@ -268,4 +275,9 @@ impl Operation {
         self.check_failures()?;
         Ok(Status::Blocked { moved })
     }
+}
+
+/// Whether operation `a` was called before `b`; the numbers wrap.
+fn is_earlier(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b) > u32::MAX / 2
 }

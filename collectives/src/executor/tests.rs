@@ -207,3 +207,43 @@ fn a_message_of_another_call_on_a_board_is_a_mismatch() {
     assert_eq!(operations[0].poll(&mut links[0], 0), Err(Fault::Mismatch { peer: 1, theirs }));
     assert_eq!(buffers, [[1.0], [2.0]], "nothing of a mismatched message reaches the caller");
 }
+
+#[test]
+fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
+    let Mesh { mut links, mut boards } = mesh(2, |_, _| false);
+    let kernel = reduce::kernel(DataType::F32, Op::Sum);
+    let schedule = Schedule { lanes: 1, round_bytes: 64 };
+    let mut buffers = [[1.0_f32], [2.0]];
+    // Each believes to be the root, and sends.
+    for rank in [0, 1] {
+        let plan = Algorithm::Tree.plan(Collective::Broadcast { root: rank }, rank, 2);
+        let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 1, schedule, 0, 5);
+        let buffer = buffers[rank as usize].as_mut_ptr();
+        let links = &mut links[rank as usize];
+        // SAFETY: the buffers outlive the operations' runs.
+        unsafe {
+            operation.start(Tag { sequence: 1, digest: 5 }, buffer.cast(), buffer.cast(), links)
+        };
+        assert_eq!(operation.poll(links, 0), Ok(Status::Done));
+    }
+    let mut operations = [0, 1].map(|rank| {
+        let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, 2);
+        let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 0, schedule, 0, 6);
+        operation.exchange_at_once();
+        operation
+    });
+    for rank in [0, 1] {
+        let buffer = buffers[rank].as_mut_ptr();
+        let tag = Tag { sequence: 2, digest: 6 };
+        // SAFETY: as above.
+        unsafe {
+            let (links, board) = (&mut links[rank], &mut boards[rank]);
+            operations[rank].start_with(tag, buffer.cast(), buffer.cast(), links, board);
+        }
+    }
+    let theirs = Tag { sequence: 1, digest: 5 };
+    for rank in [0, 1] {
+        let fault = Fault::Mismatch { peer: 1 - rank as u32, theirs };
+        assert_eq!(operations[rank].poll(&mut links[rank], 0), Err(fault));
+    }
+}
