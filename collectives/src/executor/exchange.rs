@@ -147,7 +147,7 @@ impl Operation {
                     Some(data) => data,
                     None => {
                         self.lanes[0].blocked_on = Some(peer);
-                        return self.blocked(moved, links, now_ns);
+                        return self.blocked(exchange.number, moved, links, now_ns);
                     }
                 },
             };
@@ -173,7 +173,7 @@ impl Operation {
             let channel = self.lanes[0].channel;
             if links[peer as usize].as_ref().is_some_and(|link| link.is_waiting(channel)) {
                 self.lanes[0].blocked_on = Some(peer);
-                return self.blocked(moved, links, now_ns);
+                return self.blocked(exchange.number, moved, links, now_ns);
             }
         }
         self.lanes[0].blocked_on = None;
@@ -263,8 +263,10 @@ impl Operation {
         }
     }
 
+    /// Nothing more of exchange `number` is there.
     fn blocked(
         &mut self,
+        number: u32,
         moved: bool,
         links: &mut [Option<Link>],
         now_ns: u64,
@@ -272,8 +274,16 @@ impl Operation {
         if self.poll_links(links, now_ns) {
             return Ok(Status::Moved);
         }
-        self.check_failures()?;
-        Ok(Status::Blocked { moved })
+        let failed = self.check_failures();
+        // A peer may have published, seen everyone and left since its board was looked at.
+        let has_published = |peer: u32| {
+            let link = links[peer as usize].as_ref();
+            link.is_some_and(|link| link.published(number).is_some())
+        };
+        if failed.is_err() && self.lanes[0].blocked_on.is_some_and(has_published) {
+            return Ok(Status::Moved);
+        }
+        failed.map(|()| Status::Blocked { moved })
     }
 }
 
