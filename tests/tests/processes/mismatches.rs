@@ -57,13 +57,12 @@ fn a_receiver_that_expects_something_else() {
 }
 
 /// Rank 1 calls `odd` and all others `common`, and then all the same. All of them get the same
-/// error, and no value that only the other side's call could have brought. A rank to whom nobody sent
-/// anything wrong may have come out of the first barrier before the others saw it, and then has the
-/// error in the second.
+/// error, in the first call or in the second, and no value that only the other side's call could
+/// have brought.
 fn differ(transport: &'static str, ranks: u32, odd: &str, common: &str, before: &str) {
     let mut job = Job::start(&setup(ranks, transport), |rank| {
         let call = if rank == 1 { odd } else { common };
-        format!("{before} wait; {call}; barrier; barrier; values")
+        format!("{before} wait; {call}; barrier; values")
     });
     let members = 0..ranks as usize;
     job.expect_all(members.clone(), "waiting");
