@@ -214,8 +214,9 @@ impl Engine {
         self.wiring.links.get(peer as usize)?.as_ref()
     }
 
-    /// Lets go of everything; peers get what was sent to them.
+    /// Says goodbye and lets go of everything; peers get what was sent to them.
     pub(crate) fn close(&mut self) {
+        self.driver.control.leave();
         let deadline = Instant::now() + Duration::from_secs(1);
         for link in self.wiring.links.iter_mut().filter_map(Option::take) {
             if self.failed.is_none() {

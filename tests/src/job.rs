@@ -315,9 +315,10 @@ pub fn identity() -> Identity {
     Identity { name: JOB.into(), secret: Secret::from_text(SECRET) }
 }
 
-/// A loopback address that no other job has, for a rendezvous that a rank will serve: a free port
-/// could be another process's before the rank listens on it.
-fn free_address() -> String {
+/// A loopback address that no other job has, for a rendezvous that a rank will serve. Nobody looks
+/// whether its port is free: whatever looks (or a child that is forked meanwhile) may still hold it
+/// when the rank begins to listen.
+pub fn free_address() -> String {
     static NEXT: AtomicU8 = AtomicU8::new(0);
     let pid = std::process::id();
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

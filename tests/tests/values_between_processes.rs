@@ -1,11 +1,11 @@
 //! What calls compute, between ranks that are processes.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
 use ringtree::control::ControlService;
 use ringtree::{Job, Secret};
+use ringtree_tests::job::free_address;
 use ringtree_tests::ranks::each;
 use ringtree_transport::rendezvous::{self, Server};
 
@@ -75,13 +75,4 @@ fn start(rank: u32, ranks: u32, transport: &str, rendezvous: &str, most: u32) ->
         .stderr(Stdio::piped())
         .spawn()
         .expect("a rank's process")
-}
-
-/// A free port at a loopback address of this process alone, so that nobody else is given the port
-/// before rank 0 takes it.
-fn free_address() -> String {
-    let id = std::process::id();
-    let address = format!("127.{}.{}.{}:0", 1 + id % 200, id / 200 % 250, 1 + id / 50_000 % 250);
-    let listener = TcpListener::bind(address).expect("a loopback address");
-    listener.local_addr().expect("its address").to_string()
 }

@@ -561,6 +561,23 @@ fn a_stall_that_has_passed_is_forgotten_before_anyone_leaves() {
     });
 }
 
+/// A rank that is held up sees late what the others sent before they left.
+#[test]
+fn a_rank_that_left_after_it_completed_an_operation_keeps_nobody_in_it() {
+    for_seeds(|seed| {
+        let mut scene = Scene::new(3, seed);
+        let op = collective(3, barrier());
+        scene.completes(0, op);
+        scene.leaves(0);
+        scene.stalls(1, op, &[0], false);
+        scene.run_until(9000);
+        scene.assert_no_verdict();
+        scene.says(1, stalled(op, &[0], true));
+        scene.run_until(10_000);
+        assert_eq!(scene.verdict(), Verdict::Left { rank: 0, by: 1, operation: Some(op) });
+    });
+}
+
 #[test]
 fn a_link_that_failed_because_its_peer_died_is_a_death() {
     for_seeds(|seed| {

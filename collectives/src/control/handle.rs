@@ -2,6 +2,7 @@
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub struct Control {
     id: SeatId,
     inbox: Arc<Inbox<Work>>,
     pid: u32,
+    has_left: AtomicBool,
 }
 
 /// Which rank of which communicator.
@@ -118,7 +120,8 @@ impl Control {
         let connection = Some(connection);
         let seat = Seat { rank, connection, arbiter, arbiter_place, recorder, abort };
         let (id, inbox) = monitor::enter(seat).map_err(ControlError::Monitor)?;
-        Ok(Control { address: address.to_owned(), id, inbox, pid })
+        let has_left = AtomicBool::new(false);
+        Ok(Control { address: address.to_owned(), id, inbox, pid, has_left })
     }
 
     /// Where the service is: `host:port`.
@@ -163,8 +166,17 @@ impl Control {
         self.say(ToArbiter::Abort { reason: reason.to_owned() });
     }
 
-    /// Says goodbye: from now on this rank's absence is no failure, unless somebody waits for it.
-    pub fn leave(self) {}
+    /// Says goodbye, and returns when that is on its way: from now on this rank's absence is no
+    /// failure, unless somebody waits for it. Before links are closed, so that nobody takes their
+    /// end for a failure.
+    pub fn leave(&self) {
+        if self.is_own() && !self.has_left.swap(true, Ordering::Relaxed) {
+            let (done, left) = sync_channel(1);
+            self.put(Work::Leave { id: self.id, done });
+            // If it fails, the others find the connection closed.
+            let _ = left.recv_timeout(LEAVE_LIMIT);
+        }
+    }
 
     fn say(&self, message: ToArbiter) {
         self.put(Work::Say { id: self.id, message });
@@ -185,10 +197,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         if self.is_own() {
-            let (done, left) = sync_channel(1);
-            self.put(Work::Leave { id: self.id, done });
-            // If it fails, the others find the connection closed.
-            let _ = left.recv_timeout(LEAVE_LIMIT);
+            self.leave();
             monitor::exit();
         }
     }

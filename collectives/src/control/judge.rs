@@ -77,7 +77,8 @@ impl Evidence<'_> {
         Some(Verdict::LinkBroken { a: rank, b: peer, reason })
     }
 
-    /// The lowest rank that left although somebody waits for it.
+    /// The lowest rank that left although somebody waits for it. What a rank that completed the
+    /// operation had to send is on its way, and the wait for it soon over.
     fn left(&self) -> Option<Verdict> {
         let (rank, by, operation) = self
             .members
@@ -86,7 +87,13 @@ impl Evidence<'_> {
             .flat_map(|(by, stall)| {
                 stall.waiting_for.iter().map(move |&rank| (rank, by, stall.operation))
             })
-            .filter(|(rank, _, _)| self.presence(*rank) == Some(Presence::Left))
+            .filter(|(rank, by, operation)| {
+                self.members.get(rank).is_some_and(|member| {
+                    let line = Line::of(*by, operation.stream);
+                    member.presence == Presence::Left
+                        && member.standing(*rank, line, operation.sequence) != Standing::Ahead
+                })
+            })
             .min_by_key(|(rank, by, _)| (*rank, *by))?;
         Some(Verdict::Left { rank, by, operation: Some(operation) })
     }
@@ -218,10 +225,6 @@ impl Evidence<'_> {
                 Verdict::LinkBroken { a: start, b: rank, reason }
             }
         }
-    }
-
-    fn presence(&self, rank: u32) -> Option<Presence> {
-        self.members.get(&rank).map(|member| member.presence)
     }
 }
 

@@ -205,6 +205,7 @@ fn a_rank_that_leaves_while_others_wait_for_it_is_named() {
     let host = Host::new(None);
     let (member, leaver) = (host.joins(0, 2), host.joins(1, 2));
     leaver.control.leave();
+    drop(leaver);
     member.stalls(barrier(), 1, false);
     assert!(matches!(member.verdict(), Verdict::Left { rank: 1, by: 0, .. }));
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ringtree_tests::job::Job;
+use ringtree_tests::job::{Host, Job};
 
 use crate::setup;
 
@@ -57,12 +57,20 @@ fn a_waiting_rank_uses_no_processor_time() {
 
 #[test]
 fn nothing_stays_behind_of_communicators_that_have_gone() {
-    let files = || names("/dev/shm").chain(names("/tmp")).filter(|n| n.contains("ringtree"));
-    let before: Vec<String> = files().collect();
-    let mut job = Job::start(&setup(1, "auto"), |_| "churn 25".into());
+    // A folder of its own, since other jobs come and go in the common one.
+    let folder = std::env::temp_dir().join(format!("churn-{}", std::process::id()));
+    fs::create_dir(&folder).expect("a folder");
+    let private = folder.to_str().expect("a path that is text");
+    let mut job = Job::empty(&setup(1, "auto").host(Host::RankZero));
+    // Without a secret from elsewhere the ranks of a host make one in a file.
+    let unset = [("RINGTREE_SECRET", ""), ("XDG_RUNTIME_DIR", "")];
+    let environment = [&unset[..], &[("TMPDIR", private), ("LOCAL_WORLD_SIZE", "1")]].concat();
+    job.add(0, "churn 25", &environment);
     job.expect(0, "clean");
-    assert!(job.end(0).success());
-    let left: Vec<String> = files().filter(|name| !before.contains(name)).collect();
+    assert!(job.end(0).success(), "{job}");
+    let shared = names("/dev/shm").filter(|name| name.contains("ringtree"));
+    let left: Vec<String> = names(private).chain(shared).collect();
+    fs::remove_dir_all(&folder).expect("the folder is removed");
     assert!(left.is_empty(), "{left:?}");
 }
 
