@@ -64,6 +64,8 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         rank: settings.rank,
         transports: settings.transports,
         interface: settings.interface.clone(),
+        sockets: settings.sockets,
+        encrypts: settings.encrypts,
         rendezvous: Some(settings.rendezvous.clone()),
         board: board.memory().clone(),
     })?;
@@ -176,6 +178,8 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         timeout: Duration::from_secs(60),
         transports: Transports::Auto,
         interface: None,
+        sockets: 1,
+        encrypts: false,
     });
     Ok((hosted, settings.collect()))
 }

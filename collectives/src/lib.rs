@@ -46,6 +46,6 @@ pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;
 pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
-pub use settings::{Settings, Source};
+pub use settings::{MAX_SOCKETS, Settings, Source};
 pub use types::{DataType, Element, Op};
 pub use using::{Prepared, PreparedInto, Using};

@@ -19,6 +19,9 @@ use crate::digest::fnv1a;
 /// How long an operation may be without progress, unless set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Connections between two ranks at most, for each pair of interfaces.
+pub const MAX_SOCKETS: u32 = 8;
+
 /// No deadline is later than this: a year, which stands for never.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -59,6 +62,8 @@ impl fmt::Display for Source {
 ///     timeout: Duration::from_secs(60),
 ///     transports: Transports::Auto,
 ///     interface: None,
+///     sockets: 1,
+///     encrypts: false,
 /// };
 /// # assert!(!format!("{settings:?}").contains("safe place"));
 /// ```
@@ -79,9 +84,14 @@ pub struct Settings {
     pub timeout: Duration,
     /// Which transports may be used.
     pub transports: Transports,
-    /// Name (`eth0`) or subnet (`10.1.0.0/16`) of the interface for TCP; `None`: the one that
-    /// reaches the rendezvous.
+    /// Name (`eth0`) or subnet (`10.1.0.0/16`) of the interface for TCP, or several separated by
+    /// commas, which share the work; `None`: the one that reaches the rendezvous.
     pub interface: Option<String>,
+    /// Connections between two ranks over TCP, for each pair of interfaces; from 1 to
+    /// [`MAX_SOCKETS`]. More than one helps where the network limits what a connection carries.
+    pub sockets: u32,
+    /// Whether TCP connections encrypt what they carry (AES-256-GCM); all ranks alike.
+    pub encrypts: bool,
 }
 
 impl Settings {
@@ -139,6 +149,8 @@ impl Settings {
             timeout: env.timeout()?,
             transports: env.transports()?,
             interface: env.get("RINGTREE_INTERFACE").map(str::to_string),
+            sockets: env.sockets()?,
+            encrypts: env.flag("RINGTREE_ENCRYPT")?,
         };
         settings.check()?;
         Ok(settings)
@@ -160,6 +172,10 @@ impl Settings {
                 "the rendezvous is \"{rendezvous}\": name the port, since all ranks must know it"
             ))),
             Some(_) if self.timeout.is_zero() => Err(settings("the timeout must be above 0")),
+            Some(_) if !(1..=MAX_SOCKETS).contains(&self.sockets) => Err(settings(format!(
+                "{} sockets: a link has 1 to {MAX_SOCKETS} for each pair of interfaces",
+                self.sockets
+            ))),
             Some(_) => Ok(()),
         }
     }
@@ -226,6 +242,19 @@ impl Variables<'_> {
             "the job has no secret: set RINGTREE_SECRET, or RINGTREE_SECRET_FILE to a file of \
              mode 0600, the same on all ranks; or RINGTREE_INSECURE=1 to let anyone in",
         ))
+    }
+
+    fn sockets(&self) -> Result<u32, Error> {
+        self.get("RINGTREE_SOCKETS").map_or(Ok(1), |_| self.number("RINGTREE_SOCKETS"))
+    }
+
+    /// A variable that is 0 or 1.
+    fn flag(&self, name: &str) -> Result<bool, Error> {
+        match self.get(name) {
+            None | Some("0") => Ok(false),
+            Some("1") => Ok(true),
+            Some(other) => Err(settings(format!("{name}={other} is neither 0 nor 1"))),
+        }
     }
 
     fn timeout(&self) -> Result<Duration, Error> {

@@ -4,9 +4,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ringtree_transport::secure::FrameKeys;
 use ringtree_transport::shm::{Board, ShmLink};
 use ringtree_transport::sim::{Config, Network};
-use ringtree_transport::tcp::TcpLink;
+use ringtree_transport::tcp::{Connection, TcpLink};
 use ringtree_transport::{Link, LinkError};
 
 /// How long a test waits for what must happen; far more than it takes on a busy machine.
@@ -47,10 +48,31 @@ pub type MakePair = fn() -> Pair;
 
 /// TCP over loopback.
 pub fn tcp() -> Pair {
-    let (left, right) = tcp_streams();
+    tcp_over(&[None])
+}
+
+/// TCP over three connections.
+pub fn tcp_several() -> Pair {
+    tcp_over(&[None; 3])
+}
+
+/// TCP over two connections that encrypt.
+pub fn tcp_encrypted() -> Pair {
+    tcp_over(&[Some((1, 2)), Some((3, 4))])
+}
+
+/// TCP over a connection for each entry, which tells the keys of both directions.
+pub fn tcp_over(keys: &[Option<(u8, u8)>]) -> Pair {
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for keys in keys {
+        let streams = tcp_streams();
+        let key = |send: u8, receive: u8| FrameKeys { send: [send; 32], receive: [receive; 32] };
+        left.push(Connection { stream: streams.0, keys: keys.map(|(a, b)| key(a, b)) });
+        right.push(Connection { stream: streams.1, keys: keys.map(|(a, b)| key(b, a)) });
+    }
     Pair {
-        left: Link::Tcp(TcpLink::new(left, 1).expect("a connected stream")),
-        right: Link::Tcp(TcpLink::new(right, 0).expect("a connected stream")),
+        left: Link::Tcp(TcpLink::over(left, 1).expect("connected streams")),
+        right: Link::Tcp(TcpLink::over(right, 0).expect("connected streams")),
         world: World::Real,
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ringtree_tests::links::{World, tcp_streams, wait_for};
 use ringtree_tests::random::Random;
 use ringtree_transport::tcp::frame::{HEADER_BYTES, Header, Kind, parse};
-use ringtree_transport::tcp::{SLICE_BYTES, TcpLink};
+use ringtree_transport::tcp::{Connection, SLICE_BYTES, TcpLink};
 use ringtree_transport::{CHANNELS, LinkError, Tag};
 
 /// How long each kind of fuzzing goes on in the test run.
@@ -50,9 +50,9 @@ fn a_damaged_stream_ends_the_link_and_nothing_else() {
             break;
         }
         let mut random = Random::new(seed);
-        let mut stream = random_stream(&mut random);
-        damage(&mut stream, &mut random);
-        match feed(&stream, &mut random) {
+        let mut streams = random_streams(&mut random);
+        streams.iter_mut().for_each(|stream| damage(stream, &mut random));
+        match feed(&streams, &mut random) {
             LinkError::Closed { .. } => ends[0] += 1,
             LinkError::Protocol { .. } => ends[1] += 1,
             error => panic!("seed {seed}: {error}"),
@@ -71,7 +71,7 @@ fn kept_streams_end_as_they_must() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let stream = std::fs::read(&path).expect("the corpus");
         for seed in 0..20 {
-            let error = feed(&stream, &mut Random::new(seed));
+            let error = feed(std::slice::from_ref(&stream), &mut Random::new(seed));
             let kind = match error {
                 LinkError::Closed { .. } => "closed",
                 LinkError::Protocol { .. } => "protocol",
@@ -84,18 +84,26 @@ fn kept_streams_end_as_they_must() {
     assert!(count >= 10, "only {count} streams");
 }
 
-/// Sends a stream to a link that is used in random ways meanwhile; returns how the link ended.
-fn feed(stream: &[u8], random: &mut Random) -> LinkError {
+/// Sends streams to a link, a socket each, that is used in random ways meanwhile; returns how the
+/// link ended.
+fn feed(streams: &[Vec<u8>], random: &mut Random) -> LinkError {
     static POSTED: [u8; 3_000] = [1; 3_000];
-    let (mut raw, link) = tcp_streams();
-    raw.set_nonblocking(true).expect("an open socket");
-    let mut link = TcpLink::new(link, 9).expect("a connected stream");
+    let (mut raw, mut connections) = (Vec::new(), Vec::new());
+    for _ in streams {
+        let (ours, stream) = tcp_streams();
+        ours.set_nonblocking(true).expect("an open socket");
+        raw.push((ours, 0));
+        connections.push(Connection { stream, keys: None });
+    }
+    let sent_bytes: usize = streams.iter().map(Vec::len).sum();
+    let mut link = TcpLink::over(connections, 9).expect("connected streams");
     link.divide(1 + random.below(16));
-    let mut written = 0;
     let mut ended = [false; CHANNELS];
     let mut received = 0;
     wait_for(&World::Real, "the end of the link", || {
-        write_some(&mut raw, stream, &mut written, random);
+        for ((raw, written), stream) in raw.iter_mut().zip(streams) {
+            write_some(raw, stream, written, random);
+        }
         let channel = random.below(CHANNELS);
         let tag = Tag { sequence: random.below(3) as u32, digest: 5 };
         if random.one_in(10) {
@@ -112,7 +120,7 @@ fn feed(stream: &[u8], random: &mut Random) -> LinkError {
             Ok(bytes) => received += bytes.unwrap_or(0),
             Err(error) => {
                 ended[channel] = true;
-                assert!(received <= stream.len(), "more than was sent");
+                assert!(received <= sent_bytes, "more than was sent");
                 return (ended == [true; CHANNELS]).then_some(error);
             }
         }
@@ -176,6 +184,7 @@ fn random_header(random: &mut Random) -> Header {
     let mut header = Header::control(Kind::Data, random.one_in(4), [0; CHANNELS]);
     header.channel = random.below(CHANNELS) as u8;
     header.last = random.one_in(2);
+    header.number = random.number() as u8;
     header.len = random.length(SLICE_BYTES) as u32;
     header.tag = Tag { sequence: random.below(3) as u32, digest: 5 };
     if random.one_in(20) {
@@ -187,18 +196,27 @@ fn random_header(random: &mut Random) -> Header {
     header
 }
 
-/// Frames as a peer sends them, though it may run out of credit.
-fn random_stream(random: &mut Random) -> Vec<u8> {
-    let mut stream = Vec::new();
+/// Frames as a peer sends them over one to three sockets, though it may run out of credit.
+fn random_streams(random: &mut Random) -> Vec<Vec<u8>> {
+    let mut streams = vec![Vec::new(); 1 + random.below(3)];
+    let mut numbers = [0u8; CHANNELS];
     for _ in 0..random.length(40) {
-        let header = random_header(random);
-        stream.extend(header.encode());
-        stream.extend(random.bytes(header.len as usize));
+        let mut header = random_header(random);
+        if header.kind == Kind::Data {
+            let number = &mut numbers[usize::from(header.channel)];
+            header.number = *number;
+            *number = number.wrapping_add(1);
+        }
+        let at = random.below(streams.len());
+        streams[at].extend(header.encode());
+        streams[at].extend(random.bytes(header.len as usize));
     }
-    if random.one_in(2) {
-        stream.extend(Header::control(Kind::Goodbye, false, [0; CHANNELS]).encode());
+    for stream in &mut streams {
+        if random.one_in(2) {
+            stream.extend(Header::control(Kind::Goodbye, false, [0; CHANNELS]).encode());
+        }
     }
-    stream
+    streams
 }
 
 /// Flips, removes, repeats or cuts off; or leaves the stream as it is.

@@ -1,6 +1,6 @@
 //! Which address of this host other ranks are told to connect to.
 //!
-//! The rule: the interface that the setting names, by name (`eth0`) or by subnet (`10.1.0.0/16`);
+//! The rule: the interfaces that the setting names, by name (`eth0`) or by subnet (`10.1.0.0/16`);
 //! without a setting, the address from which this host reaches the rendezvous; if that is on this
 //! host's loopback interface, or there is none, 127.0.0.1.
 
@@ -54,25 +54,28 @@ pub enum InterfaceError {
     },
 }
 
-/// The address to listen on and to tell others, by the rule above; `rendezvous` is host and port.
+/// The addresses to listen on and to tell others, by the rule above: one, or one for each part of
+/// the setting, which commas separate. `rendezvous` is host and port.
 ///
 /// # Errors
 /// [`InterfaceError`]; an unknown setting comes with the interfaces that there are.
-pub fn advertised_address(
+pub fn advertised_addresses(
     setting: Option<&str>,
     rendezvous: Option<&str>,
-) -> Result<IpAddr, InterfaceError> {
+) -> Result<Vec<IpAddr>, InterfaceError> {
     match (setting, rendezvous) {
         (Some(setting), _) => {
             let interfaces =
                 list().map_err(|error| InterfaceError::List { reason: error.to_string() })?;
-            choose(&interfaces, setting)
+            setting.split(',').map(|part| choose(&interfaces, part.trim())).collect()
         }
-        (None, Some(address)) => route_to(address).map_err(|error| InterfaceError::Route {
-            address: address.into(),
-            reason: error.to_string(),
-        }),
-        (None, None) => Ok(Ipv4Addr::LOCALHOST.into()),
+        (None, Some(address)) => match route_to(address) {
+            Ok(address) => Ok(vec![address]),
+            Err(error) => {
+                Err(InterfaceError::Route { address: address.into(), reason: error.to_string() })
+            }
+        },
+        (None, None) => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
     }
 }
 
@@ -264,22 +267,27 @@ mod tests {
     #[test]
     fn without_a_setting_the_way_to_the_rendezvous_counts() {
         let localhost = IpAddr::from(Ipv4Addr::LOCALHOST);
-        assert_eq!(advertised_address(None, None).unwrap(), localhost);
-        assert_eq!(advertised_address(None, Some("127.0.0.1:1")).unwrap(), localhost);
-        assert_eq!(advertised_address(None, Some("127.8.9.1:1")).unwrap(), localhost);
+        assert_eq!(advertised_addresses(None, None).unwrap(), [localhost]);
+        assert_eq!(advertised_addresses(None, Some("127.0.0.1:1")).unwrap(), [localhost]);
+        assert_eq!(advertised_addresses(None, Some("127.8.9.1:1")).unwrap(), [localhost]);
         for interface in list().unwrap().iter().filter(|i| i.address.is_ipv4()) {
             // The way to an own address begins at that address.
             let address = format!("{}:1", interface.address);
-            let chosen = advertised_address(None, Some(&address)).unwrap();
-            assert!(chosen == interface.address || interface.address.is_loopback(), "{interface}");
+            let chosen = advertised_addresses(None, Some(&address)).unwrap();
+            assert!(
+                chosen == [interface.address] || interface.address.is_loopback(),
+                "{interface}"
+            );
         }
-        let error = advertised_address(None, Some("no port")).unwrap_err();
+        let error = advertised_addresses(None, Some("no port")).unwrap_err();
         assert!(matches!(error, InterfaceError::Route { .. }), "{error}");
     }
 
     #[test]
     fn this_host_has_a_loopback_interface() {
         let loopback = list().unwrap().into_iter().find(|i| i.address.is_loopback()).unwrap();
-        assert_eq!(advertised_address(Some(&loopback.name), None).unwrap(), loopback.address);
+        assert_eq!(advertised_addresses(Some(&loopback.name), None).unwrap(), [loopback.address]);
+        let twice = format!("{}, 127.0.0.0/8", loopback.name);
+        assert_eq!(advertised_addresses(Some(&twice), None).unwrap().len(), 2);
     }
 }

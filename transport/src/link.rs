@@ -417,11 +417,16 @@ impl Link {
         }
     }
 
-    /// The descriptor to wait on before the next [`Link::poll`], and whether to wait for
-    /// writability too. `None`: the peer rings the endpoint's bell instead, once
+    /// The descriptors to wait on before the next [`Link::poll`], and whether to wait for
+    /// writability too. Where there are none, the peer rings the endpoint's bell instead, once
     /// [`Link::set_parked`] has told it to.
-    pub fn descriptor(&self) -> Option<(RawFd, bool)> {
-        each!(self, l => l.descriptor())
+    pub fn descriptors(&self) -> impl Iterator<Item = (RawFd, bool)> + '_ {
+        let (one, several) = match self {
+            Link::Shm(link) => (link.descriptor(), None),
+            Link::Tcp(link) => (None, Some(link.descriptors())),
+            Link::Sim(_) => (None, None),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
     }
 
     /// Tells the peer whether this side sleeps and must be woken by its bell.

@@ -257,7 +257,7 @@ impl Sleeper {
     fn poll(&mut self, links: &[Option<Link>], bell: &Bell, timeout: Duration) {
         self.descriptors.clear();
         self.descriptors.push(entry(bell.descriptor(), false));
-        let links = links.iter().flatten().filter_map(Link::descriptor);
+        let links = links.iter().flatten().flat_map(Link::descriptors);
         self.descriptors.extend(links.map(|(fd, writable)| entry(fd, writable)));
         // Rounded up, so that a deadline has passed when the sleeper wakes.
         let timeout_ms = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;

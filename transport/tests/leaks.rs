@@ -59,6 +59,8 @@ fn link_and_drop() {
 
 fn endpoint(rank: u32, transports: Transports) -> Endpoint {
     Endpoint::bind(EndpointConfig {
+        sockets: 1,
+        encrypts: false,
         job: job(),
         communicator: 1,
         rank,

@@ -97,6 +97,8 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         Transport::Shm => settings.transports = Transports::Shm,
         Transport::Tcp => settings.transports = Transports::Tcp,
     }
+    settings.encrypts |= measurement.encrypt;
+    settings.sockets = measurement.sockets.unwrap_or(settings.sockets);
     let communicator = Communicator::with(settings)?;
     communicator.warm_up()?;
     let summary = Summary::collect(&communicator)?;

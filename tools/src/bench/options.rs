@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use ringtree::{Algorithm, DataType, Op};
+use ringtree::{Algorithm, DataType, MAX_SOCKETS, Op};
 use serde::{Serialize, Serializer};
 
 use super::sizes::{self, SizesError, Step};
@@ -84,6 +84,13 @@ pub struct BenchArguments {
     /// Which transports may be used
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub transport: Transport,
+    /// Encrypt what goes over TCP, as RINGTREE_ENCRYPT=1 does
+    #[arg(long)]
+    encrypt: bool,
+    /// Connections between two ranks over TCP, as RINGTREE_SOCKETS; more than one helps where the
+    /// network limits what a connection carries
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SOCKETS)))]
+    sockets: Option<u32>,
     /// Ordinary memory, or memory that the library allocates and peers can read
     #[arg(long, value_name = "KIND", default_value = "plain")]
     memory: Memory,
@@ -193,6 +200,10 @@ pub struct Measurement {
     pub touch: bool,
     /// Transports that may be used.
     pub transport: Transport,
+    /// Encrypt what goes over TCP, if the environment does not say so already.
+    pub encrypt: bool,
+    /// Connections of a TCP link, if not what the environment says.
+    pub sockets: Option<u32>,
     /// The algorithm, unless it is to be chosen.
     #[serde(serialize_with = "algorithm_name")]
     pub algorithm: Option<Algorithm>,
@@ -287,6 +298,8 @@ impl BenchArguments {
             memory: self.memory,
             touch: self.touch,
             transport: self.transport,
+            encrypt: self.encrypt,
+            sockets: self.sockets,
             algorithm: self.algorithm()?,
             iterations: match self.iterations {
                 Some(count) => Iterations::Fixed(count),

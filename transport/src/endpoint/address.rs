@@ -12,25 +12,33 @@ const SOCKET_NAME_LIMIT_BYTES: usize = 64;
 /// Longest text of a socket address: an IPv6 address with scope and port.
 const TCP_LIMIT_BYTES: usize = 64;
 
+/// TCP addresses of one endpoint at most.
+pub(super) const MAX_TCP_ADDRESSES: usize = 16;
+
+/// Connections of one link at most.
+pub(super) const MAX_CONNECTIONS: usize = 64;
+
 /// Longest host name, as Linux has it.
 const HOST_LIMIT_BYTES: usize = 64;
 
 /// Where an endpoint can be reached. As bytes: the wire version, the name of the abstract socket,
-/// the TCP address as text, the host's name, the process; absent ones are empty.
+/// the TCP addresses as texts and how many there are, the host's name, the process; an absent name
+/// is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) socket_name: Option<String>,
-    pub(super) tcp: Option<SocketAddr>,
+    /// One for each interface, in the order of the setting.
+    pub(super) tcp: Vec<SocketAddr>,
     pub(super) host: String,
     pub(super) pid: u32,
 }
 
 impl Address {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let tcp = self.tcp.map(|address| address.to_string()).unwrap_or_default();
         let mut out = WIRE_VERSION.to_le_bytes().to_vec();
         put_bytes(&mut out, self.socket_name.as_deref().unwrap_or_default().as_bytes());
-        put_bytes(&mut out, tcp.as_bytes());
+        out.push(self.tcp.len() as u8);
+        self.tcp.iter().for_each(|address| put_bytes(&mut out, address.to_string().as_bytes()));
         put_bytes(&mut out, self.host.as_bytes());
         out.extend_from_slice(&self.pid.to_le_bytes());
         out
@@ -54,8 +62,12 @@ impl Address {
 
     fn decode_fields(mut fields: Fields<'_>) -> Option<Address> {
         let socket_name = fields.text(SOCKET_NAME_LIMIT_BYTES)?;
-        let tcp = fields.text(TCP_LIMIT_BYTES)?;
-        let tcp = if tcp.is_empty() { None } else { Some(tcp.parse().ok()?) };
+        let count = usize::from(fields.u8()?);
+        let text = |_| fields.text(TCP_LIMIT_BYTES)?.parse().ok();
+        let tcp = (0..count).map(text).collect::<Option<Vec<_>>>()?;
+        if count > MAX_TCP_ADDRESSES {
+            return None;
+        }
         let host = fields.text(HOST_LIMIT_BYTES)?;
         let pid = fields.u32()?;
         fields.end()?;
@@ -76,12 +88,20 @@ pub(super) fn host_name() -> String {
     }
 }
 
-/// The hello of a link: which communicator, who dials, who is meant.
+/// The hello of a connection of a link: which communicator, who dials, who is meant, and which
+/// part of which link it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     pub(super) communicator: u64,
     pub(super) from: u32,
     pub(super) to: u32,
+    /// A random number for each attempt to make the link.
+    pub(super) link: u64,
+    /// Which of the link's connections, and how many it has.
+    pub(super) connection: u8,
+    pub(super) connections: u8,
+    /// Frames are encrypted.
+    pub(super) encrypts: bool,
 }
 
 impl Hello {
@@ -89,13 +109,28 @@ impl Hello {
         let mut out = self.communicator.to_le_bytes().to_vec();
         out.extend_from_slice(&self.from.to_le_bytes());
         out.extend_from_slice(&self.to.to_le_bytes());
+        out.extend_from_slice(&self.link.to_le_bytes());
+        out.extend_from_slice(&[self.connection, self.connections, self.encrypts.into()]);
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Hello> {
         let mut fields = Fields::new(bytes);
-        let hello = Hello { communicator: fields.u64()?, from: fields.u32()?, to: fields.u32()? };
+        let hello = Hello {
+            communicator: fields.u64()?,
+            from: fields.u32()?,
+            to: fields.u32()?,
+            link: fields.u64()?,
+            connection: fields.u8()?,
+            connections: fields.u8()?,
+            encrypts: match fields.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+        };
         fields.end()?;
-        Some(hello)
+        let fits = usize::from(hello.connections) <= MAX_CONNECTIONS;
+        (fits && hello.connection < hello.connections).then_some(hello)
     }
 }

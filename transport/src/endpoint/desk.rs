@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use tracing::debug;
 
-use super::ESTABLISH_LIMIT;
 use super::address::Hello;
+use super::{ESTABLISH_LIMIT, EndpointConfig};
 use crate::memory::SharedMemory;
-use crate::secure::{Ended, Limit, Purpose, SecureStream, Service, Socket};
+use crate::secure::{Ended, FrameKeys, Limit, Purpose, SecureStream, Service, Socket};
 use crate::shm::ShmLink;
-use crate::tcp::TcpLink;
+use crate::tcp::{Connection, TcpLink};
 use crate::{Link, LinkError};
 
 /// The links that have been dialed, each made to its end on the thread that accepted it, so that no
@@ -21,14 +21,31 @@ use crate::{Link, LinkError};
 pub(super) struct Desk {
     communicator: u64,
     rank: u32,
+    /// TCP links encrypt their frames.
+    encrypts: bool,
     board: Arc<SharedMemory>,
     dialed: Mutex<HashMap<u32, Result<Link, LinkError>>>,
     changed: Condvar,
+    /// By dialer: the connections that have come of its last attempt to make a TCP link.
+    parts: Mutex<HashMap<u32, Parts>>,
+}
+
+struct Parts {
+    link: u64,
+    connections: Vec<Option<Connection>>,
 }
 
 impl Desk {
-    pub(super) fn new(communicator: u64, rank: u32, board: Arc<SharedMemory>) -> Desk {
-        Desk { communicator, rank, board, dialed: Mutex::default(), changed: Condvar::new() }
+    pub(super) fn new(config: &EndpointConfig) -> Desk {
+        Desk {
+            communicator: config.communicator,
+            rank: config.rank,
+            encrypts: config.encrypts,
+            board: config.board.clone(),
+            dialed: Mutex::default(),
+            changed: Condvar::new(),
+            parts: Mutex::default(),
+        }
     }
 
     /// The memory in which this rank publishes.
@@ -67,21 +84,32 @@ impl Desk {
         if hello.from >= rank {
             return Err(format!("rank {rank} dials rank {}, not the reverse", hello.from));
         }
+        if hello.encrypts != self.encrypts {
+            let (does, does_not) =
+                if self.encrypts { (rank, hello.from) } else { (hello.from, rank) };
+            return Err(format!(
+                "rank {does} encrypts and rank {does_not} does not: give RINGTREE_ENCRYPT the \
+                 same value everywhere"
+            ));
+        }
         Ok(())
     }
 
-    /// Makes the link of an accepted connection. A newer one replaces one that nobody has taken,
-    /// since its dialer has given it up; a failure never replaces a link.
+    /// Makes a link of an accepted connection, once all that it needs have come. A newer one
+    /// replaces one that nobody has taken, since its dialer has given it up; a failure never
+    /// replaces a link.
     fn serve_link<S: Socket>(
         &self,
         stream: SecureStream<S>,
         hello: &[u8],
-        make: impl FnOnce(S, u32) -> Result<Link, LinkError>,
+        make: impl FnOnce(S, FrameKeys, Hello) -> Option<Result<Link, LinkError>>,
     ) {
-        let Some(Hello { from, .. }) = Hello::decode(hello) else { return };
+        let Some(hello) = Hello::decode(hello) else { return };
+        let from = hello.from;
+        let keys = stream.frame_keys();
         match stream.into_inner() {
             Ok(socket) => {
-                let outcome = make(socket, from);
+                let Some(outcome) = make(socket, keys, hello) else { return };
                 let mut dialed = self.lock();
                 if outcome.is_ok() || !matches!(dialed.get(&from), Some(Ok(_))) {
                     dialed.insert(from, outcome);
@@ -90,6 +118,24 @@ impl Desk {
             }
             Err(error) => debug!("a connection from rank {from} was lost: {error}"),
         }
+    }
+
+    /// Keeps a connection until the others of its link have come; then returns all.
+    fn gather(&self, connection: Connection, hello: &Hello) -> Option<Vec<Connection>> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = || Parts {
+            link: hello.link,
+            connections: (0..hello.connections).map(|_| None).collect(),
+        };
+        let part = parts.entry(hello.from).or_insert_with(none);
+        if part.link != hello.link {
+            *part = none();
+        }
+        *part.connections.get_mut(usize::from(hello.connection))? = Some(connection);
+        if part.connections.iter().any(Option::is_none) {
+            return None;
+        }
+        parts.remove(&hello.from)?.connections.into_iter().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Result<Link, LinkError>>> {
@@ -103,9 +149,9 @@ impl Service<UnixStream> for Desk {
     }
 
     fn serve(&self, stream: SecureStream<UnixStream>, _purpose: Purpose, hello: Vec<u8>) {
-        self.serve_link(stream, &hello, |socket, from| {
+        self.serve_link(stream, &hello, |socket, _, Hello { from, .. }| {
             let deadline = Instant::now() + ESTABLISH_LIMIT;
-            ShmLink::establish(socket, from, &self.board, deadline).map(Link::Shm)
+            Some(ShmLink::establish(socket, from, &self.board, deadline).map(Link::Shm))
         });
     }
 }
@@ -116,6 +162,10 @@ impl Service<TcpStream> for Desk {
     }
 
     fn serve(&self, stream: SecureStream<TcpStream>, _purpose: Purpose, hello: Vec<u8>) {
-        self.serve_link(stream, &hello, |socket, from| TcpLink::new(socket, from).map(Link::Tcp));
+        self.serve_link(stream, &hello, |stream, keys, hello| {
+            let connection = Connection { stream, keys: hello.encrypts.then_some(keys) };
+            let connections = self.gather(connection, &hello)?;
+            Some(TcpLink::over(connections, hello.from).map(Link::Tcp))
+        });
     }
 }

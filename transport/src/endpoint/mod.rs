@@ -23,16 +23,16 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use crate::interfaces::advertised_address;
+use crate::interfaces::advertised_addresses;
 use crate::memory::SharedMemory;
 use crate::secure::{
-    Acceptor, Ended, Job, Limit, Purpose, SecureError, Socket, dial, dial_local, hexadecimal,
-    initiate_within, random_bytes,
+    Acceptor, Ended, FrameKeys, Job, Limit, Purpose, SecureError, Socket, dial, dial_local,
+    hexadecimal, initiate_within, random_bytes,
 };
 use crate::shm::ShmLink;
-use crate::tcp::TcpLink;
+use crate::tcp::{Connection, TcpLink};
 use crate::{Link, LinkError};
-use address::{Address, Hello, host_name};
+use address::{Address, Hello, MAX_CONNECTIONS, MAX_TCP_ADDRESSES, host_name};
 use desk::Desk;
 pub use error::{EndpointError, Peer};
 
@@ -73,8 +73,14 @@ pub struct EndpointConfig {
     pub rank: u32,
     /// Which transports to use.
     pub transports: Transports,
-    /// Interface for TCP: a name (`eth0`) or a subnet (`10.1.0.0/16`).
+    /// Interfaces for TCP, names (`eth0`) or subnets (`10.1.0.0/16`), separated by commas. The
+    /// links of two ranks use as many as the one has that has more, the first with the first and
+    /// so on.
     pub interface: Option<String>,
+    /// Connections of a TCP link for each pair of interfaces, at least 1.
+    pub sockets: u32,
+    /// Whether TCP links encrypt what they carry; all ranks alike.
+    pub encrypts: bool,
     /// Where the rendezvous is (host and port): without `interface`, TCP listens on the address
     /// from which this host reaches it.
     pub rendezvous: Option<String>,
@@ -87,11 +93,11 @@ pub struct EndpointConfig {
 pub struct Endpoint {
     config: EndpointConfig,
     own: Address,
-    /// Where TCP links begin, if the interface was set.
-    source: Option<IpAddr>,
+    /// Where TCP links begin, if interfaces were set.
+    sources: Vec<IpAddr>,
     desk: Arc<Desk>,
     _unix: Option<Acceptor<UnixListener>>,
-    _tcp: Option<Acceptor<TcpListener>>,
+    _tcp: Vec<Acceptor<TcpListener>>,
 }
 
 impl Endpoint {
@@ -101,26 +107,30 @@ impl Endpoint {
     /// [`EndpointError::Interface`] where no address can be chosen for TCP,
     /// [`EndpointError::Listen`] where the system refuses.
     pub fn bind(config: EndpointConfig) -> Result<Endpoint, EndpointError> {
-        let desk = Arc::new(Desk::new(config.communicator, config.rank, config.board.clone()));
+        let desk = Arc::new(Desk::new(&config));
         let mut own =
-            Address { socket_name: None, tcp: None, host: host_name(), pid: std::process::id() };
+            Address { socket_name: None, tcp: vec![], host: host_name(), pid: std::process::id() };
         let mut unix = None;
         if config.transports != Transports::Tcp {
             let (name, acceptor) = listen_unix(&config.job, &desk)?;
             own.socket_name = Some(name);
             unix = Some(acceptor);
         }
-        let mut tcp = None;
-        let mut source = None;
+        let mut tcp = Vec::new();
+        let mut sources = Vec::new();
         if config.transports != Transports::Shm {
             let (interface, rendezvous) = (config.interface.as_deref(), &config.rendezvous);
-            let ip = advertised_address(interface, rendezvous.as_deref())?;
-            let (address, acceptor) = listen_tcp(ip, &config.job, &desk)?;
-            own.tcp = Some(address);
-            source = interface.map(|_| ip);
-            tcp = Some(acceptor);
+            let ips = advertised_addresses(interface, rendezvous.as_deref())?;
+            for &ip in ips.iter().take(MAX_TCP_ADDRESSES) {
+                let (address, acceptor) = listen_tcp(ip, &config.job, &desk)?;
+                own.tcp.push(address);
+                tcp.push(acceptor);
+            }
+            if interface.is_some() {
+                sources = ips;
+            }
         }
-        Ok(Endpoint { config, own, source, desk, _unix: unix, _tcp: tcp })
+        Ok(Endpoint { config, own, sources, desk, _unix: unix, _tcp: tcp })
     }
 
     /// Where this endpoint is reached, for [`Endpoint::connect`] of other ranks: some hundred
@@ -160,8 +170,8 @@ impl Endpoint {
     fn way_to<'a>(&self, rank: u32, theirs: &'a Address) -> Result<Way<'a>, EndpointError> {
         let peer = theirs.peer(rank);
         let shm = self.own.socket_name.as_ref().and(theirs.socket_name.as_deref());
-        let tcp = self.own.tcp.and(theirs.tcp);
-        if shm.is_none() && tcp.is_none() {
+        let tcp = if self.own.tcp.is_empty() { &[] } else { &theirs.tcp[..] };
+        if shm.is_none() && tcp.is_empty() {
             return Err(EndpointError::NoCommonTransport { peer, ours: self.config.transports });
         }
         Ok(Way { peer, shm, tcp })
@@ -170,7 +180,7 @@ impl Endpoint {
     fn dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
         let Some(name) = way.shm else { return self.dial_tcp(way, limit) };
         match self.dial_shm(name, way, limit) {
-            Err(error) if way.tcp.is_some() && error.leaves_tcp() => {
+            Err(error) if !way.tcp.is_empty() && error.leaves_tcp() => {
                 debug!("no shared memory with {}, hence tcp: {error}", way.peer);
                 self.dial_tcp(way, limit)
             }
@@ -185,23 +195,48 @@ impl Endpoint {
         limit: &Limit<'_>,
     ) -> Result<Link, EndpointError> {
         let socket = self.connect_unix(name, way, limit)?;
-        let socket = self.introduce(socket, way, limit)?;
+        let (socket, _) = self.introduce(socket, way, self.hello(way, 0, 0, 1), limit)?;
         let deadline = limit.at_most(ESTABLISH_LIMIT).deadline();
         Ok(Link::Shm(ShmLink::establish(socket, way.peer.rank, self.desk.board(), deadline)?))
     }
 
     fn dial_tcp(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
-        let Some(address) = way.tcp else {
+        if way.tcp.is_empty() {
             let (peer, ours) = (way.peer.clone(), self.config.transports);
             return Err(EndpointError::NoCommonTransport { peer, ours });
-        };
-        let source = self.source.filter(|source| source.is_ipv4() == address.is_ipv4());
-        let socket = dial(address, source, limit).map_err(|ended| match ended {
-            Ended::Stopped => EndpointError::Stopped { peer: way.peer.clone() },
-            ended => self.unreachable(way, address, ended),
-        })?;
-        let socket = self.introduce(socket, way, limit)?;
-        Ok(Link::Tcp(TcpLink::new(socket, way.peer.rank)?))
+        }
+        let pairs = self.own.tcp.len().max(way.tcp.len());
+        let count = (pairs * self.config.sockets as usize).clamp(1, MAX_CONNECTIONS) as u8;
+        let refused = |source| EndpointError::Refused { peer: way.peer.clone(), source };
+        let link = u64::from_le_bytes(random_bytes().map_err(refused)?);
+        let mut connections = Vec::new();
+        for at in 0..count {
+            let pair = usize::from(at) % pairs;
+            let address = way.tcp[pair % way.tcp.len()];
+            let source = self.sources.iter().cycle().nth(pair).copied();
+            let source = source.filter(|source| source.is_ipv4() == address.is_ipv4());
+            let socket = dial(address, source, limit).map_err(|ended| match ended {
+                Ended::Stopped => EndpointError::Stopped { peer: way.peer.clone() },
+                ended => self.unreachable(way, address, ended),
+            })?;
+            let hello = self.hello(way, link, at, count);
+            let (stream, keys) = self.introduce(socket, way, hello, limit)?;
+            let keys = self.config.encrypts.then_some(keys);
+            connections.push(Connection { stream, keys });
+        }
+        Ok(Link::Tcp(TcpLink::over(connections, way.peer.rank)?))
+    }
+
+    fn hello(&self, way: &Way<'_>, link: u64, connection: u8, connections: u8) -> Hello {
+        Hello {
+            communicator: self.config.communicator,
+            from: self.config.rank,
+            to: way.peer.rank,
+            link,
+            connection,
+            connections,
+            encrypts: self.config.encrypts,
+        }
     }
 
     /// Proves this rank to its peer, and the reverse.
@@ -209,13 +244,15 @@ impl Endpoint {
         &self,
         socket: S,
         way: &Way<'_>,
+        hello: Hello,
         limit: &Limit<'_>,
-    ) -> Result<S, EndpointError> {
-        let (from, to) = (self.config.rank, way.peer.rank);
-        let hello = Hello { communicator: self.config.communicator, from, to }.encode();
+    ) -> Result<(S, FrameKeys), EndpointError> {
         let peer = || way.peer.clone();
-        initiate_within(socket, &self.config.job, Purpose::Link, &hello, limit)
-            .and_then(|stream| stream.into_inner())
+        initiate_within(socket, &self.config.job, Purpose::Link, &hello.encode(), limit)
+            .and_then(|stream| {
+                let keys = stream.frame_keys();
+                Ok((stream.into_inner()?, keys))
+            })
             .map_err(|error| match error {
                 SecureError::Stopped { .. } => EndpointError::Stopped { peer: peer() },
                 source => EndpointError::Refused { peer: peer(), source },
@@ -224,7 +261,7 @@ impl Endpoint {
 
     fn await_dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
         let peer = &way.peer;
-        if let (Some(name), None) = (way.shm, way.tcp) {
+        if let (Some(name), true) = (way.shm, way.tcp.is_empty()) {
             // The peer may be unable to reach this side, and would never come: it is the same
             // from here.
             self.connect_unix(name, way, limit)?;
@@ -235,7 +272,7 @@ impl Endpoint {
                 Ok(Ok(link)) => return Ok(link),
                 // The dialer has seen this, too, and comes again over TCP.
                 Ok(Err(error))
-                    if way.tcp.is_some() && matches!(error, LinkError::Failed { .. }) =>
+                    if !way.tcp.is_empty() && matches!(error, LinkError::Failed { .. }) =>
                 {
                     failed = Some(error);
                 }
@@ -286,7 +323,7 @@ impl Endpoint {
 
     /// Where this endpoint listens, for people.
     fn place(&self) -> String {
-        match self.own.tcp {
+        match self.own.tcp.first() {
             Some(address) => format!("{address} on host {}", self.own.host),
             None => format!("process {} on host {}", self.own.pid, self.own.host),
         }
@@ -303,7 +340,7 @@ impl fmt::Debug for Endpoint {
 struct Way<'a> {
     peer: Peer,
     shm: Option<&'a str>,
-    tcp: Option<SocketAddr>,
+    tcp: &'a [SocketAddr],
 }
 
 impl EndpointError {

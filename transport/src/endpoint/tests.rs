@@ -11,6 +11,16 @@ use crate::secure::{Secret, accept, initiate};
 use crate::shm::Board;
 use crate::{Tag, TransportKind};
 
+const HELLO: Hello = Hello {
+    communicator: 7,
+    from: 0,
+    to: 5,
+    link: 1,
+    connection: 0,
+    connections: 1,
+    encrypts: false,
+};
+
 fn job(secret: &str) -> Job {
     Job { name: "job".into(), secret: Secret::from_text(secret) }
 }
@@ -26,6 +36,8 @@ fn config(rank: u32, transports: Transports) -> EndpointConfig {
         rank,
         transports,
         interface: None,
+        sockets: 1,
+        encrypts: false,
         rendezvous: None,
         board: Board::new().unwrap().memory().clone(),
     }
@@ -183,14 +195,21 @@ fn different_transports_are_an_error_on_both_sides() {
 fn another_communicator_or_rank_is_refused_with_a_reason() {
     let high = endpoint(5, Transports::Auto);
     let cases = [
-        (Hello { communicator: 8, from: 0, to: 5 }, "another communicator"),
-        (Hello { communicator: 7, from: 0, to: 4 }, "this is rank 5, not rank 4"),
-        (Hello { communicator: 7, from: 5, to: 5 }, "rank 5 dials rank 5, not the reverse"),
-        (Hello { communicator: 7, from: 6, to: 5 }, "rank 5 dials rank 6, not the reverse"),
+        (Hello { communicator: 8, from: 0, to: 5, ..HELLO }, "another communicator"),
+        (Hello { communicator: 7, from: 0, to: 4, ..HELLO }, "this is rank 5, not rank 4"),
+        (Hello { encrypts: true, ..HELLO }, "rank 0 encrypts and rank 5 does not"),
+        (
+            Hello { communicator: 7, from: 5, to: 5, ..HELLO },
+            "rank 5 dials rank 5, not the reverse",
+        ),
+        (
+            Hello { communicator: 7, from: 6, to: 5, ..HELLO },
+            "rank 5 dials rank 6, not the reverse",
+        ),
     ];
     for (hello, complaint) in cases {
         for purpose in [Purpose::Link, Purpose::Store] {
-            let stream = TcpStream::connect(high.own.tcp.unwrap()).unwrap();
+            let stream = TcpStream::connect(high.own.tcp[0]).unwrap();
             let outcome = initiate(stream, &job("s"), purpose, &hello.encode(), soon());
             let complaint =
                 if purpose == Purpose::Link { complaint } else { "links are made here" };
@@ -219,7 +238,7 @@ fn strangers_disturb_nobody() {
     let name = high.own.socket_name.clone().unwrap();
     let mut silent = Vec::new();
     for turn in 0..40u8 {
-        let mut tcp = TcpStream::connect(high.own.tcp.unwrap()).unwrap();
+        let mut tcp = TcpStream::connect(high.own.tcp[0]).unwrap();
         let limit = Limit::until(Instant::now() + Duration::from_secs(10));
         let mut unix = dial_local(&name, &limit).unwrap();
         if turn % 2 == 0 {
@@ -272,7 +291,7 @@ fn a_peer_that_does_not_come_is_named_at_the_deadline() {
     let error = high.connect(0, &low.address(), deadline, &|| false).unwrap_err();
     assert!(matches!(error, EndpointError::TimedOut { .. }), "{error}");
     let host = host_name();
-    let listening = high.own.tcp.unwrap();
+    let listening = high.own.tcp[0];
     assert!(error.to_string().starts_with(&format!("rank 0 on host {host} (process ")), "{error}");
     assert!(error.to_string().ends_with(&format!("{listening} on host {host}")), "{error}");
 }
@@ -286,7 +305,7 @@ fn a_stop_ends_the_wait_on_either_side() {
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = altered(&high, |address| {
         address.socket_name = None;
-        address.tcp = deaf.local_addr().ok();
+        address.tcp = vec![deaf.local_addr().unwrap()];
     });
     let asked = std::cell::Cell::new(0);
     let stop = || asked.replace(asked.get() + 1) > 3;
@@ -317,10 +336,35 @@ fn tcp_listens_on_the_interface_that_was_set() {
         Endpoint::bind(EndpointConfig { interface, ..config(0, Transports::Tcp) })
     };
     let low = set("127.0.0.0/8").unwrap();
-    assert!(low.own.tcp.unwrap().ip().is_loopback());
+    assert!(low.own.tcp[0].ip().is_loopback());
     let high = endpoint(1, Transports::Tcp);
     let (mut a, mut b) = meet(&low, &high);
     check(&mut a, &mut b);
     let error = set("no-such-interface").unwrap_err();
     assert!(error.to_string().contains("there are "), "{error}");
+}
+
+/// A rank with two addresses and two sockets for each, and one with one address.
+#[test]
+fn a_link_of_several_connections_is_whole_on_both_sides() {
+    for encrypts in [false, true] {
+        let bind = |rank, interface: Option<&str>| {
+            let interface = interface.map(str::to_owned);
+            let plain = config(rank, Transports::Tcp);
+            Endpoint::bind(EndpointConfig { interface, sockets: 2, encrypts, ..plain }).unwrap()
+        };
+        let low = bind(0, Some("127.0.0.1, 127.0.0.0/8"));
+        assert_eq!(low.own.tcp.len(), 2);
+        let (mut a, mut b) = meet(&low, &bind(1, None));
+        assert_eq!((a.descriptors().count(), b.descriptors().count()), (4, 4));
+        check(&mut a, &mut b);
+        check(&mut b, &mut a);
+    }
+}
+
+#[test]
+fn one_that_encrypts_and_one_that_does_not_are_told() {
+    let low = Endpoint::bind(EndpointConfig { encrypts: true, ..config(0, Transports::Tcp) });
+    let error = connect(&low.unwrap(), &endpoint(1, Transports::Tcp)).unwrap_err();
+    assert!(error.to_string().contains("RINGTREE_ENCRYPT"), "{error}");
 }

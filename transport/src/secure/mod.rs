@@ -35,7 +35,7 @@ pub(crate) use secret::{hexadecimal, random_bytes};
 pub use socket::Socket;
 pub(crate) use socket::{Ended, Limit, dial, dial_local};
 use socket::{fill, hang_up, write_all};
-pub use stream::{MESSAGE_LIMIT_BYTES, SecureReceiver, SecureSender, SecureStream};
+pub use stream::{FrameKeys, MESSAGE_LIMIT_BYTES, SecureReceiver, SecureSender, SecureStream};
 
 /// Version of everything that goes over a wire. Two versions never talk to each other.
 pub const WIRE_VERSION: u16 = 1;
@@ -280,12 +280,19 @@ fn write_noise(noise: &mut HandshakeState) -> Result<[u8; NOISE_BYTES], SecureEr
 /// The encrypted stream after both messages.
 fn established<S: Socket>(
     socket: Arc<S>,
-    noise: HandshakeState,
+    mut noise: HandshakeState,
 ) -> Result<SecureStream<S>, SecureError> {
-    let token = secret::digest("ringtree: token of a connection", noise.get_handshake_hash());
+    // The same two keys encrypt the messages below, by another cipher: hence not these themselves.
+    let (initiator, acceptor) = noise.dangerously_get_raw_split();
+    let [initiator, acceptor] =
+        [initiator, acceptor].map(|key| secret::digest("ringtree: key of frames", &key));
+    let frame_keys = match noise.is_initiator() {
+        true => FrameKeys { send: initiator, receive: acceptor },
+        false => FrameKeys { send: acceptor, receive: initiator },
+    };
     let peer = socket.peer_name();
     let keys = noise.into_stateless_transport_mode().map_err(cryptography)?;
-    Ok(SecureStream::new(stream::Shared { socket, keys, token, peer }))
+    Ok(SecureStream::new(stream::Shared { socket, keys, frame_keys, peer }))
 }
 
 fn cryptography(error: snow::Error) -> SecureError {

@@ -5,6 +5,7 @@
 //! the whole message (`u32`). Frames are numbered by their nonces, so that none can be left out,
 //! repeated or moved.
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,11 +56,27 @@ pub struct SecureReceiver<S: Socket> {
     message_len: Option<usize>,
 }
 
+/// Keys of one connection, a direction each, from its handshake: who knows the secret but did not
+/// take part cannot compute them, nor can the two ends once they have forgotten them.
+#[derive(Clone)]
+pub struct FrameKeys {
+    /// For what this end sends.
+    pub send: [u8; 32],
+    /// For what it receives.
+    pub receive: [u8; 32],
+}
+
+impl fmt::Debug for FrameKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FrameKeys(..)")
+    }
+}
+
 /// What both halves use.
 pub(super) struct Shared<S> {
     pub(super) socket: Arc<S>,
     pub(super) keys: StatelessTransportState,
-    pub(super) token: [u8; 32],
+    pub(super) frame_keys: FrameKeys,
     pub(super) peer: String,
 }
 
@@ -127,11 +144,9 @@ impl<S: Socket> SecureStream<S> {
         })
     }
 
-    /// A value that only the two ends of this connection and who else knows the secret can
-    /// compute, and that differs from connection to connection: further sockets of the same peers
-    /// prove by it that they belong together.
-    pub fn token(&self) -> &[u8; 32] {
-        &self.sender.shared.token
+    /// Keys that only the two ends of this connection know, for what goes over the bare socket.
+    pub fn frame_keys(&self) -> FrameKeys {
+        self.sender.shared.frame_keys.clone()
     }
 
     /// Who is at the other end, for people.

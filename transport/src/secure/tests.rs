@@ -110,8 +110,10 @@ fn equal_secrets_meet() {
     let (a, b) = meet(job("s"), job(" s\n"));
     let (a, (b, purpose, hello)) = (a.unwrap(), b.unwrap());
     assert_eq!((purpose, hello.as_slice()), (Purpose::Control, &b"hello"[..]));
-    assert_eq!(a.token(), b.token());
-    assert_ne!(a.token(), pair().0.token(), "every connection has its own token");
+    let (ours, theirs) = (a.frame_keys(), b.frame_keys());
+    assert_eq!((ours.send, ours.receive), (theirs.receive, theirs.send));
+    assert_ne!(ours.send, ours.receive, "a key for each direction");
+    assert_ne!(ours.send, pair().0.frame_keys().send, "every connection has its own keys");
 }
 
 #[test]

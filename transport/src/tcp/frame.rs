@@ -1,8 +1,8 @@
 //! The header of every frame on the wire: 32 bytes, little-endian.
 //!
 //! ```text
-//!  0      1         2       3                     20    24         28       32
-//! | kind | channel | flags | credits, a channel  | len | sequence | digest | payload ...
+//!  0      1         2       3                     20    23       24         28       32
+//! | kind | channel | flags | credits, a channel  | len | number | sequence | digest | payload ...
 //! ```
 //!
 //! Every frame returns the credits that its sender owes, so that they rarely need a frame of their
@@ -16,10 +16,13 @@ pub const HEADER_BYTES: usize = 32;
 
 const CREDITS_AT: usize = 3;
 const LEN_AT: usize = CREDITS_AT + CHANNELS;
-const SEQUENCE_AT: usize = LEN_AT + 4;
+const NUMBER_AT: usize = LEN_AT + 3;
+const SEQUENCE_AT: usize = NUMBER_AT + 1;
 const DIGEST_AT: usize = SEQUENCE_AT + 4;
 const _: () = assert!(DIGEST_AT + 4 == HEADER_BYTES);
-const _: () = assert!(SLICE_BYTES <= u32::MAX as usize);
+const _: () = assert!(SLICE_BYTES < 1 << 24);
+
+const LEN_MASK: u32 = (1 << 24) - 1;
 
 const LAST: u8 = 1;
 const ASK: u8 = 2;
@@ -42,6 +45,9 @@ pub struct Header {
     pub kind: Kind,
     /// Channel of the slice.
     pub channel: u8,
+    /// Number of the slice on its channel, counted from 0 and wrapping: the sockets of a link may
+    /// deliver slices in another order.
+    pub number: u8,
     /// The slice ends its message.
     pub last: bool,
     /// Data: the receiver shall return its credits as soon as this slice is released. Credit: as
@@ -58,7 +64,8 @@ pub struct Header {
 impl Header {
     /// A frame without a slice.
     pub fn control(kind: Kind, ask: bool, credits: [u8; CHANNELS]) -> Header {
-        Header { kind, channel: 0, last: false, ask, credits, len: 0, tag: Tag::default() }
+        let (channel, number, len) = (0, 0, 0);
+        Header { kind, channel, number, last: false, ask, credits, len, tag: Tag::default() }
     }
 
     /// The header's bytes on the wire.
@@ -69,6 +76,7 @@ impl Header {
         bytes[2] = (u8::from(self.last) * LAST) | (u8::from(self.ask) * ASK);
         bytes[CREDITS_AT..LEN_AT].copy_from_slice(&self.credits);
         put_u32(&mut bytes, LEN_AT, self.len);
+        bytes[NUMBER_AT] = self.number;
         put_u32(&mut bytes, SEQUENCE_AT, self.tag.sequence);
         put_u32(&mut bytes, DIGEST_AT, self.tag.digest);
         bytes
@@ -94,10 +102,11 @@ pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> {
     let header = Header {
         kind,
         channel: bytes[1],
+        number: bytes[NUMBER_AT],
         last: bytes[2] & LAST != 0,
         ask: bytes[2] & ASK != 0,
         credits,
-        len: get_u32(bytes, LEN_AT),
+        len: get_u32(bytes, LEN_AT) & LEN_MASK,
         tag: Tag { sequence: get_u32(bytes, SEQUENCE_AT), digest: get_u32(bytes, DIGEST_AT) },
     };
     if usize::from(header.channel) >= CHANNELS {
@@ -134,6 +143,7 @@ mod tests {
         Header {
             kind: Kind::Data,
             channel: 16,
+            number: 0x55,
             last: true,
             ask: true,
             credits,
@@ -155,7 +165,7 @@ mod tests {
         let bytes = example().encode();
         assert_eq!(bytes[..3], [1, 16, 3]);
         assert_eq!(bytes[3 + 3], 7);
-        assert_eq!(bytes[20..24], [0, 0, 2, 0]);
+        assert_eq!(bytes[20..24], [0, 0, 2, 0x55]);
         assert_eq!(bytes[24..], [4, 3, 2, 1, 0xfc, 0xfd, 0xfe, 0xff]);
     }
 
@@ -168,7 +178,7 @@ mod tests {
             (1, 17, "unknown channel"),
             (2, 4, "unknown flag"),
             (20, 1, "frame longer than a slot"),
-            (23, 0x80, "frame longer than a slot"),
+            (22, 0x80, "frame longer than a slot"),
         ] {
             let mut bytes = example().encode();
             bytes[at] = value;

@@ -1,14 +1,16 @@
-//! One TCP connection as a link.
+//! One or several TCP connections as a link.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use super::cipher::ciphers;
 use super::credit::Credits;
 use super::receiver::{End, Read, Receiver, Wanted};
 use super::sender::Sender;
 use super::socket::{self, WaitFor};
+use crate::secure::FrameKeys;
 use crate::{Arrival, Channel, LinkError, Slot, Tag, TransportKind};
 
 /// Reads after which the caller has its turn again, whatever a peer sends.
@@ -18,40 +20,89 @@ const READS_AT_ONCE: usize = 64;
 /// event tells.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// A link over one TCP connection. The methods are those of [`crate::Link`].
+/// One connection of a link: authenticated, and with the keys for its frames if they are to be
+/// encrypted.
+#[derive(Debug)]
+pub struct Connection {
+    /// The connected socket.
+    pub stream: TcpStream,
+    /// The keys that its handshake gave.
+    pub keys: Option<FrameKeys>,
+}
+
+/// A link over TCP. The methods are those of [`crate::Link`].
 #[derive(Debug)]
 pub struct TcpLink {
-    stream: TcpStream,
+    sockets: Box<[Socket]>,
     peer: u32,
     sender: Box<Sender>,
     receiver: Box<Receiver>,
     credits: Box<Credits>,
-    /// The socket was empty when it was last read since the last poll.
+    /// The sockets were empty when they were last read since the last poll.
     found_nothing: bool,
-    /// [`TcpLink::arrival`] or [`TcpLink::receive`] has read the socket since the last poll.
+    /// [`TcpLink::arrival`] or [`TcpLink::receive`] has read the sockets since the last poll.
     read_lately: bool,
+    /// A connection ended without a goodbye; what the others hold is still read.
+    lost: Option<LinkError>,
     /// Why nothing more will come or go.
     end: Option<LinkError>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    stream: TcpStream,
+    /// Nothing more comes from it.
+    has_ended: bool,
+}
+
+/// What reading one socket has found.
+struct Found {
+    /// Something that somebody may wait for: the end of a link alone is nothing.
+    moved: bool,
+    /// The last read found nothing.
+    nothing: bool,
+    /// Nothing more is there.
+    all: bool,
+    /// Enough.
+    enough: bool,
 }
 
 // SAFETY: the raw pointers inside are to memory that the posters keep readable, from any thread.
 unsafe impl Send for TcpLink {}
 
 impl TcpLink {
-    /// A link over a connected and authenticated stream to rank `peer`.
+    /// A link over one connected and authenticated stream to rank `peer`, not encrypted.
     ///
     /// # Errors
     /// The stream cannot be made non-blocking, or is not connected.
     pub fn new(stream: TcpStream, peer: u32) -> Result<TcpLink, LinkError> {
-        socket::prepare(&stream).map_err(|error| failed(peer, &error))?;
+        TcpLink::over(vec![Connection { stream, keys: None }], peer)
+    }
+
+    /// A link over several connections to rank `peer`, which both sides have in the same order and
+    /// with the keys of each other. Each frame goes by the connection that first has room for it.
+    ///
+    /// # Errors
+    /// A stream cannot be made non-blocking, or is not connected.
+    pub fn over(connections: Vec<Connection>, peer: u32) -> Result<TcpLink, LinkError> {
+        let is_alone = connections.len() == 1;
+        let (mut sockets, mut sealers, mut openers) = (Vec::new(), Vec::new(), Vec::new());
+        for Connection { stream, keys } in connections {
+            socket::prepare(&stream, is_alone).map_err(|error| failed(peer, &error))?;
+            let (sealer, opener) = keys.as_ref().map(ciphers).unzip();
+            sockets.push(Socket { stream, has_ended: false });
+            sealers.push(sealer);
+            openers.push(opener);
+        }
         Ok(TcpLink {
-            stream,
+            sockets: sockets.into(),
             peer,
-            sender: Box::new(Sender::new()),
-            receiver: Box::new(Receiver::new()),
+            sender: Box::new(Sender::new(sealers)),
+            receiver: Box::new(Receiver::new(openers)),
             credits: Box::new(Credits::new()),
             found_nothing: false,
             read_lately: false,
+            lost: None,
             end: None,
         })
     }
@@ -85,7 +136,7 @@ impl TcpLink {
             return Err(end.clone());
         }
         self.sender.queue(channel, tag, data, len, last);
-        if self.sender.socket_is_full() {
+        if self.sender.sockets_are_full() {
             return Ok(());
         }
         self.flush().map(drop)
@@ -208,16 +259,16 @@ impl TcpLink {
 
     /// See [`Link::is_idle`](crate::Link::is_idle).
     pub fn is_idle(&self) -> bool {
-        !self.sender.has_unsent() && !self.sender.socket_is_full() && !self.credits.due()
+        !self.sender.has_unsent() && !self.sender.waits_for_room() && !self.credits.due()
     }
 
-    /// The socket, and whether something waits for room in it. `None` once the peer has closed the
-    /// link, since the socket would never cease to be ready.
-    pub fn descriptor(&self) -> Option<(RawFd, bool)> {
-        match self.end {
-            Some(_) => None,
-            None => Some((self.stream.as_raw_fd(), self.sender.could_send(&self.credits))),
-        }
+    /// The sockets, and whether something waits for room in them. None once the peer has closed
+    /// the link, since they would never cease to be ready.
+    pub fn descriptors(&self) -> impl Iterator<Item = (RawFd, bool)> + '_ {
+        let waits_for_room = self.sender.could_send(&self.credits);
+        let is_open = |socket: &&Socket| self.end.is_none() && !socket.has_ended;
+        let sockets = self.sockets.iter().filter(is_open);
+        sockets.map(move |socket| (socket.stream.as_raw_fd(), waits_for_room))
     }
 
     /// Nothing: the kernel wakes whoever waits on the socket.
@@ -227,13 +278,14 @@ impl TcpLink {
     /// most until `deadline`. What comes meanwhile is thrown away.
     pub fn close(mut self, deadline: Instant) {
         self.drain_until(deadline, |link| !link.sender.has_unsent());
-        if self.end.is_none() && !self.sender.socket_is_full() {
+        if self.end.is_none() && !self.sender.waits_for_room() {
             self.sender.say_goodbye(&mut self.credits);
-            self.drain_until(deadline, |link| !link.sender.socket_is_full());
+            self.drain_until(deadline, |link| !link.sender.waits_for_room());
         }
-        if self.stream.shutdown(Shutdown::Write).is_ok() {
-            self.await_acknowledgement(deadline);
-        }
+        // All first: the peer's end of one may wait for the others.
+        let shut = |socket: &&Socket| socket.stream.shutdown(Shutdown::Write).is_ok();
+        let shut: Vec<&Socket> = self.sockets.iter().filter(shut).collect();
+        shut.iter().for_each(|socket| await_acknowledgement(&socket.stream, deadline));
     }
 
     /// Sends and throws away what comes, until `done`, the end of the link or the deadline.
@@ -252,24 +304,9 @@ impl TcpLink {
             } else {
                 WaitFor::Input
             };
-            socket::wait(&self.stream, what, Duration::MAX, deadline);
+            let open = self.sockets.iter().filter(|socket| !socket.has_ended);
+            socket::wait(open.map(|socket| &socket.stream), what, Duration::MAX, deadline);
         }
-    }
-
-    /// Waits until the peer's kernel has everything. Data that comes meanwhile is read: closing a
-    /// socket that holds any would reset the connection.
-    fn await_acknowledgement(&mut self, deadline: Instant) {
-        let mut ended = false;
-        let mut longest = Duration::from_micros(50);
-        while socket::unacknowledged_bytes(&self.stream).is_ok_and(|bytes| bytes > 0)
-            && Instant::now() < deadline
-        {
-            let what = if ended { WaitFor::Time } else { WaitFor::Input };
-            socket::wait(&self.stream, what, longest, deadline);
-            longest = (longest * 2).min(LOOK_EVERY);
-            ended = ended || socket::discard(&self.stream, deadline);
-        }
-        socket::discard(&self.stream, deadline);
     }
 
     /// Whether nothing is gained by reading on.
@@ -285,48 +322,105 @@ impl TcpLink {
         may_read
     }
 
-    /// Reads until the socket is empty or enough is there. Returns whether anything came that
+    /// Reads until the sockets are empty or enough is there. Returns whether anything came that
     /// somebody may wait for: the end of the link alone is nothing.
     fn read_until(
         &mut self,
         wanted: &mut Option<Wanted>,
         enough: impl Fn(&TcpLink, &Option<Wanted>) -> bool,
     ) -> bool {
-        let fd = self.stream.as_raw_fd();
+        let (mut moved, mut nothing, mut all) = (false, true, true);
+        for at in 0..self.sockets.len() {
+            let found = self.read_socket(at, wanted, &enough);
+            moved |= found.moved;
+            nothing &= found.nothing;
+            all &= found.all;
+            if found.enough {
+                return true;
+            }
+        }
+        self.found_nothing |= nothing;
+        if self.end.is_none() && (all && self.lost.is_some() || self.has_ended()) {
+            self.end = Some(self.lost.take().unwrap_or_else(|| closed(self.peer)));
+        }
+        moved
+    }
+
+    fn read_socket(
+        &mut self,
+        at: usize,
+        wanted: &mut Option<Wanted>,
+        enough: &impl Fn(&TcpLink, &Option<Wanted>) -> bool,
+    ) -> Found {
+        let found = |moved, nothing| Found { moved, nothing, all: true, enough: false };
+        let fd = self.sockets[at].stream.as_raw_fd();
         for count in 0..READS_AT_ONCE {
-            if self.end.is_some() {
-                return count > 1 || count == 1 && self.receiver.shows_any();
+            if self.end.is_some() || self.sockets[at].has_ended {
+                return found(count > 1 || count == 1 && self.receiver.shows_any(), true);
             }
             // SAFETY: `wanted` is made by `receive` from what its caller promised.
-            match unsafe { self.receiver.read(fd, wanted, &mut self.credits) } {
-                Ok(Read::Nothing) => {
-                    self.found_nothing = true;
-                    return count > 0;
+            match unsafe { self.receiver.read(at, fd, wanted, &mut self.credits) } {
+                Ok(Read::Nothing) => return found(count > 0, true),
+                Ok(Read::Drained) => {
+                    return Found { enough: enough(self, wanted), ..found(true, false) };
                 }
-                Ok(Read::Drained) => return true,
                 Ok(Read::More) => {}
+                Err(End::Goodbye) => {
+                    socket::acknowledge_now(fd);
+                    self.sockets[at].has_ended = true;
+                }
                 Err(End::Closed) => {
                     socket::acknowledge_now(fd);
-                    self.end = Some(closed(self.peer));
+                    self.lose(at, closed(self.peer));
                 }
-                Err(End::Failed(error)) => self.end = Some(failed(self.peer, &error)),
+                Err(End::Failed(error)) => self.lose(at, failed(self.peer, &error)),
                 Err(End::Protocol(reason)) => self.end = Some(protocol(self.peer, reason)),
             }
             if enough(self, wanted) {
-                break;
+                return Found { moved: true, nothing: false, all: false, enough: true };
             }
         }
-        true
+        Found { moved: true, nothing: false, all: false, enough: false }
+    }
+
+    /// A connection has ended without a goodbye.
+    fn lose(&mut self, at: usize, error: LinkError) {
+        self.sockets[at].has_ended = true;
+        self.lost.get_or_insert(error);
+    }
+
+    /// Whether nothing more comes from any socket.
+    fn has_ended(&self) -> bool {
+        self.sockets.iter().all(|socket| socket.has_ended)
     }
 
     fn flush(&mut self) -> Result<bool, LinkError> {
-        // SAFETY: posters keep their memory readable until it counts as sent.
-        let flushed = unsafe { self.sender.flush(self.stream.as_raw_fd(), &mut self.credits) };
-        flushed.map_err(|error| {
+        let mut moved = false;
+        for (at, socket) in self.sockets.iter().enumerate() {
+            let fd = socket.stream.as_raw_fd();
+            // SAFETY: posters keep their memory readable until it counts as sent.
+            let flushed = unsafe { self.sender.flush(at, fd, &mut self.credits) };
             // What has arrived can still be read, so this is not the link's end.
-            failed(self.peer, &error)
-        })
+            moved |= flushed.map_err(|error| failed(self.peer, &error))?;
+        }
+        Ok(moved)
     }
+}
+
+/// Waits until the peer's kernel has everything. Data that comes meanwhile is read: closing a
+/// socket that holds any would reset the connection.
+fn await_acknowledgement(stream: &TcpStream, deadline: Instant) {
+    let mut ended = false;
+    let mut longest = Duration::from_micros(50);
+    while socket::unacknowledged_bytes(stream).is_ok_and(|bytes| bytes > 0)
+        && Instant::now() < deadline
+    {
+        let what = if ended { WaitFor::Time } else { WaitFor::Input };
+        socket::wait(std::iter::once(stream), what, longest, deadline);
+        longest = (longest * 2).min(LOOK_EVERY);
+        ended = ended || socket::discard(stream, deadline);
+    }
+    socket::discard(stream, deadline);
 }
 
 fn closed(peer: u32) -> LinkError {

@@ -1,12 +1,14 @@
 //! Links over TCP sockets: any hosts.
 //!
-//! One socket carries all channels of a link as frames ([`frame`]): a 32-byte header and at most
-//! [`SLICE_BYTES`] of payload. The payload is written straight from the poster's memory and, where
+//! A link's sockets, usually one, carry all its channels as frames ([`frame`]): a 32-byte header
+//! and at most [`SLICE_BYTES`] of payload, encrypted if that is wanted (`cipher.rs`). The payload is written straight from the poster's memory and, where
 //! the receiver says where it wants it, read straight into its memory; otherwise it waits in one
 //! of the receiver's slots. A frame leaves only against a credit (`credit.rs`), so the receiver can
 //! always take in what the socket holds, and a channel that nobody reads stops no other one.
 
+mod batch;
 mod block;
+mod cipher;
 mod credit;
 pub mod frame;
 mod link;
@@ -16,7 +18,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use link::TcpLink;
+pub use link::{Connection, TcpLink};
 
 /// Payload bytes of one frame at most. On loopback, 128 and 256 KiB are equally fast and 512 KiB
 /// is a quarter slower where slices go through slots, which then no longer stay in the cache.

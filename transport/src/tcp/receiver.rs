@@ -1,45 +1,74 @@
-//! The receiving half of a TCP link: takes the stream apart into frames.
+//! The receiving half of a TCP link: takes the streams of its sockets apart into frames, and puts
+//! the frames of each channel in order.
 //!
 //! Bytes come through a staging buffer, many small frames a system call. The rest of a large
 //! payload is read past it: into the memory of whoever called for it ([`Wanted`]), or into a slot.
 //! A frame may begin in a slot and end in the caller's memory, or the other way round; byte `i` of
-//! a payload that goes through a slot always lies at `i` in the slot.
+//! a payload that goes through a slot always lies at `i` in the slot. An encrypted payload goes
+//! through a slot whole, and is decrypted there: nobody sees a byte that was not proved.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
-use super::SLICE_BYTES;
 use super::block::Block;
+use super::cipher::{Opener, TAG_BYTES};
 use super::credit::Credits;
 use super::frame::{self, HEADER_BYTES, Header, Kind};
 use super::socket::{self, NO_RANGE, range};
+use super::{SLICE_BYTES, SLOTS};
 use crate::{Arrival, CHANNELS, Channel, Tag};
 
 /// Bytes that one read takes in beyond a payload that is under way: enough for many small frames,
 /// and not much of a large payload, since they are copied.
 const STAGING_BYTES: usize = 8 << 10;
 
+/// Bytes of a slot: a payload, and what proves it.
+const SLOT_BYTES: usize = SLICE_BYTES + TAG_BYTES;
+
 /// The receiving half of a link.
 #[derive(Debug)]
 pub(super) struct Receiver {
+    streams: Box<[Stream]>,
+    channels: [Inbox; CHANNELS],
+    free: Vec<Block>,
+}
+
+/// What comes from one socket.
+#[derive(Debug)]
+struct Stream {
     staging: Block,
     staged: std::ops::Range<usize>,
     /// The frame that has not arrived completely, and its channel.
     incoming: Option<(Channel, Frame)>,
-    arrived: [VecDeque<Frame>; CHANNELS],
-    free: Vec<Block>,
+    opener: Option<Opener>,
+    /// Frames of which the sender wants credits back at once, though they do not say so: it asked
+    /// for that on another socket, and they may have been under way on this one.
+    asked_ahead: usize,
+}
+
+/// What has arrived on one channel.
+#[derive(Debug, Default)]
+struct Inbox {
+    arrived: VecDeque<Frame>,
+    /// Frames whose predecessors are still under way on other sockets.
+    early: Vec<Frame>,
+    /// Number of the frame after all that have arrived.
+    next: u8,
 }
 
 /// A slice that arrives or has arrived.
 #[derive(Debug)]
 struct Frame {
+    number: u8,
     tag: Tag,
     last: bool,
     /// Its sender wants its credit back as soon as it is released.
     asked: bool,
     len: usize,
-    /// Bytes of the payload that have arrived.
+    /// Bytes that follow the header on the wire: the payload and, if it is encrypted, its tag.
+    wire_len: usize,
+    /// How many of them have arrived.
     received: usize,
     /// Bytes of the payload that have been handed out and given up.
     taken: usize,
@@ -76,7 +105,9 @@ pub(super) enum Read {
 /// Why nothing more will come.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The peer said goodbye, or the stream ended.
+    /// The peer said goodbye.
+    Goodbye,
+    /// The stream ended.
     Closed,
     /// The system reports an error.
     Failed(io::Error),
@@ -85,30 +116,35 @@ pub(super) enum End {
 }
 
 impl Receiver {
-    /// A receiver that nothing has come to.
-    pub fn new() -> Receiver {
-        Receiver {
+    /// A receiver that nothing has come to, for sockets that encrypt or not.
+    pub fn new(openers: Vec<Option<Opener>>) -> Receiver {
+        let stream = |opener| Stream {
             staging: Block::new::<STAGING_BYTES>(),
             staged: 0..0,
             incoming: None,
-            arrived: Default::default(),
+            opener,
+            asked_ahead: 0,
+        };
+        Receiver {
+            streams: openers.into_iter().map(stream).collect(),
+            channels: Default::default(),
             free: Vec::new(),
         }
     }
 
     /// Whether a whole slice is there on the channel.
     pub fn shows(&self, channel: Channel) -> bool {
-        !self.arrived[channel].is_empty()
+        !self.channels[channel].arrived.is_empty()
     }
 
     /// Whether a whole slice is there on any channel.
     pub fn shows_any(&self) -> bool {
-        self.arrived.iter().any(|arrived| !arrived.is_empty())
+        self.channels.iter().any(|inbox| !inbox.arrived.is_empty())
     }
 
     /// The oldest whole slice on the channel.
     pub fn arrival(&self, channel: Channel) -> Option<Arrival> {
-        self.arrived[channel].front().map(|frame| Arrival {
+        self.channels[channel].arrived.front().map(|frame| Arrival {
             data: frame.data(),
             len: frame.len - frame.taken,
             last: frame.last,
@@ -118,7 +154,7 @@ impl Receiver {
 
     /// Gives up the first `len` bytes of the channel's oldest slice.
     pub fn release(&mut self, channel: Channel, len: usize, credits: &mut Credits) {
-        let Some(frame) = self.arrived[channel].front_mut() else {
+        let Some(frame) = self.channels[channel].arrived.front_mut() else {
             return;
         };
         debug_assert!(len <= frame.len - frame.taken, "released more than arrived");
@@ -127,7 +163,7 @@ impl Receiver {
             credits.release(channel, frame.asked);
             let slot = frame.slot.take();
             self.free.extend(slot);
-            self.arrived[channel].pop_front();
+            self.channels[channel].arrived.pop_front();
         }
     }
 
@@ -145,7 +181,7 @@ impl Receiver {
     /// # Safety
     /// `wanted` must tell the truth about its memory.
     pub unsafe fn take_stored(&mut self, wanted: &mut Wanted, credits: &mut Credits) {
-        while let Some(frame) = self.arrived[wanted.channel].front() {
+        while let Some(frame) = self.channels[wanted.channel].arrived.front() {
             let rest = frame.len - frame.taken;
             let len = rest.min(wanted.room);
             if wanted.ended || frame.tag != wanted.tag || (len == 0 && rest != 0) {
@@ -158,9 +194,13 @@ impl Receiver {
             wanted.ended = ends;
             self.release(wanted.channel, len, credits);
         }
-        if let Some((channel, frame)) = &mut self.incoming
-            && wanted.wants(*channel, frame.tag)
-        {
+        let next = self.channels[wanted.channel].next;
+        for stream in &mut self.streams {
+            let Some((channel, frame)) = &mut stream.incoming else { continue };
+            if stream.opener.is_some() || frame.number != next || !wanted.wants(*channel, frame.tag)
+            {
+                continue;
+            }
             let len = (frame.received - frame.taken).min(wanted.room);
             // SAFETY: as above.
             unsafe { frame.data().copy_to_nonoverlapping(wanted.into, len) };
@@ -173,20 +213,22 @@ impl Receiver {
         }
     }
 
-    /// Reads the socket once and takes apart what came. What is `wanted` goes where it is wanted;
+    /// Reads a socket once and takes apart what came. What is `wanted` goes where it is wanted;
     /// [`Receiver::take_stored`] must have been called for it before.
     ///
     /// # Safety
     /// `wanted` must tell the truth about its memory.
     pub unsafe fn read(
         &mut self,
+        at: usize,
         fd: RawFd,
         wanted: &mut Option<Wanted>,
         credits: &mut Credits,
     ) -> Result<Read, End> {
-        let destination = self.destination(wanted);
-        let read_ahead = STAGING_BYTES - self.staged.end;
-        let staging = range(self.staging.at(self.staged.end), read_ahead);
+        let destination = self.destination(at, wanted);
+        let stream = &mut self.streams[at];
+        let read_ahead = STAGING_BYTES - stream.staged.end;
+        let staging = range(stream.staging.at(stream.staged.end), read_ahead);
         let payload = destination.map_or(NO_RANGE, |to| range(to.data, to.len));
         let skip = usize::from(destination.is_none());
         // SAFETY: free memory of a slot or of the caller, and of the staging buffer.
@@ -196,88 +238,128 @@ impl Receiver {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Read::Nothing),
             Err(error) => return Err(End::Failed(error)),
         };
+        stream.staged.end += received.saturating_sub(payload.iov_len);
         if let Some(to) = destination {
-            self.arrive(to.direct, received.min(to.len), wanted, credits);
+            self.arrive(at, to.direct, received.min(to.len), wanted, credits)?;
         }
-        self.staged.end += received.saturating_sub(payload.iov_len);
         // SAFETY: the caller's promise is passed on.
-        unsafe { self.take_apart(wanted, credits) }?;
+        unsafe { self.take_apart(at, wanted, credits) }?;
         Ok(if received < payload.iov_len + read_ahead { Read::Drained } else { Read::More })
     }
 
-    /// Takes all staged bytes apart, up to an incomplete header.
+    /// Takes all staged bytes of a stream apart, up to an incomplete header.
     ///
     /// # Safety
     /// As of [`Receiver::read`].
     unsafe fn take_apart(
         &mut self,
+        at: usize,
         wanted: &mut Option<Wanted>,
         credits: &mut Credits,
     ) -> Result<(), End> {
-        while !self.staged.is_empty() {
-            let from = self.staging.at(self.staged.start);
-            if let Some(to) = self.destination(wanted) {
-                let len = to.len.min(self.staged.len());
+        while !self.streams[at].staged.is_empty() {
+            let destination = self.destination(at, wanted);
+            let stream = &mut self.streams[at];
+            let from = stream.staging.at(stream.staged.start);
+            if let Some(to) = destination {
+                let len = to.len.min(stream.staged.len());
                 // SAFETY: staged bytes, and free memory of a slot or of the caller.
                 unsafe { from.copy_to_nonoverlapping(to.data, len) };
-                self.staged.start += len;
-                self.arrive(to.direct, len, wanted, credits);
-            } else if self.staged.len() >= HEADER_BYTES {
-                // SAFETY: that many bytes are staged; an array of bytes has no alignment.
-                let header = unsafe { &*from.cast::<[u8; HEADER_BYTES]>() };
-                let header = frame::parse(header).map_err(End::Protocol)?;
-                self.staged.start += HEADER_BYTES;
-                self.begin(header, wanted, credits)?;
+                stream.staged.start += len;
+                self.arrive(at, to.direct, len, wanted, credits)?;
+            } else if let Some(header) = stream.take_header().map_err(End::Protocol)? {
+                self.begin(at, header, wanted, credits)?;
             } else {
-                let len = self.staged.len();
+                let len = stream.staged.len();
                 // SAFETY: both ranges lie in the staging buffer.
-                unsafe { from.copy_to(self.staging.at(0), len) };
-                self.staged = 0..len;
+                unsafe { from.copy_to(stream.staging.at(0), len) };
+                stream.staged = 0..len;
                 return Ok(());
             }
         }
-        self.staged = 0..0;
+        self.streams[at].staged = 0..0;
         Ok(())
     }
 
     /// Begins the frame of a header.
     fn begin(
         &mut self,
+        at: usize,
         header: Header,
         wanted: &mut Option<Wanted>,
         credits: &mut Credits,
     ) -> Result<(), End> {
         credits.take_back(&header.credits).map_err(End::Protocol)?;
         match header.kind {
-            Kind::Goodbye => return Err(End::Closed),
+            Kind::Goodbye => return Err(End::Goodbye),
             Kind::Credit if header.ask => {
-                for frame in self.arrived.iter_mut().flatten() {
-                    frame.asked = true;
-                }
+                self.ask_for_all(at);
                 credits.peer_asks();
             }
             Kind::Credit => {}
             Kind::Data => {
                 let channel = usize::from(header.channel);
                 credits.arrive(channel).map_err(End::Protocol)?;
-                self.incoming = Some((channel, Frame::new(header)));
+                if !self.expects(channel, header.number) {
+                    return Err(End::Protocol("frame out of order"));
+                }
+                let stream = &mut self.streams[at];
+                let mut frame = Frame::new(&header, stream.opener.is_some());
+                if stream.asked_ahead > 0 {
+                    stream.asked_ahead -= 1;
+                    frame.asked = true;
+                }
+                stream.incoming = Some((channel, frame));
                 if header.len == 0 {
-                    self.finish(wanted, credits);
+                    self.finish(at, wanted, credits)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Where the rest of the frame under way goes; `None` if no frame is under way.
-    fn destination(&mut self, wanted: &Option<Wanted>) -> Option<Destination> {
-        let (channel, frame) = self.incoming.as_mut()?;
-        let rest = frame.len - frame.received;
+    /// Whether a frame of this number can come: one socket keeps the order, several mix what is
+    /// under way.
+    fn expects(&self, channel: Channel, number: u8) -> bool {
+        let inbox = &self.channels[channel];
+        let ahead = usize::from(number.wrapping_sub(inbox.next));
+        let under_way = self.streams.iter().filter_map(|stream| stream.incoming.as_ref());
+        let is_same = |frame: &Frame| frame.number == number;
+        ahead < if self.streams.len() == 1 { 1 } else { SLOTS }
+            && !inbox.early.iter().any(is_same)
+            && !under_way.into_iter().any(|(at, frame)| *at == channel && is_same(frame))
+    }
+
+    /// The sender wants credits back for everything that it had sent, on any socket, when it asked
+    /// on this one. More credits than it meant do no harm.
+    fn ask_for_all(&mut self, asked_on: usize) {
+        for inbox in &mut self.channels {
+            let frames = inbox.arrived.iter_mut().chain(&mut inbox.early);
+            frames.for_each(|frame| frame.asked = true);
+        }
+        for (at, stream) in self.streams.iter_mut().enumerate() {
+            if at != asked_on {
+                stream.asked_ahead = SLOTS;
+            }
+            if let Some((_, frame)) = &mut stream.incoming {
+                frame.asked = true;
+            }
+        }
+    }
+
+    /// Where the rest of a stream's frame under way goes; `None` if no frame is under way.
+    fn destination(&mut self, at: usize, wanted: &Option<Wanted>) -> Option<Destination> {
+        let Stream { incoming, opener, .. } = &mut self.streams[at];
+        let (channel, frame) = incoming.as_mut()?;
+        let inbox = &self.channels[*channel];
+        let rest = frame.wire_len - frame.received;
         if let Some(wanted) = wanted
             && wanted.room > 0
             && frame.slot.is_none()
+            && opener.is_none()
             && wanted.wants(*channel, frame.tag)
-            && self.arrived[*channel].is_empty()
+            && frame.number == inbox.next
+            && inbox.arrived.is_empty()
         {
             return Some(Destination {
                 data: wanted.into,
@@ -287,46 +369,87 @@ impl Receiver {
         }
         let free = &mut self.free;
         let slot =
-            frame.slot.get_or_insert_with(|| free.pop().unwrap_or_else(Block::new::<SLICE_BYTES>));
+            frame.slot.get_or_insert_with(|| free.pop().unwrap_or_else(Block::new::<SLOT_BYTES>));
         Some(Destination { data: slot.at(frame.received), len: rest, direct: false })
     }
 
-    /// Counts bytes of the frame under way that were written to its destination.
+    /// Counts bytes of a stream's frame under way that were written to its destination.
     fn arrive(
         &mut self,
+        at: usize,
         direct: bool,
         len: usize,
         wanted: &mut Option<Wanted>,
         credits: &mut Credits,
-    ) {
-        let Some((_, frame)) = &mut self.incoming else {
-            return;
+    ) -> Result<(), End> {
+        let Some((_, frame)) = &mut self.streams[at].incoming else {
+            return Ok(());
         };
         frame.received += len;
         if direct && let Some(wanted) = wanted {
             frame.taken += len;
             wanted.advance(len);
         }
-        if frame.received == frame.len {
-            self.finish(wanted, credits);
-        }
+        if frame.received == frame.wire_len { self.finish(at, wanted, credits) } else { Ok(()) }
     }
 
-    /// Ends the frame under way: it has been consumed already, or it is shown from now on.
-    fn finish(&mut self, wanted: &mut Option<Wanted>, credits: &mut Credits) {
-        let Some((channel, frame)) = self.incoming.take() else {
-            return;
+    /// Ends a stream's frame under way: it has been consumed already, or it is shown from when all
+    /// before it have arrived.
+    fn finish(
+        &mut self,
+        at: usize,
+        wanted: &mut Option<Wanted>,
+        credits: &mut Credits,
+    ) -> Result<(), End> {
+        let Stream { incoming, opener, .. } = &mut self.streams[at];
+        let Some((channel, frame)) = incoming.take() else {
+            return Ok(());
         };
+        if let (Some(opener), Some(slot)) = (opener, &frame.slot) {
+            // SAFETY: the slot is this frame's own, and so long.
+            let sealed = unsafe { std::slice::from_raw_parts_mut(slot.at(0), frame.wire_len) };
+            opener.open(sealed).map_err(End::Protocol)?;
+        }
+        let inbox = &mut self.channels[channel];
+        if frame.number != inbox.next {
+            inbox.early.push(frame);
+            return Ok(());
+        }
+        inbox.next = inbox.next.wrapping_add(1);
         if let Some(wanted) = wanted
             && frame.taken == frame.len
             && wanted.wants(channel, frame.tag)
-            && self.arrived[channel].is_empty()
+            && inbox.arrived.is_empty()
         {
             wanted.ended = frame.last;
             credits.release(channel, frame.asked);
         } else {
-            self.arrived[channel].push_back(frame);
+            inbox.arrived.push_back(frame);
         }
+        while let Some(at) = inbox.early.iter().position(|frame| frame.number == inbox.next) {
+            inbox.arrived.push_back(inbox.early.swap_remove(at));
+            inbox.next = inbox.next.wrapping_add(1);
+        }
+        Ok(())
+    }
+}
+
+impl Stream {
+    /// The next header, if it has arrived.
+    fn take_header(&mut self) -> Result<Option<Header>, &'static str> {
+        let len = HEADER_BYTES + if self.opener.is_some() { TAG_BYTES } else { 0 };
+        if self.staged.len() < len {
+            return Ok(None);
+        }
+        let from = self.staging.at(self.staged.start);
+        if let Some(opener) = &mut self.opener {
+            // SAFETY: that many bytes are staged, and nobody else looks at them.
+            opener.open(unsafe { std::slice::from_raw_parts_mut(from, len) })?;
+        }
+        // SAFETY: at least so many bytes are staged; an array of bytes has no alignment.
+        let header = frame::parse(unsafe { &*from.cast::<[u8; HEADER_BYTES]>() })?;
+        self.staged.start += len;
+        Ok(Some(header))
     }
 }
 
@@ -340,12 +463,15 @@ struct Destination {
 }
 
 impl Frame {
-    fn new(header: Header) -> Frame {
+    fn new(header: &Header, is_sealed: bool) -> Frame {
+        let len = header.len as usize;
         Frame {
+            number: header.number,
             tag: header.tag,
             last: header.last,
             asked: header.ask,
-            len: header.len as usize,
+            len,
+            wire_len: if is_sealed && len > 0 { len + TAG_BYTES } else { len },
             received: 0,
             taken: 0,
             slot: None,

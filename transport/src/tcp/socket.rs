@@ -12,10 +12,17 @@ const FOR_LOOPBACK: [&[u8]; 2] = [b"cubic", b"reno"];
 /// Bytes that are thrown away at once.
 const DISCARD_BYTES: usize = 1 << 20;
 
+/// Bytes that one of several sockets takes before the network has taken those before: no more than
+/// what keeps it busy, so that the next frame is still there for the socket that has room first.
+const UNSENT_BYTES: libc::c_int = super::SLICE_BYTES as libc::c_int;
+
 /// Makes the socket non-blocking and quick, and chooses its congestion control.
-pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+pub(super) fn prepare(stream: &TcpStream, is_alone: bool) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
+    if !is_alone {
+        set_option(stream.as_raw_fd(), libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES)?;
+    }
     if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
         // Only a process with privilege may choose any; another keeps what it has.
         let _ = FOR_LOOPBACK.iter().find(|name| set_congestion_control(stream, name).is_ok());
@@ -80,17 +87,16 @@ pub(super) unsafe fn receive(fd: RawFd, ranges: &[libc::iovec]) -> io::Result<us
 /// Tells the peer's kernel at once what has arrived, since the peer waits for that to close its
 /// side; by itself the kernel waits 40 ms for something to send along.
 pub(super) fn acknowledge_now(fd: RawFd) {
-    let on: libc::c_int = 1;
-    // SAFETY: the option is one int. A failure costs time only.
-    unsafe {
-        libc::setsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_QUICKACK,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
+    // A failure costs time only.
+    let _ = set_option(fd, libc::TCP_QUICKACK, 1);
+}
+
+fn set_option(fd: RawFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the option is one int.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, option, (&raw const value).cast(), len) };
+    check(result as isize).map(drop)
 }
 
 /// Throws away what the socket holds, until `deadline` at most. Returns whether nothing more will
@@ -155,26 +161,30 @@ pub(super) enum WaitFor {
     Time,
 }
 
-/// Sleeps until what is waited for is there, at most for `longest` and until `deadline`.
-/// Waking early is allowed.
-pub(super) fn wait(stream: &TcpStream, what: WaitFor, longest: Duration, deadline: Instant) {
+/// Sleeps until what is waited for is there on a socket, at most for `longest` and until
+/// `deadline`. Waking early is allowed.
+pub(super) fn wait<'a>(
+    streams: impl Iterator<Item = &'a TcpStream>,
+    what: WaitFor,
+    longest: Duration,
+    deadline: Instant,
+) {
     let time = longest.min(deadline.saturating_duration_since(Instant::now()));
-    let mut entry = libc::pollfd {
-        fd: match what {
-            WaitFor::Time => -1,
-            WaitFor::Input | WaitFor::InputOrRoom => stream.as_raw_fd(),
-        },
-        events: match what {
-            WaitFor::InputOrRoom => libc::POLLIN | libc::POLLOUT,
-            WaitFor::Input | WaitFor::Time => libc::POLLIN,
-        },
-        revents: 0,
+    let events = match what {
+        WaitFor::InputOrRoom => libc::POLLIN | libc::POLLOUT,
+        WaitFor::Input | WaitFor::Time => libc::POLLIN,
+    };
+    let entry = |stream: &TcpStream| libc::pollfd { fd: stream.as_raw_fd(), events, revents: 0 };
+    let mut entries: Vec<libc::pollfd> = match what {
+        WaitFor::Time => Vec::new(),
+        WaitFor::Input | WaitFor::InputOrRoom => streams.map(entry).collect(),
     };
     let time = libc::timespec {
         tv_sec: time.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: time.subsec_nanos().into(),
     };
-    // SAFETY: one entry and a time that live through the call, and no mask. A failure is a short
+    let count = entries.len() as libc::nfds_t;
+    // SAFETY: entries and a time that live through the call, and no mask. A failure is a short
     // sleep.
-    unsafe { libc::ppoll(&mut entry, 1, &time, std::ptr::null()) };
+    unsafe { libc::ppoll(entries.as_mut_ptr(), count, &time, std::ptr::null()) };
 }

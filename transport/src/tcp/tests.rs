@@ -19,9 +19,10 @@ fn link_and_socket() -> (TcpLink, TcpStream) {
     (TcpLink::new(listener.accept().unwrap().0, 3).unwrap(), socket)
 }
 
-fn data(channel: usize, ask: bool, len: usize) -> Vec<u8> {
+fn data(channel: usize, number: u8, ask: bool, len: usize) -> Vec<u8> {
     let mut header = Header::control(Kind::Data, ask, [0; CHANNELS]);
     (header.channel, header.last, header.len, header.tag) = (channel as u8, true, len as u32, TAG);
+    header.number = number;
     let mut frame = header.encode().to_vec();
     frame.resize(HEADER_BYTES + len, 7);
     frame
@@ -50,8 +51,8 @@ fn consume(link: &mut TcpLink, channel: usize) -> Result<usize, LinkError> {
 #[test]
 fn the_answer_brings_the_credit_back() {
     let (mut link, mut socket) = link_and_socket();
-    for _ in 0..100 {
-        socket.write_all(&data(POINT_TO_POINT, true, 8)).unwrap();
+    for number in 0..100 {
+        socket.write_all(&data(POINT_TO_POINT, number, true, 8)).unwrap();
         assert_eq!(consume(&mut link, POINT_TO_POINT), Ok(8));
         // SAFETY: a constant.
         unsafe { link.post(0, TAG, b"12345678".as_ptr(), 8, true) }.unwrap();
@@ -69,11 +70,11 @@ fn the_answer_brings_the_credit_back() {
 #[test]
 fn a_poll_returns_what_was_asked_for_and_nothing_else() {
     let (mut link, mut socket) = link_and_socket();
-    socket.write_all(&[data(0, false, 100), data(1, true, 100)].concat()).unwrap();
+    socket.write_all(&[data(0, 0, false, 100), data(1, 0, true, 100)].concat()).unwrap();
     consume(&mut link, 0).unwrap();
     assert!(!link.poll(0).unwrap(), "nobody waits for this credit");
     consume(&mut link, 1).unwrap();
-    assert!(link.descriptor().is_some_and(|(_, writable)| writable));
+    assert!(link.descriptors().any(|(_, writable)| writable));
     assert!(link.poll(0).unwrap());
     let header = read_header(&mut socket);
     assert_eq!((header.kind, &header.credits[..2]), (Kind::Credit, &[1, 1][..]));
@@ -97,9 +98,11 @@ fn who_is_out_of_credit_asks() {
 
 #[test]
 fn what_came_whole_is_shown_before_the_end() {
-    let broken = [data(5, false, 3), data(5, false, SLICE_BYTES), vec![9; 50]].concat();
-    let cut_off = [data(5, false, 3), data(5, false, SLICE_BYTES), data(5, false, 10)[..41].into()];
-    for (stream, is_protocol) in [(broken, true), (cut_off.concat(), false)] {
+    let whole = [data(5, 0, false, 3), data(5, 1, false, SLICE_BYTES)].concat();
+    let garbage = [whole.clone(), vec![9; 50]].concat();
+    let repeated = [whole.clone(), data(5, 1, false, 10)].concat();
+    let cut_off = [whole, data(5, 2, false, 10)[..41].into()].concat();
+    for (stream, is_protocol) in [(garbage, true), (repeated, true), (cut_off, false)] {
         let (mut link, mut socket) = link_and_socket();
         let writer = std::thread::spawn(move || {
             socket.write_all(&stream).unwrap();
@@ -113,7 +116,7 @@ fn what_came_whole_is_shown_before_the_end() {
             LinkError::Closed { peer: 3, .. } => assert!(!is_protocol),
             other => panic!("{other}"),
         }
-        assert_eq!(link.descriptor(), None, "a socket that is always ready");
+        assert_eq!(link.descriptors().next(), None, "a socket that is always ready");
         drop(writer.join().unwrap());
     }
 }
@@ -142,7 +145,7 @@ fn the_end_of_the_link_alone_is_not_something_that_came() {
         }
         socket.shutdown(Shutdown::Write).unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while link.descriptor().is_some() {
+        while link.descriptors().next().is_some() {
             assert_eq!(link.poll(0), Ok(false));
             assert!(Instant::now() < deadline, "the end is not seen");
         }
@@ -153,14 +156,14 @@ fn the_end_of_the_link_alone_is_not_something_that_came() {
 #[test]
 fn what_came_with_the_end_of_the_link_is_progress_once() {
     let (mut link, mut socket) = link_and_socket();
-    let mut bytes = data(2, false, 100);
+    let mut bytes = data(2, 0, false, 100);
     bytes.extend_from_slice(&Header::control(Kind::Goodbye, false, [0; CHANNELS]).encode());
     socket.write_all(&bytes).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while !link.poll(0).unwrap() {
         assert!(Instant::now() < deadline, "nothing comes");
     }
-    while link.descriptor().is_some() {
+    while link.descriptors().next().is_some() {
         let _ = link.poll(0);
         assert!(Instant::now() < deadline, "the end is not seen");
     }
