@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""All-reduce between two hosts of two ranks each, over a wire of 1 Gbit/s.
+"""All-reduce of 64 MiB between two hosts: one rank and two ranks a host over a wire of 1 Gbit/s; two
+wires of unequal speed; a wire that gives each connection a quarter of its speed.
 
 Usage, as root: python3 benches/host/hosts.py      (after cargo build --release -p ringtree-cli)
 
-The hosts are network namespaces; the wire is a pair of virtual interfaces, shaped by htb. The bound is
-1.1 times what the wire needs for the bytes that must cross it: the buffer's size each way, with the
-headers of TCP, IP and Ethernet. The first row is the same with one rank a host."""
+The hosts are network namespaces; a wire is a pair of virtual interfaces, shaped by htb. The bound is 1.1 times what the wire needs for the bytes that must cross it: the
+buffer's size each way, with the headers of TCP, IP and Ethernet. Over two wires it is what 85 % of the
+sum of their speeds needs."""
 
 import contextlib
 import json
@@ -15,47 +16,75 @@ import subprocess
 
 from common import RINGTREE, end, row
 
-RATE_BIT_PER_S = 1e9
+GBIT_PER_S = 1e9
 # 1448 bytes of data in a frame of 1514.
 EFFICIENCY = 1448 / 1514
 BYTES = 64 << 20
+# Dialers get these ports, so that a class of tc for each is few.
+PORTS = (40000, 40031)
 
 
 def system(*command):
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+
+
+def htb(rate):
+    """Commands of tc that limit a wire to a rate."""
+    return [["qdisc", "add", "root", "handle", "1:", "htb", "default", "1"],
+            ["class", "add", "parent", "1:", "classid", "1:1", "htb", "rate", f"{rate:.0f}bit",
+             "burst", "64k", "cburst", "64k"]]
+
+
+def htb_each(rate):
+    """Commands of tc that limit each connection of a wire to a rate: by its dialer's port."""
+    commands = [["qdisc", "add", "root", "handle", "1:", "htb", "default", "fff"],
+                ["class", "add", "parent", "1:", "classid", "1:fff", "htb", "rate", "1gbit"]]
+    for port in range(PORTS[0], PORTS[1] + 1):
+        name = f"1:{port - PORTS[0] + 1:x}"
+        commands.append(["class", "add", "parent", "1:", "classid", name, "htb",
+                         "rate", f"{rate:.0f}bit", "burst", "64k", "cburst", "64k"])
+        commands += [["filter", "add", "parent", "1:", "protocol", "ip", "u32", "match", "ip", side,
+                      str(port), "0xffff", "flowid", name] for side in ("sport", "dport")]
+    return commands
 
 
 @contextlib.contextmanager
-def two_hosts():
-    """Their names; the first one's address is 10.77.9.1."""
+def two_hosts(*shapes):
+    """Their names. The first one's addresses are 10.77.0.1, 10.77.1.1 and so on, one for each wire."""
     names = [f"ringtree-{os.getpid()}-{side}" for side in "ab"]
     try:
         for name in names:
             system("ip", "netns", "add", name)
             system("ip", "-n", name, "link", "set", "lo", "up")
-        system("ip", "link", "add", "wire", "netns", names[0], "type", "veth",
-               "peer", "name", "wire", "netns", names[1])
-        for number, name in enumerate(names, 1):
-            system("ip", "-n", name, "addr", "add", f"10.77.9.{number}/24", "dev", "wire")
-            system("ip", "-n", name, "link", "set", "wire", "up")
-            tc = ["tc", "-n", name]
-            system(*tc, "qdisc", "add", "dev", "wire", "root", "handle", "1:", "htb", "default", "1")
-            system(*tc, "class", "add", "dev", "wire", "parent", "1:", "classid", "1:1", "htb",
-                   "rate", f"{RATE_BIT_PER_S:.0f}bit", "burst", "64k", "cburst", "64k")
+            system("ip", "netns", "exec", name, "sysctl", "-w",
+                   "net.ipv4.ip_local_port_range={} {}".format(*PORTS))
+        for number, shape in enumerate(shapes):
+            wire = f"wire{number}"
+            system("ip", "link", "add", wire, "netns", names[0], "type", "veth",
+                   "peer", "name", wire, "netns", names[1])
+            for host, name in enumerate(names, 1):
+                address = f"10.77.{number}.{host}/24"
+                system("ip", "-n", name, "addr", "add", address, "dev", wire)
+                system("ip", "-n", name, "link", "set", wire, "up")
+                lines = [" ".join([what, verb, "dev", wire, *rest]) for what, verb, *rest in shape]
+                subprocess.run(["tc", "-n", name, "-batch", "-"], input="\n".join(lines), check=True,
+                               text=True, stderr=subprocess.DEVNULL)
         yield names
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def measure(names, ranks):
+def measure(names, ranks, **settings):
     """The record of an all-reduce of BYTES among `ranks`, half of them on each host."""
-    environment = {**os.environ, "RINGTREE_SECRET": secrets.token_hex(16), "RINGTREE_JOB": "hosts"}
+    environment = {**os.environ, "RINGTREE_SECRET": secrets.token_hex(16), "RINGTREE_JOB": "hosts",
+                   **settings}
     jobs = []
     for number, name in enumerate(names):
         command = [
             "ip", "netns", "exec", name, RINGTREE, "run", "--raw", "--ranks", str(ranks),
-            "--nodes", "2", "--node-rank", str(number), "--rendezvous", "10.77.9.1:29400", "--",
+            "--nodes", "2", "--node-rank", str(number), "--rendezvous", "10.77.0.1:29400", "--",
             RINGTREE, "bench", "all-reduce", "--in-place", "--jsonl", "--sizes", str(BYTES),
             "-n", "5", "-w", "1",
         ]
@@ -66,10 +95,21 @@ def measure(names, ranks):
     return json.loads(output.splitlines()[-1])
 
 
-bound_ms = 1.1 * 8e3 * BYTES / RATE_BIT_PER_S / EFFICIENCY
-with two_hosts() as names:
+def show(what, record, bit_per_s, share):
+    """A row, whose bound is what this share of the speed needs."""
+    bound_ms = 8e3 * BYTES / bit_per_s / EFFICIENCY / share
+    row(what, record["median_us"] / 1e3, bound_ms, "ms",
+        f"{record['algorithm']}, " + ("every element checked" if record["ok"] else "WRONG"))
+
+
+with two_hosts(htb(GBIT_PER_S)) as names:
     for ranks in (2, 4):
-        record = measure(names, ranks)
-        row(f"64 MiB, {ranks} ranks on 2 hosts, {record['algorithm']}", record["median_us"] / 1e3,
-            bound_ms, "ms", "every element checked" if record["ok"] else "WRONG")
+        show(f"1 Gbit/s, {ranks} ranks", measure(names, ranks), GBIT_PER_S, 1 / 1.1)
+with two_hosts(htb(GBIT_PER_S), htb(GBIT_PER_S / 2)) as names:
+    record = measure(names, 2, RINGTREE_INTERFACE="wire0,wire1")
+    show("1 and 0.5 Gbit/s, 2 ranks", record, 1.5 * GBIT_PER_S, 0.85)
+with two_hosts(htb_each(GBIT_PER_S / 4)) as names:
+    show("0.25 Gbit/s a connection, 1 of them", measure(names, 2), GBIT_PER_S / 4, 1 / 1.1)
+    record = measure(names, 2, RINGTREE_SOCKETS="4")
+    show("0.25 Gbit/s a connection, 4 of them", record, GBIT_PER_S, 1 / 1.1)
 end()

@@ -149,6 +149,42 @@ fn assert_takes(bed: &TwoHosts, job: &Job, wire: u8, setting: &str) {
     }
 }
 
+/// What crosses two wires of unequal speed is divided so that both end together.
+#[test]
+fn two_interfaces_share_the_bytes_by_their_speed() {
+    let Some(bed) = TwoHosts::new(2) else { return };
+    if !bed.limit_rate(0, 400) || !bed.limit_rate(1, 200) {
+        return;
+    }
+    for encrypt in ["0", "1"] {
+        let job = Job { ranks_a_host: 1, repeats: 16, ..Job::default() }
+            .with("RINGTREE_INTERFACE", "wire0, wire1")
+            .with("RINGTREE_ENCRYPT", encrypt);
+        let before = bed.hosts.each_ref().map(|host| host.received_bytes(1));
+        let fast = job.bytes_over(&bed, 0);
+        for host in [0, 1] {
+            let slow = bed.hosts[host].received_bytes(1) - before[host];
+            let share = fast[host] as f64 / (fast[host] + slow) as f64;
+            assert!((0.55..0.8).contains(&share), "host {host}: {share} over the faster wire");
+        }
+    }
+}
+
+#[test]
+fn one_of_two_wires_that_is_cut_is_an_error_on_both_hosts() {
+    let Some(bed) = TwoHosts::new(2) else { return };
+    let job = endless().with("RINGTREE_TIMEOUT", "2").with("RINGTREE_INTERFACE", "wire0,wire1");
+    let job = Job { ranks_a_host: 1, count: COUNT, ..job };
+    let mut ranks = job.start(&bed);
+    ranks.iter_mut().for_each(|rank| drop(rank.await_line("running")));
+    bed.hosts[1].cut(1);
+    for (rank, ended) in ranks.into_iter().map(Program::await_end).enumerate() {
+        let (after_ms, message) = error_of(&ended);
+        assert!(after_ms < 2_000 + VERDICT_MS + MARGIN_MS, "rank {rank}: {after_ms} ms: {message}");
+        assert!(message.contains("ranks 0 and 1 live but cannot reach each other"), "{message}");
+    }
+}
+
 /// Of two hosts each must send half of the buffer as it is to the other and get half of the result:
 /// the buffer's size in all, whatever the number of its ranks.
 #[test]

@@ -5,11 +5,12 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use super::SLICE_BYTES;
 use super::cipher::ciphers;
 use super::credit::Credits;
 use super::receiver::{End, Read, Receiver, Wanted};
 use super::sender::Sender;
-use super::socket::{self, WaitFor};
+use super::socket::{self, Drain, WaitFor};
 use crate::secure::FrameKeys;
 use crate::{Arrival, Channel, LinkError, Slot, Tag, TransportKind};
 
@@ -53,6 +54,8 @@ struct Socket {
     stream: TcpStream,
     /// Nothing more comes from it.
     has_ended: bool,
+    /// How it drains, where it is one of several.
+    drain: Drain,
 }
 
 /// What reading one socket has found.
@@ -80,7 +83,7 @@ impl TcpLink {
     }
 
     /// A link over several connections to rank `peer`, which both sides have in the same order and
-    /// with the keys of each other. Each frame goes by the connection that first has room for it.
+    /// with the keys of each other. Each frame goes by the connection that will have sent it first.
     ///
     /// # Errors
     /// A stream cannot be made non-blocking, or is not connected.
@@ -90,7 +93,7 @@ impl TcpLink {
         for Connection { stream, keys } in connections {
             socket::prepare(&stream, is_alone).map_err(|error| failed(peer, &error))?;
             let (sealer, opener) = keys.as_ref().map(ciphers).unzip();
-            sockets.push(Socket { stream, has_ended: false });
+            sockets.push(Socket { stream, has_ended: false, drain: Drain::default() });
             sealers.push(sealer);
             openers.push(opener);
         }
@@ -394,16 +397,48 @@ impl TcpLink {
         self.sockets.iter().all(|socket| socket.has_ended)
     }
 
+    /// Writes what credits and the sockets allow.
     fn flush(&mut self) -> Result<bool, LinkError> {
-        let mut moved = false;
-        for (at, socket) in self.sockets.iter().enumerate() {
-            let fd = socket.stream.as_raw_fd();
+        let flushed = match &*self.sockets {
             // SAFETY: posters keep their memory readable until it counts as sent.
-            let flushed = unsafe { self.sender.flush(at, fd, &mut self.credits) };
-            // What has arrived can still be read, so this is not the link's end.
-            moved |= flushed.map_err(|error| failed(self.peer, &error))?;
+            [only] => unsafe { self.sender.flush(0, only.stream.as_raw_fd(), &mut self.credits) },
+            _ => self.spread(),
+        };
+        // What has arrived can still be read, so this is not the link's end.
+        flushed.map_err(|error| failed(self.peer, &error))
+    }
+
+    /// Gives each batch to the socket that will have sent it first, by what it has been seen to
+    /// drain and what waits in it.
+    fn spread(&mut self) -> io::Result<bool> {
+        let mut moved = false;
+        for at in 0..self.sockets.len() {
+            if self.sender.is_writing(at) {
+                let fd = self.sockets[at].stream.as_raw_fd();
+                // SAFETY: posters keep their memory readable until it counts as sent.
+                moved |= unsafe { self.sender.write(at, fd) }?;
+            }
         }
-        Ok(moved)
+        if self.sender.has_frame(&self.credits) {
+            for socket in &mut self.sockets {
+                socket.drain.update(&socket.stream);
+            }
+        }
+        loop {
+            let free = (0..self.sockets.len()).filter(|&at| !self.sender.is_writing(at));
+            let time = |at: &usize| self.sockets[*at].drain.time_s(SLICE_BYTES);
+            let Some(at) = free.min_by(|a, b| time(a).total_cmp(&time(b))) else {
+                return Ok(moved);
+            };
+            // SAFETY: as above.
+            if !unsafe { self.sender.fill(at, &mut self.credits) } {
+                return Ok(moved);
+            }
+            let Socket { stream, drain, .. } = &mut self.sockets[at];
+            drain.waiting_bytes += SLICE_BYTES;
+            // SAFETY: as above.
+            moved |= unsafe { self.sender.write(at, stream.as_raw_fd()) }?;
+        }
     }
 }
 

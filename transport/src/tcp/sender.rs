@@ -1,8 +1,7 @@
 //! The sending half of a TCP link: what is posted waits in a queue for each channel, leaves in
 //! frames as credits allow, several frames a system call, straight from the poster's memory.
 //!
-//! Of several sockets each takes the next frame as soon as it has room: the faster one drains more.
-//! Frames are numbered in their channel, so that the receiver can put them in order again.
+//! Of several sockets the link chooses one for each batch. Frames are numbered in their channel, so that the receiver can put them in order again.
 
 use std::collections::VecDeque;
 use std::io;
@@ -86,9 +85,14 @@ impl Sender {
         self.waiting != 0 || self.batches.iter().any(Batch::carries_data)
     }
 
-    /// Whether a frame waits for nothing but room in the socket.
+    /// Whether a frame waits for nothing but room in a socket.
     pub fn could_send(&self, credits: &Credits) -> bool {
-        self.waits_for_room() || credits.due() || self.next_channel(credits).is_some()
+        self.waits_for_room() || credits.due() || self.has_frame(credits)
+    }
+
+    /// Whether credits allow another frame of data.
+    pub fn has_frame(&self, credits: &Credits) -> bool {
+        self.next_channel(credits).is_some()
     }
 
     /// Queues bytes as the continuation of the channel's open message.
@@ -108,8 +112,8 @@ impl Sender {
         }
     }
 
-    /// Writes to a socket what credits and its room allow, and credits that are due. Returns
-    /// whether anything was written.
+    /// Makes and writes batches until nothing is left that credits allow, or the socket is full.
+    /// Returns whether anything was written.
     ///
     /// # Safety
     /// Everything queued must be readable until it counts as sent.
@@ -120,25 +124,36 @@ impl Sender {
         credits: &mut Credits,
     ) -> io::Result<bool> {
         let mut moved = false;
-        loop {
-            // SAFETY: the caller's promise is passed on.
-            if self.batches[socket].is_empty() && !unsafe { self.fill(socket, credits) } {
-                return Ok(moved);
-            }
-            let batch = &mut self.batches[socket];
-            let (ranges, used) = batch.ranges();
-            // SAFETY: headers are the batch's own, payloads the caller's or the batch's.
-            let written = match unsafe { socket::send(fd, &ranges[..used]) } {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(moved),
-                Err(error) => return Err(error),
-            };
-            batch.advance(written);
-            moved = true;
-            if !batch.is_empty() {
-                return Ok(true);
+        // SAFETY: the caller's promise is passed on.
+        while self.is_writing(socket) || unsafe { self.fill(socket, credits) } {
+            // SAFETY: as above.
+            moved |= unsafe { self.write(socket, fd) }?;
+            if self.is_writing(socket) {
+                break;
             }
         }
+        Ok(moved)
+    }
+
+    /// Whether a batch of the socket is not written whole.
+    pub fn is_writing(&self, socket: usize) -> bool {
+        !self.batches[socket].is_empty()
+    }
+
+    /// Writes what the socket takes of its batch. Returns whether it took anything.
+    ///
+    /// # Safety
+    /// As of [`Sender::flush`].
+    pub unsafe fn write(&mut self, socket: usize, fd: RawFd) -> io::Result<bool> {
+        let batch = &mut self.batches[socket];
+        let (ranges, used) = batch.ranges();
+        // SAFETY: headers are the batch's own, payloads the caller's or the batch's.
+        match unsafe { socket::send(fd, &ranges[..used]) } {
+            Ok(written) => batch.advance(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
 
     /// Makes the last frame the next to be written to every socket; nothing else may be under way.
@@ -148,12 +163,12 @@ impl Sender {
         }
     }
 
-    /// Makes the next batch of a socket, taking the waiting channels in turn. Returns whether there
+    /// Makes the next batch of a socket that has none, taking the waiting channels in turn. Returns whether there
     /// is anything to write.
     ///
     /// # Safety
     /// As of [`Sender::flush`].
-    unsafe fn fill(&mut self, socket: usize, credits: &mut Credits) -> bool {
+    pub unsafe fn fill(&mut self, socket: usize, credits: &mut Credits) -> bool {
         while self.batches[socket].has_room() {
             let Some(channel) = self.next_channel(credits) else {
                 break;

@@ -150,6 +150,69 @@ pub(super) fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
     Ok(bytes.max(0) as usize)
 }
 
+/// How a socket drains.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Drain {
+    /// Bytes that the peer's kernel has not acknowledged.
+    pub waiting_bytes: usize,
+    bytes_per_s: f64,
+    /// Where the time that counts for the rate begins, and where it will after that.
+    since: [Progress; 2],
+}
+
+/// What a socket has ever drained.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    bytes: u64,
+    /// Time in which it had something to drain.
+    busy_us: u64,
+}
+
+/// The rate is that of the last one or two such times: long enough for bursts not to matter.
+const RATE_TIME_US: u64 = 500_000;
+
+/// What stands for an unknown rate: such a socket is tried.
+const FAST_BYTES_PER_S: f64 = 1e12;
+
+impl Drain {
+    /// Seconds until so many more bytes will have gone.
+    pub fn time_s(&self, bytes: usize) -> f64 {
+        let rate = if self.bytes_per_s > 0.0 { self.bytes_per_s } else { FAST_BYTES_PER_S };
+        (self.waiting_bytes + bytes) as f64 / rate
+    }
+
+    /// Looks at what the kernel says of the socket.
+    pub fn update(&mut self, stream: &TcpStream) {
+        // SAFETY: a `tcp_info` of zeros is valid.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes. An older one writes less, and the rate
+        // stays unknown.
+        unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &mut len,
+            )
+        };
+        self.waiting_bytes = unacknowledged_bytes(stream).unwrap_or(0);
+        self.count(Progress { bytes: info.tcpi_bytes_acked, busy_us: info.tcpi_busy_time });
+    }
+
+    fn count(&mut self, now: Progress) {
+        let [begin, next] = self.since;
+        if now.busy_us.saturating_sub(next.busy_us) > RATE_TIME_US {
+            self.since = [next, now];
+        }
+        let busy_us = now.busy_us.saturating_sub(begin.busy_us);
+        if busy_us > 0 {
+            self.bytes_per_s = now.bytes.saturating_sub(begin.bytes) as f64 * 1e6 / busy_us as f64;
+        }
+    }
+}
+
 /// What to wait for on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitFor {

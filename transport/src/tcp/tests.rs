@@ -4,8 +4,10 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::cipher::TAG_BYTES;
 use super::frame::{HEADER_BYTES, Header, Kind, parse};
-use super::{SLICE_BYTES, TcpLink};
+use super::{Connection, SLICE_BYTES, TcpLink};
+use crate::secure::FrameKeys;
 use crate::{CHANNELS, LinkError, POINT_TO_POINT, Tag};
 
 const TAG: Tag = Tag { sequence: 4, digest: 9 };
@@ -169,4 +171,22 @@ fn what_came_with_the_end_of_the_link_is_progress_once() {
     }
     assert_eq!(link.poll(0), Ok(false));
     assert_eq!(link.arrival(2).unwrap().unwrap().len, 100);
+}
+
+#[test]
+fn an_encrypted_link_shows_nothing_and_believes_nothing_else() {
+    let (listener, keys) = (TcpListener::bind("127.0.0.1:0").unwrap(), [[5; 32], [6; 32]]);
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (stream, [send, receive]) = (listener.accept().unwrap().0, keys);
+    let keys = Some(FrameKeys { send, receive });
+    let mut link = TcpLink::over(vec![Connection { stream, keys }], 3).unwrap();
+    // SAFETY: a constant.
+    unsafe { link.post(0, TAG, [7; 1000].as_ptr(), 1000, true) }.unwrap();
+    let mut wire = vec![0; HEADER_BYTES + TAG_BYTES + 1000 + TAG_BYTES];
+    socket.read_exact(&mut wire).unwrap();
+    assert!(!wire.windows(8).any(|part| part == [7; 8]), "the payload is on the wire");
+    assert_ne!(wire[..HEADER_BYTES], Header::control(Kind::Data, false, [0; CHANNELS]).encode());
+    socket.write_all(&data(0, 0, false, 100)).unwrap();
+    assert!(matches!(consume(&mut link, 0), Err(LinkError::Protocol { peer: 3, .. })));
 }
