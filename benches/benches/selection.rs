@@ -16,6 +16,7 @@ fn selection(c: &mut Criterion) {
             shared_memory: false,
             local_ranks: ranks.min(8),
             processors: 16,
+            fewest_local_ranks: ranks.min(8),
         };
         group.bench_function(BenchmarkId::new("ranks", ranks), |b| {
             b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(shape), None));

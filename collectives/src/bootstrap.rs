@@ -104,7 +104,10 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let (local_ranks, processors) = fullest(&all);
     let hosts = hosts(&all);
     let count = hosts.iter().max().map_or(1, |last| last + 1);
-    let shape = Shape { ranks, hosts: count, shared_memory, local_ranks, processors };
+    let on = |host: u32| hosts.iter().filter(|other| **other == host).count() as u32;
+    let fewest_local_ranks = (0..count).map(on).min().unwrap_or(1);
+    let shape =
+        Shape { ranks, hosts: count, shared_memory, local_ranks, processors, fewest_local_ranks };
     let wiring = Wiring {
         rank,
         endpoint,

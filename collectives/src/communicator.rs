@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
+use ringtree_transport::wait::restore_slices;
 
 use crate::bootstrap;
 use crate::control::{Control, Stream};
@@ -53,7 +54,9 @@ pub(crate) const NO_ROOT: u32 = u32::MAX;
 /// **Threads.** A communicator may be used from several threads, and a process may have many.
 /// Calls run one after the other in the order in which they were posted: a blocking call waits for
 /// the asynchronous ones posted before it. Which of two threads posts first is the program's
-/// business, and must be the same on every rank.
+/// business, and must be the same on every rank. A thread that waits where ranks outnumber
+/// processors asks the system to run for shorter times at once, and takes that back when it drops
+/// a communicator; threads and processes that it starts meanwhile inherit it.
 ///
 /// **Failure.** No call waits for ever. After an error other than [`Error::Argument`], or
 /// [`Error::Memory`] from [`Communicator::alloc`], the communicator is over: it can only be
@@ -485,6 +488,7 @@ impl Drop for Communicator {
         // What was posted is completed first: its buffers belong to the operations.
         self.progress.finish();
         engine::lock(&self.inner.engine).close();
+        restore_slices();
     }
 }
 

@@ -469,12 +469,22 @@ impl Driver {
             }
             if self.policy.next(&mut wait.looks) == Stage::Sleep {
                 let longest = self.watch(&mut wait, operation, named)?;
+                let mut fault = None;
                 let poll = |links: &mut [Option<Link>]| {
                     take_in(links);
-                    !matches!(operation.poll(links, 0), Ok(Status::Blocked { moved: false }))
+                    match operation.poll(links, 0) {
+                        Ok(status) => status != Status::Blocked { moved: false },
+                        Err(error) => {
+                            fault = Some(error);
+                            true
+                        }
+                    }
                 };
                 if self.sleep(links, longest, poll) {
                     wait = Progressless::default();
+                }
+                if let Some(fault) = fault {
+                    return Err(self.report(fault, named));
                 }
             }
         }

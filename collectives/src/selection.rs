@@ -22,6 +22,9 @@ pub struct Shape {
     pub local_ranks: u32,
     /// Processors that they may use.
     pub processors: u32,
+    /// Ranks on the host that has fewest of them: so many of each host speak with other hosts at
+    /// once in a hierarchical all-reduce.
+    pub fewest_local_ranks: u32,
 }
 
 impl Shape {
@@ -200,7 +203,6 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     let depth = f64::from(depth(shape.ranks));
     let part = (n - 1.0) / n;
     let hosts = f64::from(shape.hosts.max(1));
-    let locals = n / hosts;
     let (turns, messages, moved, reduced) = match algorithm {
         Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
@@ -210,13 +212,17 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
         Algorithm::Tree => (depth, part, depth, 0.0),
         Algorithm::Dissemination => (depth, depth, depth, 0.0),
         Algorithm::Hierarchical => {
-            let between = (hosts - 1.0) / hosts;
-            let inside = (locals - 1.0) / locals;
+            // Those who speak for a host of many ranks have most to do: at worst all that exceed
+            // the fewest are on one host.
+            let parts = f64::from(shape.fewest_local_ranks.max(1));
+            let most = n - (hosts - 1.0) * parts;
+            let between = (hosts - 1.0) / hosts / parts;
+            let inside = (most - 1.0) / parts;
             (
                 2.0 * hosts,
-                2.0 * (locals - 1.0) + 2.0 * (hosts - 1.0),
-                2.0 * inside + 2.0 * between / locals,
-                inside + between / locals,
+                2.0 * (most - 1.0) + 2.0 * (hosts - 1.0),
+                2.0 * inside + 2.0 * between,
+                inside + between,
             )
         }
     };
@@ -273,8 +279,17 @@ fn schedule(algorithm: Algorithm, shape: Shape) -> Schedule {
 mod tests {
     use super::*;
 
+    const ONE_HOST: Shape = Shape {
+        ranks: 2,
+        hosts: 1,
+        shared_memory: true,
+        local_ranks: 2,
+        processors: 2,
+        fewest_local_ranks: 2,
+    };
+
     fn chosen(bytes: u64, ranks: u32, processors: u32, shared_memory: bool) -> Algorithm {
-        let shape = Shape { ranks, hosts: 1, shared_memory, local_ranks: ranks, processors };
+        let shape = Shape { ranks, shared_memory, local_ranks: ranks, processors, ..ONE_HOST };
         choose(Collective::AllReduce, bytes, shape, None).algorithm
     }
 
@@ -298,27 +313,35 @@ mod tests {
                 assert!(!links_all(chosen(bytes, 64, 64, shared_memory)), "{bytes}");
             }
         }
-        let shape =
-            Shape { ranks: 256, hosts: 1, shared_memory: true, local_ranks: 256, processors: 2 };
+        let shape = Shape { ranks: 256, local_ranks: 256, ..ONE_HOST };
         let barrier = choose(Collective::Barrier, 0, shape, None);
         assert_eq!(barrier.algorithm, Algorithm::Dissemination);
     }
 
     #[test]
     fn between_hosts_of_several_ranks_as_little_as_possible_is_sent() {
-        let shape =
-            Shape { ranks: 8, hosts: 2, shared_memory: false, local_ranks: 4, processors: 4 };
+        let shape = Shape {
+            ranks: 8,
+            hosts: 2,
+            shared_memory: false,
+            local_ranks: 4,
+            processors: 4,
+            fewest_local_ranks: 4,
+        };
         let large = choose(Collective::AllReduce, 64 << 20, shape, None);
         assert_eq!(large.algorithm, Algorithm::Hierarchical);
-        let one_each = Shape { hosts: 8, local_ranks: 1, ..shape };
-        let large = choose(Collective::AllReduce, 64 << 20, one_each, None);
-        assert_ne!(large.algorithm, Algorithm::Hierarchical);
+        // One that speaks for seven others would have too much to do.
+        let uneven = Shape { local_ranks: 7, processors: 7, fewest_local_ranks: 1, ..shape };
+        let one_each = Shape { hosts: 8, local_ranks: 1, fewest_local_ranks: 1, ..shape };
+        for shape in [uneven, one_each] {
+            let large = choose(Collective::AllReduce, 64 << 20, shape, None);
+            assert_ne!(large.algorithm, Algorithm::Hierarchical, "{shape:?}");
+        }
     }
 
     #[test]
     fn an_algorithm_that_was_asked_for_is_explained_first() {
-        let shape =
-            Shape { ranks: 64, hosts: 1, shared_memory: true, local_ranks: 64, processors: 2 };
+        let shape = Shape { ranks: 64, local_ranks: 64, ..ONE_HOST };
         let forced = Some(Algorithm::OneShot);
         let explanation = explain(Collective::AllReduce, 8, shape, forced);
         assert_eq!(explanation.candidates[0].choice.algorithm, Algorithm::OneShot);

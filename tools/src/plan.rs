@@ -23,8 +23,10 @@ pub struct PlanArguments {
     /// What all ranks do together
     #[arg(value_name = "COLLECTIVE")]
     collective: Kind,
-    /// How: ring, double-tree, doubling, one-shot or two-shot; needed for all-reduce only
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = format!(
+        "How: {}; needed for all-reduce only. A hierarchical plan is that of two ranks a host",
+        names(Collective::AllReduce)
+    ))]
     algorithm: Option<String>,
     /// How many ranks take part
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_RANKS))]
@@ -97,7 +99,7 @@ pub fn algorithm(name: &str, collective: Collective) -> Result<Algorithm, String
 }
 
 /// The algorithms of a collective, for a sentence.
-fn names(collective: Collective) -> String {
+pub fn names(collective: Collective) -> String {
     let serving = Algorithm::ALL.into_iter().filter(|algorithm| algorithm.serves(collective));
     serving.map(Algorithm::name).collect::<Vec<_>>().join(", ")
 }

@@ -173,18 +173,33 @@ impl WaitPolicy {
     }
 }
 
+thread_local! {
+    /// Nanoseconds that this thread ran for at a time before it asked for less.
+    static OWN_SLICE_NS: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
 /// Once a thread: see [`SHORT_SLICE`]. Older systems, and real-time threads, stay as they are.
 fn ask_for_short_slices() {
-    thread_local! {
-        static ASKED: Cell<bool> = const { Cell::new(false) };
-    }
-    if !ASKED.replace(true) && ask_for_slices(SHORT_SLICE).is_none() {
-        tracing::debug!("the system does not let a thread choose how long it runs at a time");
+    if OWN_SLICE_NS.get().is_none() {
+        let before = ask_for_slices(SHORT_SLICE.as_nanos() as u64);
+        if before.is_none() {
+            tracing::debug!("the system does not let a thread choose how long it runs at a time");
+        }
+        OWN_SLICE_NS.set(Some(before.unwrap_or(0)));
     }
 }
 
-/// Keeps everything else about how this thread is scheduled; `None` if the system refuses.
-fn ask_for_slices(slice: Duration) -> Option<()> {
+/// Gives this thread back the time that it ran for at once before a wait of its had it ask for
+/// less. To be called when it waits no more.
+pub fn restore_slices() {
+    if let Some(before) = OWN_SLICE_NS.take().filter(|before| *before > 0) {
+        ask_for_slices(before);
+    }
+}
+
+/// Keeps everything else about how this thread is scheduled. Returns what it was before, in
+/// nanoseconds; `None` if the system refuses.
+fn ask_for_slices(slice_ns: u64) -> Option<u64> {
     let len = size_of::<libc::sched_attr>() as libc::c_uint;
     // SAFETY: all zero is a valid value of this plain structure.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
@@ -195,10 +210,10 @@ fn ask_for_slices(slice: Duration) -> Option<()> {
     if got != 0 || !is_ordinary {
         return None;
     }
-    attributes.sched_runtime = slice.as_nanos() as u64;
+    let before_ns = std::mem::replace(&mut attributes.sched_runtime, slice_ns);
     // SAFETY: as above; the system only reads it.
     let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    (set == 0).then_some(())
+    (set == 0).then_some(before_ns)
 }
 
 /// Has this thread continue on another processor than the one that it is on, if it may. Which

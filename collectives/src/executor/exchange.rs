@@ -216,8 +216,11 @@ impl Operation {
             return self.receive_message(exchange, peer, len, links);
         }
         let Some(published) = link.published(exchange.number) else { return Ok(None) };
-        if published.tag != self.tag || published.len != len {
+        if published.tag != self.tag {
             return Err(Fault::Mismatch { peer, theirs: published.tag });
+        }
+        if published.len != len {
+            return Err(self.wrong_length(peer));
         }
         // What the peer sent in an earlier call is here by now. If nobody took it, that was another
         // call than this rank's, which nothing else would show. That the peer has left, or that the
@@ -238,23 +241,25 @@ impl Operation {
         links: &mut [Option<Link>],
     ) -> Result<Option<*const u8>, Fault> {
         let channel = self.lanes[0].channel;
-        let landing = &mut exchange.landing[peer as usize * len..][..len];
+        let from = peer as usize * len;
+        assert!(from + len <= exchange.landing.len(), "the landing has room for each rank's");
+        // Not by a slice: what came from others is read by pointers into the same memory.
+        let landing = exchange.landing.as_mut_ptr().wrapping_add(from);
         loop {
-            let rest = &mut landing[exchange.received_bytes..];
+            let rest = len - exchange.received_bytes;
+            let into = landing.wrapping_add(exchange.received_bytes);
             let Some(link) = &mut links[peer as usize] else { return Ok(None) };
             // SAFETY: the rest of the landing is this message's.
-            let received =
-                unsafe { link.receive(channel, self.tag, rest.as_mut_ptr(), rest.len()) };
+            let received = unsafe { link.receive(channel, self.tag, into, rest) };
             let (bytes, ended) = received.map_err(Fault::Link)?;
-            exchange.received_bytes += bytes;
-            let is_whole = exchange.received_bytes == len;
-            if ended && is_whole {
+            if ended != (bytes == rest) && (ended || bytes > 0 && bytes == rest) {
+                return Err(self.wrong_length(peer));
+            }
+            if ended {
                 exchange.received_bytes = 0;
-                return Ok(Some(landing.as_ptr()));
+                return Ok(Some(landing));
             }
-            if ended || bytes > 0 && is_whole {
-                return Err(Fault::Mismatch { peer, theirs: self.tag });
-            }
+            exchange.received_bytes += bytes;
             if bytes == 0 {
                 // A message of another call is shown, and not received.
                 self.look(0, peer, links)?;

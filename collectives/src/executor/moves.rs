@@ -431,7 +431,7 @@ impl Operation {
     }
 
     /// A peer whose frames carry this call's tag sent another length than the call has.
-    fn wrong_length(&self, peer: u32) -> Fault {
+    pub(super) fn wrong_length(&self, peer: u32) -> Fault {
         Fault::Mismatch { peer, theirs: self.tag }
     }
 }

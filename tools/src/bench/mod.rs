@@ -21,7 +21,7 @@ use half::bf16;
 use ringtree::{Communicator, DataType, Op, Settings};
 use ringtree_transport::endpoint::Transports;
 
-use crate::run::{LaunchError, LaunchOptions, launch, report};
+use crate::run::{LaunchError, LaunchOptions, end_by_broken_pipe, launch, report};
 use measure::{Case, Meter};
 pub use options::BenchArguments;
 use options::{Measured, Measurement, OptionError, Transport};
@@ -53,8 +53,16 @@ enum BenchError {
 pub fn run(arguments: &BenchArguments) -> ExitCode {
     let done = if Settings::in_env() { take_part(arguments) } else { start_ranks(arguments) };
     done.unwrap_or_else(|error| {
+        if matches!(&error, BenchError::Print(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            end_by_broken_pipe();
+        }
         report(&error.to_string());
-        let is_mistake = matches!(error, BenchError::Options(_) | BenchError::File { .. });
+        let is_mistake = matches!(
+            error,
+            BenchError::Options(_)
+                | BenchError::File { .. }
+                | BenchError::Library(ringtree::Error::Settings(_))
+        );
         ExitCode::from(if is_mistake { 2 } else { 1 })
     })
 }

@@ -107,9 +107,11 @@ pub struct BenchArguments {
     /// Measure out of place only
     #[arg(long)]
     out_of_place: bool,
-    /// Use this algorithm: ring, double-tree, doubling, one-shot, two-shot, hierarchical;
-    /// tree to broadcast
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = format!(
+        "Use this algorithm: {}; {} to broadcast",
+        plan::names(ringtree_plan::Collective::AllReduce),
+        plan::names(ringtree_plan::Collective::Broadcast { root: 0 })
+    ))]
     algorithm: Option<String>,
     /// Milliseconds for each row and placement [default: 100]
     #[arg(long, value_name = "MS", conflicts_with = "iterations", allow_negative_numbers = true)]

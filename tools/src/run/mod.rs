@@ -24,6 +24,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 pub use binding::Binding;
+pub use process::end_by_broken_pipe;
 use ranks::RankCommand;
 use relay::Stream;
 use service::Service;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, raise, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getpid};
 
@@ -171,6 +171,15 @@ fn parent_in_stat(stat: &[u8]) -> Option<Pid> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
     fields.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
+}
+
+/// Ends this process by the signal that ends a program whose output nobody reads, and that Rust
+/// programs ignore; the launcher then ends the other ranks without a word.
+pub fn end_by_broken_pipe() {
+    // SAFETY: no handler of this program's is replaced: the signal was ignored.
+    let default = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    // Where that fails, an error is told instead.
+    let _ = default.and_then(|_| raise(Signal::SIGPIPE));
 }
 
 #[cfg(test)]

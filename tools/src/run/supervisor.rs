@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -149,6 +150,11 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.first_failure = Some(status);
+        if status.signal() == Some(Signal::SIGPIPE as i32) {
+            // Nobody reads what it prints: everyone ends, and nobody needs to be told.
+            self.kill();
+            return Ok(());
+        }
         let how = process::describe(status);
         match self.passed_on {
             Some(signal) => {

@@ -91,7 +91,7 @@ impl Places {
     }
 
     /// The message of exchange `number`, if it is there: its label and its bytes, which stay until
-    /// this rank publishes for the next but one.
+    /// this rank publishes for the next exchange.
     #[inline]
     pub(super) fn read(&self, number: u32) -> Option<(Label, *const u8)> {
         let place = self.of(number);

@@ -67,7 +67,11 @@ fn establish(
     send_half(&stream, &mine, can_order)?;
     send_memory(&stream, board, &[BOARD])?;
     let (theirs, they_can_order, their_nonce_at) = receive_half(&stream)?;
-    let their_board = receive_memory(&stream, &mut [0], BOARD_FILE_BYTES)?;
+    let mut what = [0];
+    let their_board = receive_memory(&stream, &mut what, BOARD_FILE_BYTES)?;
+    if what != [BOARD] {
+        return Err(io::Error::other("the peer hands over something else than its board"));
+    }
     let their_nonce = nonce_of(&theirs).load(Ordering::Acquire);
     // That it answers afterwards shows that the number still is the peer's.
     let pid = peer_process(&stream).filter(|&pid| pid != std::process::id());
@@ -188,7 +192,7 @@ mod tests {
         publisher.has_published();
         let arrival = reader.published(number).unwrap();
         assert_eq!((arrival.len, arrival.last, arrival.tag), (4, true, tag));
-        // SAFETY: the arrival has four bytes, which stay until the next exchange but one.
+        // SAFETY: the arrival has four bytes, which stay until the reader publishes.
         assert_eq!(unsafe { *arrival.data.cast::<[u8; 4]>() }, *b"news");
         let (socket, _) = reader.descriptor().unwrap();
         let mut entry = libc::pollfd { fd: socket, events: libc::POLLIN, revents: 0 };
