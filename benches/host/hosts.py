@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""All-reduce of 64 MiB between two hosts: one rank and two ranks a host over a wire of 1 Gbit/s; two
-wires of unequal speed; a wire that gives each connection a quarter of its speed.
+"""All-reduce of 64 MiB between two hosts: one rank and two ranks a host over a wire of 1 Gbit/s; the
+same while each rank computes for as long; two wires of unequal speed; a wire that gives each connection
+a quarter of its speed.
 
-Usage, as root: python3 benches/host/hosts.py      (after cargo build --release -p ringtree-cli)
+Usage, as root: python3 benches/host/hosts.py      (after cargo build --release -p ringtree-cli and
+                                                    cargo build --release --examples -p ringtree-benches)
 
 The hosts are network namespaces; a wire is a pair of virtual interfaces, shaped by htb. The bound is 1.1 times what the wire needs for the bytes that must cross it: the
 buffer's size each way, with the headers of TCP, IP and Ethernet. Over two wires it is what 85 % of the
-sum of their speeds needs."""
+sum of their speeds needs. Beside computing it is 1.15 times the longer of what each takes alone."""
 
 import contextlib
 import json
 import os
+import pathlib
 import secrets
 import subprocess
 
@@ -76,8 +79,13 @@ def two_hosts(*shapes):
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def measure(names, ranks, **settings):
-    """The record of an all-reduce of BYTES among `ranks`, half of them on each host."""
+BENCH = [RINGTREE, "bench", "all-reduce", "--in-place", "--jsonl", "--sizes", str(BYTES), "-n", "5",
+         "-w", "1"]
+OVERLAP = [str(pathlib.Path(RINGTREE).parent / "examples/overlap")]
+
+
+def measure(names, ranks, program=BENCH, **settings):
+    """What the program prints last, run by so many ranks, half of them on each host."""
     environment = {**os.environ, "RINGTREE_SECRET": secrets.token_hex(16), "RINGTREE_JOB": "hosts",
                    **settings}
     jobs = []
@@ -85,8 +93,7 @@ def measure(names, ranks, **settings):
         command = [
             "ip", "netns", "exec", name, RINGTREE, "run", "--raw", "--ranks", str(ranks),
             "--nodes", "2", "--node-rank", str(number), "--rendezvous", "10.77.0.1:29400", "--",
-            RINGTREE, "bench", "all-reduce", "--in-place", "--jsonl", "--sizes", str(BYTES),
-            "-n", "5", "-w", "1",
+            *program,
         ]
         jobs.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
@@ -105,6 +112,11 @@ def show(what, record, bit_per_s, share):
 with two_hosts(htb(GBIT_PER_S)) as names:
     for ranks in (2, 4):
         show(f"1 Gbit/s, {ranks} ranks", measure(names, ranks), GBIT_PER_S, 1 / 1.1)
+    found = measure(names, 2, OVERLAP)
+    longer_ms = 1e3 * max(found["alone_s"], found["computing_s"])
+    note = f"alone {1e3 * found['alone_s']:.0f}, computing {1e3 * found['computing_s']:.0f}"
+    for what, key in (("one call", "together_s"), ("8 calls at once", "parts_s")):
+        row(f"1 Gbit/s, 2 ranks that compute, {what}", 1e3 * found[key], 1.15 * longer_ms, "ms", note)
 with two_hosts(htb(GBIT_PER_S), htb(GBIT_PER_S / 2)) as names:
     record = measure(names, 2, RINGTREE_INTERFACE="wire0,wire1")
     show("1 and 0.5 Gbit/s, 2 ranks", record, 1.5 * GBIT_PER_S, 0.85)

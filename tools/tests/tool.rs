@@ -97,6 +97,18 @@ fn every_algorithm_is_verified_over_every_transport() {
 }
 
 #[test]
+fn encrypted_ranks_and_ranks_of_several_sockets_are_verified() {
+    for options in ["--encrypt", "--sockets 3", "--encrypt --sockets 2"] {
+        let records = records(&format!(
+            "bench all-reduce --ranks 3 --transport tcp {options} --sizes 0,8,1000004,8M -n 2 -w 1 \
+             --jsonl"
+        ));
+        assert_eq!(records.len(), 8);
+        assert!(records.iter().all(|record| record["ok"] == true), "{options}");
+    }
+}
+
+#[test]
 fn every_type_and_operation_is_verified() {
     for memory in ["plain", "registered"] {
         let records = records(&format!(
@@ -259,6 +271,7 @@ fn whoever_stops_reading_is_no_reason_to_panic() {
     let both = "bench all-reduce --ranks 2 -e 64 --time-ms 5 --explain 2>&1";
     for (script, lines) in [
         (format!("\"$0\" {both} | head -n 2"), 2),
+        (format!("\"$0\" {} | head -n 2", both.replace("2>&1", "")), 2),
         (format!("\"$0\" {} | head -n 1", both.replace("2>&1", "--jsonl 2>&1")), 1),
         ("\"$0\" plan all-reduce --ranks 64 --algorithm ring | head -n 1".to_owned(), 1),
         ("\"$0\" bench all-reduce --sizes 3 2>&1 | true".to_owned(), 0),
@@ -269,6 +282,7 @@ fn whoever_stops_reading_is_no_reason_to_panic() {
         let (said, errors) = (text(&output.stdout), text(&output.stderr));
         assert!(!said.contains("panicked") && !errors.contains("panicked"), "{said}{errors}");
         assert_eq!(said.lines().count(), lines, "{script}: {said}{errors}");
+        assert_eq!(errors, "", "{script}");
     }
 }
 

@@ -298,6 +298,29 @@ mod tests {
         WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience: PATIENCE }
     }
 
+    /// How long this thread runs at a time, in nanoseconds.
+    fn slice_ns() -> u64 {
+        // SAFETY: as in `ask_for_slices`.
+        let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+        let len = size_of::<libc::sched_attr>() as libc::c_uint;
+        // SAFETY: as above.
+        let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, len, 0) };
+        assert_eq!(got, 0);
+        attributes.sched_runtime
+    }
+
+    #[test]
+    fn a_thread_gets_its_own_slice_back() {
+        let before = slice_ns();
+        ask_for_short_slices();
+        ask_for_short_slices();
+        restore_slices();
+        assert_eq!(slice_ns(), before);
+        // Nothing is left to give back.
+        restore_slices();
+        assert_eq!(slice_ns(), before);
+    }
+
     /// A wait for what comes after so many looks, or when the processor is offered to others.
     fn wait(policy: &mut WaitPolicy, comes_after: Option<u32>) -> u32 {
         let mut wait = Wait::default();

@@ -285,10 +285,10 @@ impl TcpLink {
             self.sender.say_goodbye(&mut self.credits);
             self.drain_until(deadline, |link| !link.sender.waits_for_room());
         }
-        // All first: the peer's end of one may wait for the others.
-        let shut = |socket: &&Socket| socket.stream.shutdown(Shutdown::Write).is_ok();
-        let shut: Vec<&Socket> = self.sockets.iter().filter(shut).collect();
-        shut.iter().for_each(|socket| await_acknowledgement(&socket.stream, deadline));
+        let streams = self.sockets.iter().map(|socket| &socket.stream);
+        let shut: Vec<&TcpStream> =
+            streams.filter(|stream| stream.shutdown(Shutdown::Write).is_ok()).collect();
+        await_acknowledgement(&shut, deadline);
     }
 
     /// Sends and throws away what comes, until `done`, the end of the link or the deadline.
@@ -443,19 +443,20 @@ impl TcpLink {
 }
 
 /// Waits until the peer's kernel has everything. Data that comes meanwhile is read: closing a
-/// socket that holds any would reset the connection.
-fn await_acknowledgement(stream: &TcpStream, deadline: Instant) {
-    let mut ended = false;
+/// socket that holds any would reset the connection, and a peer that does the same may wait for
+/// room on another socket than this side does.
+fn await_acknowledgement(streams: &[&TcpStream], deadline: Instant) {
+    let mut open = streams.to_vec();
     let mut longest = Duration::from_micros(50);
-    while socket::unacknowledged_bytes(stream).is_ok_and(|bytes| bytes > 0)
-        && Instant::now() < deadline
-    {
-        let what = if ended { WaitFor::Time } else { WaitFor::Input };
-        socket::wait(std::iter::once(stream), what, longest, deadline);
+    while streams.iter().any(|stream| socket::is_on_the_way(stream)) && Instant::now() < deadline {
+        let what = if open.is_empty() { WaitFor::Time } else { WaitFor::Input };
+        socket::wait(open.iter().copied(), what, longest, deadline);
         longest = (longest * 2).min(LOOK_EVERY);
-        ended = ended || socket::discard(stream, deadline);
+        open.retain(|stream| !socket::discard(stream, deadline));
     }
-    socket::discard(stream, deadline);
+    for stream in streams {
+        socket::discard(stream, deadline);
+    }
 }
 
 fn closed(peer: u32) -> LinkError {

@@ -141,8 +141,36 @@ fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether something is still to reach the peer's kernel. The bytes of a connection that was reset
+/// count as unacknowledged for ever.
+pub(super) fn is_on_the_way(stream: &TcpStream) -> bool {
+    unacknowledged_bytes(stream).is_ok_and(|bytes| bytes > 0)
+        && info(stream).tcpi_state != TCP_CLOSE
+}
+
+/// State of a connection that is over; linux/tcp_states.h.
+const TCP_CLOSE: u8 = 7;
+
+/// What the kernel says of a connection; what it does not know is 0.
+pub(super) fn info(stream: &TcpStream) -> libc::tcp_info {
+    // SAFETY: a `tcp_info` of zeros is valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes; an older one writes less.
+    unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut len,
+        )
+    };
+    info
+}
+
 /// Bytes, the end of the stream included, that the peer's kernel has not acknowledged.
-pub(super) fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
+fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
     let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
@@ -183,20 +211,7 @@ impl Drain {
 
     /// Looks at what the kernel says of the socket.
     pub fn update(&mut self, stream: &TcpStream) {
-        // SAFETY: a `tcp_info` of zeros is valid.
-        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-        let mut len = size_of_val(&info) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes. An older one writes less, and the rate
-        // stays unknown.
-        unsafe {
-            libc::getsockopt(
-                stream.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                (&raw mut info).cast(),
-                &mut len,
-            )
-        };
+        let info = info(stream);
         self.waiting_bytes = unacknowledged_bytes(stream).unwrap_or(0);
         self.count(Progress { bytes: info.tcpi_bytes_acked, busy_us: info.tcpi_busy_time });
     }

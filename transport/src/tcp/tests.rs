@@ -190,3 +190,35 @@ fn an_encrypted_link_shows_nothing_and_believes_nothing_else() {
     socket.write_all(&data(0, 0, false, 100)).unwrap();
     assert!(matches!(consume(&mut link, 0), Err(LinkError::Protocol { peer: 3, .. })));
 }
+
+/// What was on the way when the peer reset the connection stays so for the kernel.
+#[test]
+fn close_does_not_wait_for_a_peer_that_reset() {
+    const TCP_LAST_ACK: u8 = 9;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    peer.set_recv_buffer_size(4096).unwrap();
+    peer.connect(&listener.local_addr().unwrap().into()).unwrap();
+    let stream = listener.accept().unwrap().0;
+    let seen = stream.try_clone().unwrap();
+    let mut link = TcpLink::new(stream, 3).unwrap();
+    let data = vec![7; 100 << 10];
+    // SAFETY: kept until the link is closed.
+    unsafe { link.post(0, TAG, data.as_ptr(), data.len(), true) }.unwrap();
+    assert!(!link.is_waiting(0), "the kernel has it all");
+    peer.shutdown(Shutdown::Write).unwrap();
+    let begin = Instant::now();
+    while link.descriptors().next().is_some() {
+        let _ = link.poll(0);
+        assert!(begin.elapsed() < PATIENCE, "the end is not seen");
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| link.close(begin + PATIENCE));
+        while super::socket::info(&seen).tcpi_state != TCP_LAST_ACK {
+            assert!(begin.elapsed() < PATIENCE, "the link does not end its side");
+            std::thread::yield_now();
+        }
+        drop(peer);
+    });
+    assert!(begin.elapsed() < PATIENCE, "closed only at the deadline");
+}
