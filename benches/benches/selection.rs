@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use ringtree::Shape;
 use ringtree::selection::choose;
+use ringtree::{Costs, Shape};
 use ringtree_plan::Collective;
 
 fn selection(c: &mut Criterion) {
@@ -17,6 +17,7 @@ fn selection(c: &mut Criterion) {
             local_ranks: ranks.min(8),
             processors: 16,
             fewest_local_ranks: ranks.min(8),
+            costs: Costs::default(),
         };
         group.bench_function(BenchmarkId::new("ranks", ranks), |b| {
             b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(shape), None));

@@ -15,13 +15,13 @@ use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::Board;
 use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
 
-use crate::Error;
 use crate::control::{AbortWord, Control, FlightRecorder, Membership};
 use crate::digest::fnv1a;
 use crate::engine::{Driver, Engine, Wiring};
 use crate::hosting::{self, Host, Hosted, Hosting};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
+use crate::{Costs, Error};
 
 /// A communicator that is ready.
 pub(crate) struct Joined {
@@ -41,6 +41,8 @@ struct Introduction {
     /// A number that ranks of a host have in common if they may use the same ones.
     processor_set: u64,
     transports: Transports,
+    /// What counts are rank 0's.
+    costs: Costs,
     address: Vec<u8>,
 }
 
@@ -75,6 +77,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         processors: usable_processors() as u32,
         processor_set: processor_set(),
         transports: settings.transports,
+        costs: settings.costs,
         address: endpoint.address(),
     };
     let prefix = format!("communicator/{generation}");
@@ -106,8 +109,15 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
     let count = hosts.iter().max().map_or(1, |last| last + 1);
     let on = |host: u32| hosts.iter().filter(|other| **other == host).count() as u32;
     let fewest_local_ranks = (0..count).map(on).min().unwrap_or(1);
-    let shape =
-        Shape { ranks, hosts: count, shared_memory, local_ranks, processors, fewest_local_ranks };
+    let shape = Shape {
+        ranks,
+        hosts: count,
+        shared_memory,
+        local_ranks,
+        processors,
+        fewest_local_ranks,
+        costs: all[0].costs,
+    };
     let wiring = Wiring {
         rank,
         endpoint,
@@ -183,6 +193,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         interface: None,
         sockets: 1,
         encrypts: false,
+        costs: Costs::default(),
     });
     Ok((hosted, settings.collect()))
 }
@@ -272,6 +283,7 @@ impl Introduction {
         out.extend_from_slice(&self.processors.to_le_bytes());
         out.extend_from_slice(&self.processor_set.to_le_bytes());
         out.push(self.transports as u8);
+        out.extend_from_slice(&self.costs.encode());
         out.extend_from_slice(&self.address);
         out
     }
@@ -281,7 +293,8 @@ impl Introduction {
         let (ranks, bytes) = bytes.split_first_chunk()?;
         let (processors, bytes) = bytes.split_first_chunk()?;
         let (processor_set, bytes) = bytes.split_first_chunk()?;
-        let (&transports, address) = bytes.split_first()?;
+        let (&transports, bytes) = bytes.split_first()?;
+        let (costs, address) = bytes.split_first_chunk()?;
         let known = [Transports::Auto, Transports::Shm, Transports::Tcp];
         Some(Introduction {
             host: u64::from_le_bytes(*host),
@@ -289,6 +302,7 @@ impl Introduction {
             processors: u32::from_le_bytes(*processors),
             processor_set: u64::from_le_bytes(*processor_set),
             transports: known.into_iter().find(|t| *t as u8 == transports)?,
+            costs: Costs::decode(costs)?,
             address: address.to_vec(),
         })
     }

@@ -19,6 +19,7 @@
 mod bootstrap;
 mod communicator;
 pub mod control;
+mod costs;
 mod digest;
 mod engine;
 mod error;
@@ -38,6 +39,7 @@ mod types;
 mod using;
 
 pub use communicator::Communicator;
+pub use costs::{Costs, LinkCosts};
 pub use error::Error;
 pub use memory::{Memory, Registered};
 pub use progress::Pending;

@@ -4,19 +4,21 @@
 //! The order of posting is the order of running. A blocking call takes its turn behind what is
 //! queued, and drives it itself rather than wait for the progress thread.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem::replace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::Error;
 use crate::communicator::Inner;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Call, Engine};
 
-type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+/// How a call is carried out on the buffers that it owns.
+pub(crate) type Run<B> = fn(&mut Engine, &Call, &mut B) -> Result<(), Error>;
 
 /// An asynchronous operation that owns its buffer until it is waited for. Operations complete in
 /// the order in which they were posted, whatever the order of waiting. Dropping this lets the
@@ -24,7 +26,8 @@ type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 /// communicator's next call. It may outlive the communicator.
 #[must_use = "the result is in the buffer that `wait` gives back"]
 pub struct Pending<B> {
-    outcome: Receiver<(B, Result<(), Error>)>,
+    /// None once it has been waited for.
+    slot: Option<Arc<Slot<B>>>,
 }
 
 impl<B> Pending<B> {
@@ -32,11 +35,18 @@ impl<B> Pending<B> {
     ///
     /// # Errors
     /// See [`Error`]. The buffer is freed then: what it holds is neither input nor result.
-    pub fn wait(self) -> Result<B, Error> {
-        match self.outcome.recv() {
-            Ok((buffer, Ok(()))) => Ok(buffer),
-            Ok((_, Err(error))) => Err(error),
-            Err(_) => Err(Error::Panicked),
+    pub fn wait(mut self) -> Result<B, Error> {
+        match self.slot.take().map(|slot| slot.wait()) {
+            Some(Stage::Done(buffer, result)) => result.map(|()| buffer),
+            _ => Err(Error::Panicked),
+        }
+    }
+}
+
+impl<B> Drop for Pending<B> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.forget();
         }
     }
 }
@@ -47,10 +57,137 @@ impl<B> fmt::Debug for Pending<B> {
     }
 }
 
+/// The place of one operation at a time, used again for later ones on buffers of the same type: in
+/// the steady state posting allocates nothing.
+struct Slot<B> {
+    operation: Mutex<Operation<B>>,
+    ended: Condvar,
+}
+
+struct Operation<B> {
+    stage: Stage<B>,
+    /// Nobody will wait for it.
+    is_forgotten: bool,
+}
+
+enum Stage<B> {
+    /// The slot can be taken for the next operation.
+    Free,
+    Posted(Call, B, Run<B>),
+    Running,
+    Done(B, Result<(), Error>),
+    /// The code of the buffer's owner panicked.
+    Panicked,
+}
+
+impl<B> Slot<B> {
+    fn new() -> Slot<B> {
+        let operation = Operation { stage: Stage::Free, is_forgotten: false };
+        Slot { operation: Mutex::new(operation), ended: Condvar::new() }
+    }
+
+    /// Waits for the end, and frees the slot.
+    fn wait(&self) -> Stage<B> {
+        let mut operation = lock(&self.operation);
+        while matches!(operation.stage, Stage::Posted(..) | Stage::Running) {
+            operation = self.ended.wait(operation).unwrap_or_else(PoisonError::into_inner);
+        }
+        replace(&mut operation.stage, Stage::Free)
+    }
+
+    /// Frees the slot at the end of its operation, or now if that was before.
+    fn forget(&self) {
+        let mut operation = lock(&self.operation);
+        if matches!(operation.stage, Stage::Done(..) | Stage::Panicked) {
+            let stage = replace(&mut operation.stage, Stage::Free);
+            // A buffer's owner may do anything while it drops it.
+            drop(operation);
+            drop(stage);
+        } else {
+            operation.is_forgotten = true;
+        }
+    }
+
+    fn end(&self, stage: Stage<B>) {
+        let mut operation = lock(&self.operation);
+        if operation.is_forgotten {
+            *operation = Operation { stage: Stage::Free, is_forgotten: false };
+            drop(operation);
+            drop(stage);
+        } else {
+            operation.stage = stage;
+            self.ended.notify_all();
+        }
+    }
+}
+
+/// A slot of any type.
+trait Job: Any + Send + Sync {
+    /// Runs what was posted. Panics if code of the buffer's owner does.
+    fn run(&self, engine: &mut Engine);
+
+    /// Ends the operation, in which [`Job::run`] has panicked.
+    fn panicked(&self);
+
+    fn is_free(&self) -> bool;
+}
+
+impl<B: Send + 'static> Job for Slot<B> {
+    fn run(&self, engine: &mut Engine) {
+        let stage = replace(&mut lock(&self.operation).stage, Stage::Running);
+        if let Stage::Posted(call, mut buffer, run) = stage {
+            let result = run(engine, &call, &mut buffer);
+            self.end(Stage::Done(buffer, result));
+        }
+    }
+
+    fn panicked(&self) {
+        // What panicked may have been the drop of a forgotten buffer, after the end.
+        if matches!(lock(&self.operation).stage, Stage::Running) {
+            self.end(Stage::Panicked);
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        matches!(lock(&self.operation).stage, Stage::Free)
+    }
+}
+
+/// The slots of a communicator's operations: as many as were ever under way at once, up to a bound.
+#[derive(Default)]
+struct Slots(Mutex<Vec<Arc<dyn Job>>>);
+
+impl Slots {
+    /// Beyond so many, slots are not kept for later operations.
+    const MOST_KEPT: usize = 64;
+
+    /// A slot that holds the operation.
+    fn post<B: Send + 'static>(&self, call: Call, buffer: B, run: Run<B>) -> Arc<Slot<B>> {
+        let mut slots = lock(&self.0);
+        let slot = slots.iter().filter(|slot| slot.is_free()).find_map(|slot| {
+            let slot: Arc<dyn Any + Send + Sync> = slot.clone();
+            slot.downcast::<Slot<B>>().ok()
+        });
+        let slot = slot.unwrap_or_else(|| {
+            let slot = Arc::new(Slot::new());
+            if slots.len() < Self::MOST_KEPT {
+                slots.push(slot.clone());
+            } else if let Some(unused) = slots.iter_mut().find(|slot| slot.is_free()) {
+                *unused = slot.clone();
+            }
+            slot
+        });
+        // Before another thread can look for a free one.
+        lock(&slot.operation).stage = Stage::Posted(call, buffer, run);
+        slot
+    }
+}
+
 /// A communicator's queue and its thread, which is started with the first asynchronous call.
 #[derive(Default)]
 pub(crate) struct Progress {
     queue: Arc<Queue>,
+    slots: Slots,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -64,7 +201,7 @@ struct Queue {
 
 #[derive(Default)]
 struct Jobs {
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<Arc<dyn Job>>,
     finished: bool,
 }
 
@@ -79,27 +216,24 @@ impl Progress {
         engine
     }
 
-    /// Queues `run` on `buffer`.
-    pub(crate) fn post<B, F>(&self, inner: &Arc<Inner>, mut buffer: B, run: F) -> Pending<B>
-    where
-        B: Send + 'static,
-        F: FnOnce(&mut Engine, &mut B) -> Result<(), Error> + Send + 'static,
-    {
-        let (sender, outcome) = sync_channel(1);
-        let job = Box::new(move |engine: &mut Engine| {
-            let result = run(engine, &mut buffer);
-            // Nobody may be waiting any more; the buffer is dropped then.
-            let _ = sender.send((buffer, result));
-        });
+    /// Queues `call`, to be carried out on `buffer` by `run`.
+    pub(crate) fn post<B: Send + 'static>(
+        &self,
+        inner: &Arc<Inner>,
+        call: Call,
+        buffer: B,
+        run: Run<B>,
+    ) -> Pending<B> {
+        let slot = self.slots.post(call, buffer, run);
         self.queue.posted.fetch_add(1, Ordering::Release);
-        lock(&self.queue.jobs).waiting.push_back(job);
+        lock(&self.queue.jobs).waiting.push_back(slot.clone());
         if self.start(inner) {
             self.queue.changed.notify_one();
         } else {
             // No thread can be had: the caller does the work.
             drop(self.turn(inner.engine()));
         }
-        Pending { outcome }
+        Pending { slot: Some(slot) }
     }
 
     /// Completes what is queued and ends the thread.
@@ -146,8 +280,9 @@ impl Queue {
             let Some(job) = lock(&self.jobs).waiting.pop_front() else { return };
             // A job runs code of its buffer's owner. The jobs behind it must not hang when that
             // panics.
-            if catch_unwind(AssertUnwindSafe(|| job(engine))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| job.run(engine))).is_err() {
                 engine.abandon();
+                job.panicked();
             }
             self.posted.fetch_sub(1, Ordering::Release);
         }

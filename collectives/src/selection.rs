@@ -6,11 +6,11 @@ use std::fmt;
 use ringtree_plan::Collective;
 use ringtree_transport::shm::BOARD_BYTES;
 
-use crate::Algorithm;
 use crate::executor::Schedule;
+use crate::{Algorithm, Costs};
 
 /// What all ranks know of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// Members of the communicator.
     pub ranks: u32,
@@ -25,6 +25,8 @@ pub struct Shape {
     /// Ranks on the host that has fewest of them: so many of each host speak with other hosts at
     /// once in a hierarchical all-reduce.
     pub fewest_local_ranks: u32,
+    /// What messages and sums cost: rank 0's table.
+    pub costs: Costs,
 }
 
 impl Shape {
@@ -50,31 +52,6 @@ pub struct Choice {
     /// Its lanes and rounds.
     pub schedule: Schedule,
 }
-
-/// What messages cost over one kind of link, as the choice assumes.
-#[derive(Clone, Copy, Debug)]
-struct LinkCosts {
-    /// From a message's sending until a rank that waits for it has it.
-    latency_s: f64,
-    /// Until a rank that shares its processor runs, for each that does.
-    turn_s: f64,
-    /// Processor time of a message, on both sides.
-    message_s: f64,
-    /// Bytes that cross in a second.
-    bytes_per_s: f64,
-}
-
-/// Round figures of a 2-core machine: between processes of one host, and over loopback.
-const SHM: LinkCosts =
-    LinkCosts { latency_s: 0.1e-6, turn_s: 1.5e-6, message_s: 0.3e-6, bytes_per_s: 8e9 };
-const TCP: LinkCosts =
-    LinkCosts { latency_s: 1e-6, turn_s: 2e-6, message_s: 5e-6, bytes_per_s: 5e9 };
-
-/// Processor time of reading what one peer has published for all.
-const PUBLISHED_S: f64 = 0.05e-6;
-
-/// Bytes of one operand that a rank folds in a second.
-const REDUCED_BYTES_PER_S: f64 = 25e9;
 
 /// Among more ranks, algorithms in which everyone exchanges with everyone are not chosen: a link
 /// costs descriptors, memory and time at the start, and there would be one for each two ranks.
@@ -197,7 +174,8 @@ fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
 /// on average, copies and folds. Ranks of one host share its memory, so that there everyone's bytes
 /// count; ranks of one processor share its time.
 fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
-    let costs = if shape.shared_memory { SHM } else { TCP };
+    let Costs { shm, tcp, published_s, reduced_bytes_per_s } = shape.costs;
+    let costs = if shape.shared_memory { shm } else { tcp };
     let crowding = shape.crowding();
     let n = f64::from(shape.ranks);
     let depth = f64::from(depth(shape.ranks));
@@ -228,20 +206,20 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     };
     let is_published =
         algorithm.is_one_exchange() && shape.shared_memory && bytes <= BOARD_BYTES as f64;
-    let message_s = if is_published { PUBLISHED_S } else { costs.message_s };
+    let message_s = if is_published { published_s } else { costs.message_s };
     let turn_s = if crowding > 1.0 { crowding * costs.turn_s } else { 0.0 };
     // What leaves a host, of all its ranks together; and what stays moves as within one host.
     let (across, inside_bytes_per_s) = if shape.has_hierarchy() {
-        (leaving(algorithm, n, hosts, moved), SHM.bytes_per_s)
+        (leaving(algorithm, n, hosts, moved), shm.bytes_per_s)
     } else {
         (0.0, costs.bytes_per_s)
     };
     turns * (costs.latency_s + turn_s)
-        + across * bytes / TCP.bytes_per_s
+        + across * bytes / tcp.bytes_per_s
         + crowding
             * (messages * message_s
                 + moved * bytes / inside_bytes_per_s
-                + reduced * bytes / REDUCED_BYTES_PER_S)
+                + reduced * bytes / reduced_bytes_per_s)
 }
 
 /// How much of the buffer's size leaves a host when its ranks, each of which sends `moved`, are
@@ -279,17 +257,20 @@ fn schedule(algorithm: Algorithm, shape: Shape) -> Schedule {
 mod tests {
     use super::*;
 
-    const ONE_HOST: Shape = Shape {
-        ranks: 2,
-        hosts: 1,
-        shared_memory: true,
-        local_ranks: 2,
-        processors: 2,
-        fewest_local_ranks: 2,
-    };
+    fn one_host() -> Shape {
+        Shape {
+            ranks: 2,
+            hosts: 1,
+            shared_memory: true,
+            local_ranks: 2,
+            processors: 2,
+            fewest_local_ranks: 2,
+            costs: Costs::default(),
+        }
+    }
 
     fn chosen(bytes: u64, ranks: u32, processors: u32, shared_memory: bool) -> Algorithm {
-        let shape = Shape { ranks, shared_memory, local_ranks: ranks, processors, ..ONE_HOST };
+        let shape = Shape { ranks, shared_memory, local_ranks: ranks, processors, ..one_host() };
         choose(Collective::AllReduce, bytes, shape, None).algorithm
     }
 
@@ -313,7 +294,7 @@ mod tests {
                 assert!(!links_all(chosen(bytes, 64, 64, shared_memory)), "{bytes}");
             }
         }
-        let shape = Shape { ranks: 256, local_ranks: 256, ..ONE_HOST };
+        let shape = Shape { ranks: 256, local_ranks: 256, ..one_host() };
         let barrier = choose(Collective::Barrier, 0, shape, None);
         assert_eq!(barrier.algorithm, Algorithm::Dissemination);
     }
@@ -327,6 +308,7 @@ mod tests {
             local_ranks: 4,
             processors: 4,
             fewest_local_ranks: 4,
+            ..one_host()
         };
         let large = choose(Collective::AllReduce, 64 << 20, shape, None);
         assert_eq!(large.algorithm, Algorithm::Hierarchical);
@@ -341,7 +323,7 @@ mod tests {
 
     #[test]
     fn an_algorithm_that_was_asked_for_is_explained_first() {
-        let shape = Shape { ranks: 64, local_ranks: 64, ..ONE_HOST };
+        let shape = Shape { ranks: 64, local_ranks: 64, ..one_host() };
         let forced = Some(Algorithm::OneShot);
         let explanation = explain(Collective::AllReduce, 8, shape, forced);
         assert_eq!(explanation.candidates[0].choice.algorithm, Algorithm::OneShot);

@@ -13,8 +13,8 @@ use std::time::Duration;
 use ringtree_transport::endpoint::Transports;
 use ringtree_transport::secure::{Job, Secret};
 
-use crate::Error;
 use crate::digest::fnv1a;
+use crate::{Costs, Error};
 
 /// How long an operation may be without progress, unless set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ impl fmt::Display for Source {
 ///
 /// ```
 /// # use std::time::Duration;
-/// use ringtree::{Job, Secret, Settings, Source, Transports};
+/// use ringtree::{Costs, Job, Secret, Settings, Source, Transports};
 ///
 /// let settings = Settings {
 ///     source: Source::Explicit,
@@ -64,6 +64,7 @@ impl fmt::Display for Source {
 ///     interface: None,
 ///     sockets: 1,
 ///     encrypts: false,
+///     costs: Costs::default(),
 /// };
 /// # assert!(!format!("{settings:?}").contains("safe place"));
 /// ```
@@ -92,6 +93,8 @@ pub struct Settings {
     pub sockets: u32,
     /// Whether TCP connections encrypt what they carry (AES-256-GCM); all ranks alike.
     pub encrypts: bool,
+    /// By what algorithms are chosen: all ranks use rank 0's.
+    pub costs: Costs,
 }
 
 impl Settings {
@@ -151,6 +154,7 @@ impl Settings {
             interface: env.get("RINGTREE_INTERFACE").map(str::to_string),
             sockets: env.sockets()?,
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
+            costs: Costs::default(),
         };
         settings.check()?;
         Ok(settings)
@@ -176,7 +180,7 @@ impl Settings {
                 "{} sockets: a link has 1 to {MAX_SOCKETS} for each pair of interfaces",
                 self.sockets
             ))),
-            Some(_) => Ok(()),
+            Some(_) => self.costs.check().map_err(settings),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use crate::communicator::{Communicator, NO_ROOT};
-use crate::engine::{Call, Engine};
+use crate::engine::Call;
 use crate::progress::Pending;
 use crate::record::CallKind;
 use crate::{Algorithm, Element, Error, Op};
@@ -235,12 +235,11 @@ impl Communicator {
 
     /// Queues a call on buffers that it owns.
     fn post<F: Form<B>, B: Send + 'static>(&self, call: Call, buffers: B) -> Pending<B> {
-        let run = move |engine: &mut Engine, buffers: &mut B| {
-            let (input, output) = F::addresses(buffers, &call)?;
+        self.progress.post(&self.inner, call, buffers, |engine, call, buffers| {
+            let (input, output) = F::addresses(buffers, call)?;
             // SAFETY: the operation owns the buffers until it is done.
-            unsafe { engine.run(&call, input, output) }
-        };
-        self.progress.post(&self.inner, buffers, run)
+            unsafe { engine.run(call, input, output) }
+        })
     }
 
     fn prepare<T, B>(&self, call: Call, buffers: B) -> Result<Prepared<'_, T, B>, Error> {

@@ -1,10 +1,10 @@
-//! Blocking calls in the steady state allocate nothing.
+//! Calls in the steady state allocate nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use ringtree::{Communicator, Op, Transports};
+use ringtree::{Communicator, Op, Pending, Transports};
 use ringtree_tests::ranks::{TRANSPORTS, on_ranks};
 
 /// Counts what the calling thread allocates.
@@ -90,6 +90,75 @@ fn call(communicator: &Communicator, buffer: &mut [f32]) -> Option<u64> {
     communicator.all_reduce(buffer, Op::Sum).expect("an all-reduce");
     let allocated = ALLOCATIONS.get() - before;
     (began.elapsed() < STALLED).then_some(allocated)
+}
+
+/// Asynchronous calls under way at once.
+const IN_FLIGHT: usize = 8;
+
+/// A buffer that notes, whenever it is asked for its memory, what the thread that asks has
+/// allocated. The one that carries out a call asks last.
+struct Noting {
+    elements: Vec<f32>,
+    thread_has_allocated: u64,
+}
+
+impl AsMut<[f32]> for Noting {
+    fn as_mut(&mut self) -> &mut [f32] {
+        self.thread_has_allocated = ALLOCATIONS.get();
+        &mut self.elements
+    }
+}
+
+#[test]
+fn asynchronous_calls_allocate_nothing_and_copy_no_buffer() {
+    for transports in TRANSPORTS {
+        on_ranks(2, transports, |communicator| {
+            for bytes in SIZES_BYTES {
+                let buffer = || Noting { elements: vec![0.0; bytes / 4], thread_has_allocated: 0 };
+                let mut buffers: Vec<Noting> = (0..IN_FLIGHT).map(|_| buffer()).collect();
+                let mut pending = Vec::with_capacity(IN_FLIGHT);
+                for _ in 0..WARM_UP_CALLS {
+                    let _ = in_flight(communicator, &mut buffers, &mut pending);
+                }
+                let clean = (0..repeats(transports)).any(|_| {
+                    let batch = |_| in_flight(communicator, &mut buffers, &mut pending);
+                    let counted: Vec<u64> = (0..COUNTED_CALLS).filter_map(batch).collect();
+                    assert!(counted.len() > COUNTED_CALLS / 2, "nearly all calls stalled");
+                    let mut most = [counted.iter().sum::<u64>() as i32];
+                    communicator.all_reduce(&mut most, Op::Max).expect("an all-reduce");
+                    most == [0]
+                });
+                assert!(clean, "asynchronous calls of {bytes} bytes over {transports} allocate");
+            }
+        });
+    }
+}
+
+/// Posts a call for each buffer before it waits for the first. What this thread and the one that
+/// carries the calls out allocated, unless a call stalled.
+fn in_flight(
+    communicator: &Communicator,
+    buffers: &mut Vec<Noting>,
+    pending: &mut Vec<Pending<Noting>>,
+) -> Option<u64> {
+    let addresses: [usize; IN_FLIGHT] =
+        std::array::from_fn(|index| buffers[index].elements.as_ptr().addr());
+    // The last call before these noted this.
+    let carried_out_before = buffers[IN_FLIGHT - 1].thread_has_allocated;
+    let began = Instant::now();
+    let before = ALLOCATIONS.get();
+    for buffer in buffers.drain(..) {
+        pending.push(communicator.all_reduce_async(buffer, Op::Sum).expect("a call"));
+    }
+    for call in pending.drain(..) {
+        buffers.push(call.wait().expect("an all-reduce"));
+    }
+    let posting = ALLOCATIONS.get() - before;
+    let carrying_out = buffers[IN_FLIGHT - 1].thread_has_allocated - carried_out_before;
+    let is_its_own =
+        |(buffer, address): (&Noting, usize)| buffer.elements.as_ptr().addr() == address;
+    assert!(buffers.iter().zip(addresses).all(is_its_own), "a buffer was exchanged");
+    (began.elapsed() < STALLED).then_some(posting + carrying_out)
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use ringtree::{Algorithm, Communicator, Error, Op, Pending, Settings, Transports};
+use ringtree::{
+    Algorithm, Communicator, Costs, DataType, Error, Op, Pending, Settings, Transports,
+};
 use ringtree_tests::random::Random;
 use ringtree_tests::ranks::{TRANSPORTS, communicators, each, on_ranks};
 
@@ -39,6 +41,34 @@ fn threads_that_take_turns_share_a_communicator() {
             }
         });
     });
+}
+
+#[test]
+fn all_ranks_choose_by_the_costs_of_rank_0() {
+    let default = Costs::default();
+    let mut dear_messages = default;
+    dear_messages.shm.message_s = 1.0;
+    let chosen_with = |of_rank_0: Costs, of_others: Costs| {
+        let costs = |rank| if rank == 0 { of_rank_0 } else { of_others };
+        let communicators =
+            Communicator::in_process_with(4, |settings| settings.costs = costs(settings.rank));
+        let chosen = Mutex::new(Vec::new());
+        each(communicators.expect("communicators"), |communicator| {
+            let explanation = communicator.explain_all_reduce(1 << 22, DataType::F32);
+            chosen.lock().expect("no thread panicked").push(explanation.candidates[0].choice);
+            works(&communicator, 1 << 22, 1.0);
+        });
+        let chosen = chosen.into_inner().expect("as above");
+        assert!(chosen.iter().all(|choice| *choice == chosen[0]), "{chosen:?}");
+        chosen[0].algorithm
+    };
+    let (usual, by_rank_0) = (chosen_with(default, default), chosen_with(dear_messages, default));
+    assert_ne!(usual, by_rank_0);
+    assert_eq!(chosen_with(default, dear_messages), usual);
+
+    let unusable = |settings: &mut Settings| settings.costs.tcp.bytes_per_s = 0.0;
+    let error = Communicator::in_process_with(2, unusable).expect_err("no such speed");
+    assert!(error.to_string().contains("costs.tcp.bytes_per_s is 0"), "{error}");
 }
 
 #[test]

@@ -401,9 +401,9 @@ impl Link {
 
     /// Tells the peer, if it shares the board, that something was published there.
     #[inline]
-    pub fn has_published(&self) {
+    pub fn announce(&self) {
         if let Link::Shm(link) = self {
-            link.has_published();
+            link.announce();
         }
     }
 

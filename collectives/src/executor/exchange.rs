@@ -21,7 +21,10 @@ pub(super) struct Exchange {
     operands: Vec<Option<u32>>,
     /// Number of the exchange on the boards.
     number: u32,
-    /// What this rank gives, on its board.
+    /// What this rank gives. It is folded from here and not from the board, since reading what was
+    /// just written for others waits until the processor owns that cache line.
+    mine: *const u8,
+    /// The same on the board.
     published: *const u8,
     is_posted: bool,
     /// Operands that have come.
@@ -69,6 +72,7 @@ impl Exchange {
             result,
             operands,
             number: 0,
+            mine: std::ptr::null(),
             published: std::ptr::null(),
             is_posted: false,
             come: 0,
@@ -110,6 +114,7 @@ impl Operation {
         let given = self.address(0, exchange.given);
         // SAFETY: `given` is a span of the input; an exchange before this one is complete.
         (exchange.number, exchange.published) = unsafe { board.publish(tag, given, len) };
+        exchange.mine = given;
         exchange.is_posted = false;
         exchange.is_folded = false;
         exchange.come = 0;
@@ -142,7 +147,7 @@ impl Operation {
         }
         while let Some(operand) = exchange.operands.get(exchange.come) {
             let data = match *operand {
-                None => exchange.published,
+                None => exchange.mine,
                 Some(peer) => match self.message(exchange, peer, len, links)? {
                     Some(data) => data,
                     None => {
@@ -161,8 +166,9 @@ impl Operation {
                 self.destinations.clear();
                 let result = self.address(0, result);
                 self.destinations.push(result);
-                // SAFETY: each source has `len` bytes on a board or in the landing, which stay as they
-                // are until this rank goes on; the result is a span that `start` vouched for.
+                // SAFETY: each source has `len` bytes on a board, in the landing or where it was given,
+                // which stay as they are until this rank goes on; the result is a span that `start`
+                // vouched for, and none of them or the given one.
                 unsafe {
                     self.kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
                 }
@@ -192,7 +198,7 @@ impl Operation {
         for &peer in &self.peers {
             let Some(link) = &mut links[peer as usize] else { continue };
             if link.shares_board() {
-                link.has_published();
+                link.announce();
                 continue;
             }
             // SAFETY: the board keeps the bytes, and the operation waits until they have left.

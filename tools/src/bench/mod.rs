@@ -47,6 +47,8 @@ enum BenchError {
     Print(io::Error),
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error("rank 0 has ended the run")]
+    Ended,
 }
 
 /// Measures what was asked for; a wrong element makes the status 1.
@@ -55,6 +57,10 @@ pub fn run(arguments: &BenchArguments) -> ExitCode {
     done.unwrap_or_else(|error| {
         if matches!(&error, BenchError::Print(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             end_by_broken_pipe();
+        }
+        if matches!(error, BenchError::Ended) {
+            // Rank 0 says why, and its status is the job's.
+            return ExitCode::SUCCESS;
         }
         report(&error.to_string());
         let is_mistake = matches!(
@@ -112,7 +118,7 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let summary = Summary::collect(&communicator)?;
     let json = arguments.json.as_deref();
     let new_output = |summary| Output::new(summary, &measurement, json);
-    let mut output = summary.map(new_output).transpose()?;
+    let mut output = together(&communicator, summary.map(new_output).transpose())?;
     let mut wrong = 0;
     for &data_type in &measurement.data_types {
         let sweep = Sweep { communicator: &communicator, measurement: &measurement };
@@ -133,6 +139,16 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What rank 0 could do, if it could: else all ranks end here, so that none waits for one that has
+/// gone.
+fn together<T>(communicator: &Communicator, mine: Result<T, BenchError>) -> Result<T, BenchError> {
+    let mut is_done = [i32::from(mine.is_ok())];
+    let told = communicator.broadcast(&mut is_done, 0);
+    let mine = mine?;
+    told?;
+    if is_done == [1] { Ok(mine) } else { Err(BenchError::Ended) }
+}
+
 /// All sizes of one element type.
 struct Sweep<'a> {
     communicator: &'a Communicator,
@@ -148,18 +164,19 @@ impl Sweep<'_> {
         let mut wrong = 0;
         for case in cases {
             let algorithm = self.algorithm(case);
-            if let Some(output) = output.as_deref_mut() {
-                output.begin(case, self.explanation(case).as_deref())?;
-            }
+            let begun = output
+                .as_deref_mut()
+                .map_or(Ok(()), |output| output.begin(case, self.explanation(case).as_deref()));
+            together(self.communicator, begun)?;
             let mut outcomes = Vec::new();
             for &placement in &self.measurement.placements {
                 let outcome = meter.measure(case, placement)?;
                 wrong += outcome.wrong.unwrap_or(0);
                 outcomes.push(outcome);
             }
-            if let Some(output) = output.as_deref_mut() {
-                output.row(case, algorithm, &outcomes)?;
-            }
+            let output = output.as_deref_mut();
+            let printed = output.map_or(Ok(()), |output| output.row(case, algorithm, &outcomes));
+            together(self.communicator, printed)?;
         }
         Ok(wrong)
     }

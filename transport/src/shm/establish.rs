@@ -189,7 +189,7 @@ mod tests {
         let tag = crate::Tag { sequence: 3, digest: 9 };
         // SAFETY: a constant stays readable, and it is the first exchange.
         let (number, _) = unsafe { own.publish(tag, b"news".as_ptr(), 4) };
-        publisher.has_published();
+        publisher.announce();
         let arrival = reader.published(number).unwrap();
         assert_eq!((arrival.len, arrival.last, arrival.tag), (4, true, tag));
         // SAFETY: the arrival has four bytes, which stay until the reader publishes.

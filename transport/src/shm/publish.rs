@@ -60,7 +60,7 @@ impl Board {
 impl ShmLink {
     /// Wakes a peer that waits for what this rank has published.
     #[inline]
-    pub(crate) fn has_published(&self) {
+    pub(crate) fn announce(&self) {
         self.wake_peer();
     }
 

@@ -46,20 +46,11 @@ impl Reach {
     /// # Safety
     /// `into` must be writable for `len` bytes.
     pub(super) unsafe fn read(self, address: u64, into: *mut u8, len: usize) -> io::Result<()> {
-        let Reach::Attach(pid) = self else { return Err(Errno::EPERM.into()) };
-        let mut done = 0;
-        while done < len {
-            let remote = RemoteIoVec { base: address as usize + done, len: len - done };
+        self.copy(address, len, |pid, done, remote| {
             // SAFETY: the caller promises the range.
-            let local = unsafe { std::slice::from_raw_parts_mut(into.add(done), len - done) };
-            match process_vm_readv(pid, &mut [IoSliceMut::new(local)], &[remote]) {
-                Ok(0) => return Err(Errno::EFAULT.into()),
-                Ok(part) => done += part,
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+            let local = unsafe { std::slice::from_raw_parts_mut(into.add(done), remote.len) };
+            process_vm_readv(pid, &mut [IoSliceMut::new(local)], &[remote])
+        })
     }
 
     /// Copies into the peer's memory.
@@ -67,15 +58,28 @@ impl Reach {
     /// # Safety
     /// `from` must be readable for `len` bytes; that the peer's range may be written, it has said.
     pub(super) unsafe fn write(self, address: u64, from: *const u8, len: usize) -> io::Result<()> {
+        self.copy(address, len, |pid, done, remote| {
+            // SAFETY: the caller promises the range.
+            let local = unsafe { std::slice::from_raw_parts(from.add(done), remote.len) };
+            process_vm_writev(pid, &[IoSlice::new(local)], &[remote])
+        })
+    }
+
+    /// Has `part` copy what is left of a range of the peer's, again and again until nothing is: it
+    /// is told the process, how much is done, and the rest.
+    fn copy(
+        self,
+        address: u64,
+        len: usize,
+        part: impl Fn(Pid, usize, RemoteIoVec) -> nix::Result<usize>,
+    ) -> io::Result<()> {
         let Reach::Attach(pid) = self else { return Err(Errno::EPERM.into()) };
         let mut done = 0;
         while done < len {
-            let remote = RemoteIoVec { base: address as usize + done, len: len - done };
-            // SAFETY: the caller promises the range.
-            let local = unsafe { std::slice::from_raw_parts(from.add(done), len - done) };
-            match process_vm_writev(pid, &[IoSlice::new(local)], &[remote]) {
+            let rest = RemoteIoVec { base: address as usize + done, len: len - done };
+            match part(pid, done, rest) {
                 Ok(0) => return Err(Errno::EFAULT.into()),
-                Ok(part) => done += part,
+                Ok(copied) => done += copied,
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
