@@ -18,7 +18,7 @@ struct Rank {
 
 fn rank(rank: u32, algorithm: Algorithm, count: usize, (link, board): (Link, Board)) -> Rank {
     let program = lower(&algorithm.plan(Collective::AllReduce, rank, 2));
-    let schedule = Schedule { lanes: 1, round_bytes: 1 << 20 };
+    let schedule = Schedule { lanes: 1, round_bytes: 1 << 20, attaches: true };
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
     let mut operation =
         Operation::new(program, DataType::F32, kernel, count as u64, schedule, 0, 1);

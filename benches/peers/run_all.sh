@@ -6,6 +6,7 @@
 #   RANKS   "2 4"      MODES  "shm tcp"     BENCH_SIZES  bytes, space separated
 #   BENCH_MS  time wanted for one size of one run (400)     LIMIT_S  hard limit of one run (60)
 #   INPLACE=0  out of place (MPI, oneCCL and ringtree)
+#   BENCH_TYPE f32, f64 or bf16 (not MPI; up to 5 ranks)     BENCH_TOUCH=1  buffers just written by their owner
 #   RINGTREE   path of the ringtree program: adds peer `ringtree` (plain memory) and `ringtree-reg`
 #              (memory allocated by the library)
 #   ROUNDS     how often to go through all of it (1); ratio.py takes the median over rounds
@@ -23,6 +24,7 @@ RANKS=${RANKS:-2 4}
 MODES=${MODES:-shm tcp}
 LIMIT_S=${LIMIT_S:-60}
 export BENCH_MS=${BENCH_MS:-400}
+export BENCH_TYPE=${BENCH_TYPE:-f32} BENCH_TOUCH=${BENCH_TOUCH:-0}
 export BENCH_SIZES=${BENCH_SIZES:-8 1024 65536 1048576 16777216 134217728}
 flag=; [ "${INPLACE:-1}" = 0 ] && flag=-o
 # only this harness's own wish may reach the libraries
@@ -47,7 +49,7 @@ go() { # go PEER TRANSPORT RANKS VERSION COMMAND...
     rc=$?
     l1=$(lo_bytes)
     sleep 0.3
-    grep '^{' "$tmp/o" | sed "s/}\$/,\"run\":\"$run_id\",\"cc\":\"$cc\",\"load1\":$(cut -d' ' -f1 /proc/loadavg),\"lo_MB\":$(((l1 - l0) / 1000000))}/" | tee -a "$out" >>"$tmp/all"
+    grep '^{' "$tmp/o" | sed "s/}\$/,\"type\":\"$BENCH_TYPE\",\"touch\":$BENCH_TOUCH,\"run\":\"$run_id\",\"cc\":\"$cc\",\"load1\":$(cut -d' ' -f1 /proc/loadavg),\"lo_MB\":$(((l1 - l0) / 1000000))}/" | tee -a "$out" >>"$tmp/all"
     printf '%-12s %-14s n=%s rc=%s %3ss lo=%sMB sizes=%s\n' "$peer" "$tr" "$n" "$rc" $((SECONDS - t0)) $(((l1 - l0) / 1000000)) "$(grep -c '^{' "$tmp/o")" >&2
     [ $rc -eq 0 ] || { grep -hv '^{' "$tmp/e" "$tmp/o" | grep -v '^ *$' | head -3 | cut -c1-160 | sed 's/^/    /' >&2; }
 }
@@ -104,8 +106,9 @@ for round in $(seq "$ROUNDS"); do for peer in $PEERS; do
             gloo-tcp) go gloo tcp "$n" - "$P/gloo-venv/bin/python" "$here/gloo_bench.py" "$n" ;;
             ringtree-shm | ringtree-tcp | ringtree-reg-shm | ringtree-reg-tcp)
                 m=plain; [ "$peer" = ringtree-reg ] && m=registered
-                p=--in-place; [ -n "$flag" ] && p=--out-of-place
-                go "$peer" "$mode" "$n" - "${RINGTREE:?}" bench all-reduce --ranks "$n" --transport "$mode" --memory "$m" "$p" \
+                p=(--in-place -d "$BENCH_TYPE"); [ -n "$flag" ] && p[0]=--out-of-place
+                [ "$BENCH_TOUCH" = 1 ] && p+=(--touch)
+                go "$peer" "$mode" "$n" - "${RINGTREE:?}" bench all-reduce --ranks "$n" --transport "$mode" --memory "$m" "${p[@]}" \
                     --sizes "${BENCH_SIZES// /,}" --time-ms "$BENCH_MS" --jsonl ;;
             gloo-shm) ;; # Gloo has no shared-memory transport
             *) echo "unknown: $peer-$mode" >&2 ;;

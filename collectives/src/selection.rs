@@ -42,7 +42,8 @@ impl Shape {
 }
 
 /// One message as a whole: send and receive.
-pub(crate) const WHOLE: Schedule = Schedule { lanes: 1, round_bytes: usize::MAX / 4 };
+pub(crate) const WHOLE: Schedule =
+    Schedule { lanes: 1, round_bytes: usize::MAX / 4, attaches: true };
 
 /// How a call is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,9 @@ pub struct Choice {
 /// Among more ranks, algorithms in which everyone exchanges with everyone are not chosen: a link
 /// costs descriptors, memory and time at the start, and there would be one for each two ranks.
 const MOST_RANKS_ALL_LINKED: u32 = 32;
+
+/// Longer buffers of ranks that share processors go through slots.
+const MOST_ATTACHED_BYTES: u64 = 8 << 20;
 
 /// One algorithm and the time that it is expected to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -165,7 +169,7 @@ fn links_all(algorithm: Algorithm) -> bool {
 }
 
 fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
-    let schedule = schedule(algorithm, shape);
+    let schedule = schedule(algorithm, bytes, shape);
     let predicted_s = predict(algorithm, bytes as f64, shape);
     Candidate { choice: Choice { algorithm, schedule }, predicted_s }
 }
@@ -242,15 +246,21 @@ fn depth(ranks: u32) -> u32 {
 }
 
 /// Lanes and rounds of an algorithm.
-fn schedule(algorithm: Algorithm, shape: Shape) -> Schedule {
+fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
     let depth = depth(shape.ranks) as usize;
+    // Ranks that take turns on their processors find more of each other's in the cache if they copy
+    // it, slot by slot, than if they reach for what was written a turn ago.
+    let attaches = shape.crowding() < 2.0 || bytes <= MOST_ATTACHED_BYTES;
     let (lanes, round_bytes) = match algorithm {
         // Trees need twice their depth in flight to keep every level busy.
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),
         Algorithm::Tree => (depth.clamp(2, 8), 256 << 10),
+        // Peers read one another in place, in pieces that stay in cache, however long a round is; its
+        // end is what they wait for.
+        Algorithm::TwoShot if shape.shared_memory && attaches => (2, 8 << 20),
         _ => (2, 1 << 20),
     };
-    Schedule { lanes, round_bytes }
+    Schedule { lanes, round_bytes, attaches }
 }
 
 #[cfg(test)]
@@ -319,6 +329,16 @@ mod tests {
             let large = choose(Collective::AllReduce, 64 << 20, shape, None);
             assert_ne!(large.algorithm, Algorithm::Hierarchical, "{shape:?}");
         }
+    }
+
+    #[test]
+    fn large_buffers_of_ranks_that_take_turns_are_not_reached_in_place() {
+        let attaches = |ranks, bytes| {
+            let shape = Shape { ranks, local_ranks: ranks, ..one_host() };
+            choose(Collective::AllReduce, bytes, shape, None).schedule.attaches
+        };
+        assert!(attaches(2, 1 << 30) && attaches(4, 1 << 20));
+        assert!(!attaches(4, 16 << 20));
     }
 
     #[test]

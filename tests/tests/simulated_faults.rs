@@ -21,7 +21,7 @@ use ringtree_transport::{Link, LinkError, Tag};
 const COUNT: usize = 66;
 
 /// Two lanes of rounds of two cache lines.
-const SCHEDULE: Schedule = Schedule { lanes: 2, round_bytes: 128 };
+const SCHEDULE: Schedule = Schedule { lanes: 2, round_bytes: 128, attaches: true };
 
 /// A slice is a cache line, and a lane has one credit: everything waits for everything.
 const CONFIG: Config = Config {
@@ -263,8 +263,11 @@ impl Rank {
         let kernel = reduce::kernel(data_type, Op::Sum);
         // Out of place it runs as any other program does.
         let at_once = case.algorithm.is_one_exchange() && case.in_place;
-        let schedule =
-            if at_once { Schedule { lanes: 1, round_bytes: BOARD_BYTES } } else { SCHEDULE };
+        let schedule = if at_once {
+            Schedule { lanes: 1, round_bytes: BOARD_BYTES, attaches: true }
+        } else {
+            SCHEDULE
+        };
         let mut operation =
             Operation::new(program, data_type, kernel, count as u64, schedule, 0, TAG.digest);
         if at_once {

@@ -370,7 +370,9 @@ fn what_ran_before_is_left_alone() {
 }
 
 fn ringtree(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtree"));
+    // What ignores signals, as a shell's background job does, has its children ignore them too.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TERM", env!("CARGO_BIN_EXE_ringtree")]);
     command.args(arguments).stdin(Stdio::null());
     command
 }

@@ -177,6 +177,15 @@ impl Link {
         each!(self, l => l.divide(lanes))
     }
 
+    /// Says whether ordinary memory of this side may be lent and offered to another process from now
+    /// on, which reaches it through the kernel.
+    #[inline]
+    pub fn attach(&mut self, attaches: bool) {
+        if let Link::Shm(link) = self {
+            link.attach(attaches);
+        }
+    }
+
     /// Posts bytes on a channel, as the continuation of the channel's open message; `last` ends
     /// the message. As much as credits allow leaves at once, the rest when [`Link::poll`] finds
     /// credits. Never blocks. An empty message (`len == 0`, `last`) is one empty frame.

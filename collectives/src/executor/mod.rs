@@ -29,6 +29,8 @@ pub struct Schedule {
     pub lanes: usize,
     /// Bytes of a round.
     pub round_bytes: usize,
+    /// Whether processes may reach each other's ordinary memory in place, through the kernel.
+    pub attaches: bool,
 }
 
 /// What a call of [`Operation::poll`] found.
@@ -79,6 +81,8 @@ pub struct Operation {
     /// Peers may read this rank's memory in place. Not where a guard waits for what was sent: the
     /// peers' guards would wait for this rank's in turn.
     lends: bool,
+    /// See [`Schedule::attaches`].
+    attaches: bool,
     /// What a round offers its peers when it begins.
     offers: Vec<Offer>,
     tag: Tag,
@@ -130,6 +134,7 @@ impl Operation {
             is_thorough: false,
             digest,
             lends,
+            attaches: schedule.attaches,
             offers: if is_worth_it { offers(&program) } else { Vec::new() },
             tag: Tag::default(),
             input: std::ptr::null(),
@@ -179,6 +184,7 @@ impl Operation {
         for &peer in &self.peers {
             if let Some(link) = &mut links[peer as usize] {
                 link.divide(lanes);
+                link.attach(self.attaches);
             }
         }
         self.failures.fill(None);

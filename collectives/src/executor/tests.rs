@@ -83,9 +83,9 @@ fn all_reduce(algorithm: Algorithm, counts: &[usize], mesh: &mut Mesh, in_place:
     let Mesh { links, boards } = mesh;
     let ranks = links.len();
     let schedules = [
-        Schedule { lanes: 1, round_bytes: 1 << 30 },
-        Schedule { lanes: 3, round_bytes: 1 << 12 },
-        Schedule { lanes: 2, round_bytes: 1 << 18 },
+        Schedule { lanes: 1, round_bytes: 1 << 30, attaches: true },
+        Schedule { lanes: 3, round_bytes: 1 << 12, attaches: true },
+        Schedule { lanes: 2, round_bytes: 1 << 18, attaches: true },
     ];
     for &count in counts {
         for schedule in schedules {
@@ -138,7 +138,7 @@ fn all_reduce(algorithm: Algorithm, counts: &[usize], mesh: &mut Mesh, in_place:
 fn an_operation_that_was_never_started_touches_nothing() {
     let plan = Algorithm::Ring.plan(Collective::AllReduce, 0, 2);
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
-    let schedule = Schedule { lanes: 2, round_bytes: 64 };
+    let schedule = Schedule { lanes: 2, round_bytes: 64, attaches: true };
     let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 100, schedule, 0, 5);
     assert_eq!(operation.poll(&mut mesh(2, |_, _| false).links[0], 0), Ok(Status::Done));
 }
@@ -186,7 +186,7 @@ fn a_message_of_another_call_on_a_board_is_a_mismatch() {
     let mut operations = [0, 1].map(|rank| {
         let plan = Algorithm::OneShot.plan(Collective::AllReduce, rank, 2);
         let kernel = reduce::kernel(DataType::F32, Op::Sum);
-        let schedule = Schedule { lanes: 1, round_bytes: 64 };
+        let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
         let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 1, schedule, 0, 5);
         operation.exchange_at_once();
         operation
@@ -209,7 +209,7 @@ fn a_message_of_another_call_on_a_board_is_a_mismatch() {
 fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
     let Mesh { mut links, mut boards } = mesh(2, |_, _| false);
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
-    let schedule = Schedule { lanes: 1, round_bytes: 64 };
+    let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
     let mut buffers = [[1.0_f32], [2.0]];
     // Each believes to be the root, and sends.
     for rank in [0, 1] {

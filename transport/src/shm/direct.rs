@@ -52,6 +52,7 @@ impl ShmLink {
         }
         let ordinary = match self.reach {
             Reach::Nothing => usize::MAX,
+            Reach::Attach(_) if !self.attaches => usize::MAX,
             Reach::Attach(_) => LEAST_ATTACHED_BYTES,
             Reach::Same => LEAST_IN_PLACE_BYTES,
         };
@@ -559,6 +560,9 @@ mod tests {
         let (mut sender, mut receiver) = attached();
         let data: Vec<u8> = (0..3 * LEN).map(|i| (i % 251) as u8).collect();
         let mut room = vec![0; 3 * LEN];
+        sender.attach(false);
+        assert!(!sender.lends(0, data.as_ptr(), data.len()));
+        sender.attach(true);
         assert!(sender.lends(0, data.as_ptr(), data.len()));
         // In pieces to a landing, and straight to where it is wanted.
         for directly in [false, true] {

@@ -57,6 +57,8 @@ pub struct ShmLink {
     /// How each side reaches the other's ordinary memory: both or neither can.
     pub(super) reach: Reach,
     pub(super) attachable: Attachable,
+    /// See [`Link::attach`](crate::Link::attach).
+    pub(super) attaches: bool,
     /// The peer's process, where it is another one that this one may end.
     pub(super) process: Option<PidFd>,
     /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
@@ -118,6 +120,7 @@ impl ShmLink {
             borrower: Box::new(Borrower::new()),
             reach,
             attachable: Attachable::default(),
+            attaches: true,
             process,
             fenced,
             socket_ended: false,
@@ -131,6 +134,10 @@ impl ShmLink {
     pub(crate) fn divide(&mut self, lanes: usize) {
         let lanes = lanes.clamp(1, MAX_LANES);
         self.lane_slots = ((SLOTS - POINT_TO_POINT_SLOTS) / lanes).clamp(1, MOST_SLOTS_PER_LANE);
+    }
+
+    pub(crate) fn attach(&mut self, attaches: bool) {
+        self.attaches = attaches;
     }
 
     #[inline]
