@@ -156,13 +156,13 @@ impl<'a, T: Patterned> Meter<'a, T> {
             }
         }
         self.communicator.all_reduce(&mut times_us, Op::Max)?;
-        // Without a barrier before each, so many take no longer.
+        // Without waiting for all before each, so many take no longer.
         let loop_us = self.back_to_back_us(case, placement, times_us.len() as u32)?;
         Ok(Timing::new(times_us, loop_us))
     }
 
-    /// Adds the times of single calls, each after a barrier. Returns the time of all, which is the
-    /// same on every rank.
+    /// Adds the times of single calls, each started by all ranks together. Returns the time of all,
+    /// which is the same on every rank.
     fn one_by_one_us(
         &mut self,
         case: Case,
