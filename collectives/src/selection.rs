@@ -248,8 +248,8 @@ fn depth(ranks: u32) -> u32 {
 /// Lanes and rounds of an algorithm.
 fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
     let depth = depth(shape.ranks) as usize;
-    // Ranks that take turns on their processors find more of each other's in the cache if they copy
-    // it, slot by slot, than if they reach for what was written a turn ago.
+    // Among ranks that take turns on their processors copying is faster for large buffers: 16 MiB of
+    // 4 ranks on 2 processors take 7 ms by slots, and 10 in place.
     let attaches = shape.crowding() < 2.0 || bytes <= MOST_ATTACHED_BYTES;
     let (lanes, round_bytes) = match algorithm {
         // Trees need twice their depth in flight to keep every level busy.

@@ -168,7 +168,7 @@ impl Operation {
                 self.destinations.push(result);
                 // SAFETY: each source has `len` bytes on a board, in the landing or where it was given,
                 // which stay as they are until this rank goes on; the result is a span that `start`
-                // vouched for, and none of them or the given one.
+                // vouched for, and overlaps none of them unless it is the given one.
                 unsafe {
                     self.kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
                 }

@@ -156,13 +156,13 @@ impl<'a, T: Patterned> Meter<'a, T> {
             }
         }
         self.communicator.all_reduce(&mut times_us, Op::Max)?;
-        // Without waiting for all before each, so many take no longer.
+        // Without a barrier before each, so many take no longer.
         let loop_us = self.back_to_back_us(case, placement, times_us.len() as u32)?;
         Ok(Timing::new(times_us, loop_us))
     }
 
-    /// Adds the times of single calls, each started by all ranks together. Returns the time of all,
-    /// which is the same on every rank.
+    /// Adds the times of single calls, each after a barrier. Returns the time of all, which is the
+    /// same on every rank.
     fn one_by_one_us(
         &mut self,
         case: Case,
@@ -176,7 +176,7 @@ impl<'a, T: Patterned> Meter<'a, T> {
             if self.measurement.touch {
                 self.zero(case, placement);
             }
-            self.start_together()?;
+            self.communicator.barrier()?;
             let start = Instant::now();
             self.call(case, placement)?;
             times_us.push(start.elapsed().as_nanos() as f64 / 1e3);
@@ -184,13 +184,6 @@ impl<'a, T: Patterned> Meter<'a, T> {
         let mut spent_us = [begin.elapsed().as_nanos() as f64 / 1e3];
         self.communicator.all_reduce(&mut spent_us, Op::Max)?;
         Ok(spent_us[0])
-    }
-
-    /// Returns when every rank has called it. A reduction of one number does that in one exchange,
-    /// after which all go on at once; a barrier, which also finds out whether earlier calls were the
-    /// same everywhere, takes turns, after which ranks that share processors go on one by one.
-    fn start_together(&self) -> Result<(), Error> {
-        self.communicator.all_reduce(&mut [0_i32], Op::Max)
     }
 
     /// Mean time of a call when they follow one another: of the slowest rank.

@@ -23,7 +23,7 @@ const TIME_MS: f64 = 100.0;
 /// Alone it starts the ranks itself, as processes of this host. Under a launcher (ringtree run,
 /// torchrun) it joins them. Without sizes it measures 8 bytes to 32 MiB, each size four times the
 /// last, in a few seconds. The table and the options -b to -r are those of nccl-tests; a time is
-/// the median over iterations of the slowest rank's time, each started by all together.
+/// the median over iterations of the slowest rank's time, with a barrier before each.
 ///
 /// The exit status is 1 if an element was wrong.
 #[derive(Clone, Debug, clap::Args)]

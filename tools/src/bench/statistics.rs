@@ -10,7 +10,7 @@ const MIN_ITERATIONS: u32 = 4;
 pub struct Timing {
     /// How many times the call was made in each loop.
     pub iterations: u32,
-    /// Median of calls that all ranks start together.
+    /// Median, with a barrier before each call.
     pub median_us: f64,
     /// The shortest of them.
     pub min_us: f64,

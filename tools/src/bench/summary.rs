@@ -79,7 +79,7 @@ impl Summary {
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
              # transport {}, algorithm {algorithm}, {} memory{}\n\
-             # time: median of the slowest rank's times; all ranks start each call together\n",
+             # time: median of the slowest rank's times, with a barrier before each call\n",
             measurement.collective.name(),
             counted(self.ranks, "rank"),
             counted(hosts.len(), "host"),
