@@ -113,6 +113,8 @@ struct Entry {
     /// What peers and errors see of it.
     record: CallRecord,
     operation: Operation,
+    /// How often in a row: see [`Algorithm::runs_per_call`].
+    runs: u32,
 }
 
 impl Engine {
@@ -173,24 +175,24 @@ impl Engine {
             let peers = peers.to_vec();
             self.connect(&peers, Some(named))?;
         }
-        let operation = &mut self.prepared.operations[index].operation;
+        let Entry { operation, runs, .. } = &mut self.prepared.operations[index];
         let tag = Tag { sequence, digest: operation.digest() };
-        // SAFETY: the caller's promise is passed on.
-        unsafe {
-            let Wiring { links, board, .. } = &mut self.wiring;
-            operation.start_with(tag, input, output, links, board);
-        }
-        let mut links = InUse { links: &mut self.wiring.links, is_over: false };
-        let result = self.driver.drive(operation, named, links.links);
-        links.is_over = true;
-        drop(links);
-        match result {
-            Ok(()) => {
-                self.driver.recorder.end(ticket);
-                Ok(())
+        for _ in 0..*runs {
+            // SAFETY: the caller's promise is passed on.
+            unsafe {
+                let Wiring { links, board, .. } = &mut self.wiring;
+                operation.start_with(tag, input, output, links, board);
             }
-            Err(error) => Err(self.fail(error)),
+            let mut links = InUse { links: &mut self.wiring.links, is_over: false };
+            let result = self.driver.drive(operation, named, links.links);
+            links.is_over = true;
+            drop(links);
+            if let Err(error) = result {
+                return Err(self.fail(error));
+            }
         }
+        self.driver.recorder.end(ticket);
+        Ok(())
     }
 
     /// Makes the links to all other ranks.
@@ -310,21 +312,22 @@ impl Prepared {
     }
 
     fn add(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
-        let (record, operation) = operation(call, wiring.rank, &wiring.hosts, shape);
-        self.scratch_bytes += operation.scratch_bytes();
+        let entry = entry(call, wiring.rank, &wiring.hosts, shape);
+        let scratch_bytes = entry.operation.scratch_bytes();
+        self.scratch_bytes += scratch_bytes;
         if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
             self.operations.clear();
             self.by_call.clear();
-            self.scratch_bytes = operation.scratch_bytes();
+            self.scratch_bytes = scratch_bytes;
         }
-        self.operations.push(Entry { call: *call, record, operation });
+        self.operations.push(entry);
         self.by_call.insert(*call, self.operations.len() - 1);
         self.operations.len() - 1
     }
 }
 
 /// Chooses how to carry a call out, plans and lowers it.
-fn operation(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> (CallRecord, Operation) {
+fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
     let collective = match call.kind {
         CallKind::AllReduce => Some(Collective::AllReduce),
         CallKind::Broadcast => Some(Collective::Broadcast { root: call.root }),
@@ -356,7 +359,8 @@ fn operation(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> (CallRecord
     if choice.is_some_and(|(_, choice)| choice.algorithm.is_one_exchange()) {
         operation.exchange_at_once();
     }
-    (record, operation)
+    let runs = choice.map_or(1, |(collective, choice)| choice.algorithm.runs_per_call(collective));
+    Entry { call: *call, record, operation, runs }
 }
 
 /// One message to or from a peer.

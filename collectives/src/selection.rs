@@ -121,12 +121,12 @@ pub fn choose(
     forced: Option<Algorithm>,
 ) -> Choice {
     let best = |best: Option<Candidate>, algorithm: Algorithm| {
-        let next = candidate(algorithm, bytes, shape);
+        let next = candidate(collective, algorithm, bytes, shape);
         Some(best.filter(|b| b.predicted_s <= next.predicted_s).unwrap_or(next))
     };
     let candidates = candidates(collective, shape, forced);
     candidates.fold(None, best).map_or_else(
-        || candidate(Algorithm::Dissemination, bytes, shape).choice,
+        || candidate(collective, Algorithm::Dissemination, bytes, shape).choice,
         |candidate| candidate.choice,
     )
 }
@@ -142,7 +142,7 @@ pub fn explain(
     let mut algorithms: Vec<Algorithm> = chosen_among.collect();
     algorithms.extend(forced.filter(|forced| !algorithms.contains(forced)));
     let mut candidates: Vec<Candidate> =
-        algorithms.into_iter().map(|a| candidate(a, bytes, shape)).collect();
+        algorithms.into_iter().map(|a| candidate(collective, a, bytes, shape)).collect();
     candidates.sort_by(|a, b| {
         let key = |c: &Candidate| (Some(c.choice.algorithm) != forced, c.predicted_s);
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
@@ -158,6 +158,9 @@ fn candidates(
     let fits = move |a: &Algorithm| match forced {
         Some(forced) => forced == *a,
         None if *a == Algorithm::Hierarchical => shape.has_hierarchy(),
+        // Ranks that take turns on their processors come out of one exchange in one turn each, and
+        // out of dissemination in several. With a processor each they come out of either together.
+        None if collective == Collective::Barrier && shape.crowding() == 1.0 => !links_all(*a),
         None => shape.ranks <= MOST_RANKS_ALL_LINKED || !links_all(*a),
     };
     Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
@@ -168,9 +171,10 @@ fn links_all(algorithm: Algorithm) -> bool {
     matches!(algorithm, Algorithm::OneShot | Algorithm::TwoShot)
 }
 
-fn candidate(algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
+fn candidate(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
     let schedule = schedule(algorithm, bytes, shape);
-    let predicted_s = predict(algorithm, bytes as f64, shape);
+    let runs = f64::from(algorithm.runs_per_call(collective));
+    let predicted_s = runs * predict(algorithm, bytes as f64, shape);
     Candidate { choice: Choice { algorithm, schedule }, predicted_s }
 }
 
@@ -295,6 +299,21 @@ mod tests {
     fn ranks_that_share_processors_send_fewer_messages() {
         assert_eq!(chosen(8, 4, 2, false), Algorithm::Doubling);
         assert_eq!(chosen(64 << 20, 4, 2, true), Algorithm::TwoShot);
+    }
+
+    #[test]
+    fn a_barrier_takes_one_exchange_where_ranks_take_turns_and_publish() {
+        for (ranks, processors, shared_memory, algorithm) in [
+            (4, 2, true, Algorithm::OneShot),
+            (16, 2, true, Algorithm::OneShot),
+            (2, 2, true, Algorithm::Dissemination),
+            (4, 4, true, Algorithm::Dissemination),
+            (4, 2, false, Algorithm::Dissemination),
+        ] {
+            let shape =
+                Shape { ranks, local_ranks: ranks, processors, shared_memory, ..one_host() };
+            assert_eq!(choose(Collective::Barrier, 0, shape, None).algorithm, algorithm);
+        }
     }
 
     #[test]

@@ -85,9 +85,11 @@ fn broadcast_survives_every_fault() {
 
 #[test]
 fn barrier_survives_every_fault() {
-    for ranks in RANKS {
-        let collective = Collective::Barrier;
-        survives(Case { algorithm: Algorithm::Dissemination, collective, ranks, in_place: true });
+    for algorithm in [Algorithm::Dissemination, Algorithm::OneShot] {
+        for ranks in RANKS {
+            let collective = Collective::Barrier;
+            survives(Case { algorithm, collective, ranks, in_place: true });
+        }
     }
 }
 

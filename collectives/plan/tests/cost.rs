@@ -46,7 +46,15 @@ fn symmetric_algorithms_take_what_the_formulas_say() {
     for algorithm in all {
         one_round_agrees(algorithm, Collective::AllReduce, &[1, 2, 3, 4, 7, 16, 33, 64]);
     }
-    one_round_agrees(Algorithm::Dissemination, Collective::Barrier, &[1, 2, 3, 5, 16, 64]);
+    let barrier = Collective::Barrier;
+    one_round_agrees(Algorithm::Dissemination, barrier, &[1, 2, 3, 5, 16, 64]);
+    for ranks in [1, 2, 3, 5, 16, 64] {
+        let programs = programs(Algorithm::OneShot, barrier, ranks);
+        let nothing = Work::whole(0.0);
+        for machine in MACHINES {
+            assert_agrees(Algorithm::OneShot, &programs, machine, nothing);
+        }
+    }
 }
 
 #[test]

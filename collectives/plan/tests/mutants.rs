@@ -61,6 +61,7 @@ fn mutants_of_the_broadcast() {
 fn mutants_of_the_barrier() {
     let barrier = |_| vec![Collective::Barrier];
     assert_eq!(survivors(Algorithm::Dissemination, barrier), [160, 46, 53, 60]);
+    assert_eq!(survivors(Algorithm::OneShot, barrier), [240, 46, 43, 54]);
 }
 
 fn every_root(ranks: u32) -> Vec<Collective> {

@@ -35,6 +35,7 @@ fn program_mutants_of_broadcast_and_barrier() {
     let every_root = |ranks| (0..ranks).map(|root| Collective::Broadcast { root }).collect();
     assert_eq!(survivors(Algorithm::Tree, every_root), 0);
     assert_eq!(survivors(Algorithm::Dissemination, |_| vec![Collective::Barrier]), 246);
+    assert_eq!(survivors(Algorithm::OneShot, |_| vec![Collective::Barrier]), 240);
 }
 
 /// How many mutants up to 9 ranks are as good as the original.

@@ -41,7 +41,9 @@ fn broadcast_is_proved_from_every_root() {
 
 #[test]
 fn barrier_is_proved() {
-    prove_up_to_64(Algorithm::Dissemination, |_| vec![Collective::Barrier]);
+    for algorithm in [Algorithm::Dissemination, Algorithm::OneShot] {
+        prove_up_to_64(algorithm, |_| vec![Collective::Barrier]);
+    }
 }
 
 /// Hosts with one rank and with several, as many as each other and not, neighbours apart and together.

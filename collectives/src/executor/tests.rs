@@ -169,12 +169,15 @@ fn an_exchange_takes_its_messages_from_boards_and_from_links() {
 
 #[test]
 fn one_exchange_is_what_the_algorithm_says() {
-    let collective = Collective::AllReduce;
-    for algorithm in Algorithm::ALL.into_iter().filter(|a| a.is_one_exchange()) {
-        for (ranks, rank) in (2..=64).flat_map(|ranks| (0..ranks).map(move |rank| (ranks, rank))) {
-            let program = lower(&algorithm.plan(collective, rank, ranks));
-            assert!(Exchange::of(&program, 8).is_some(), "{algorithm} {rank} of {ranks}");
-            assert!(Exchange::of(&program, BOARD_BYTES + 1).is_none());
+    for collective in [Collective::AllReduce, Collective::Barrier] {
+        for algorithm in Algorithm::ALL.into_iter().filter(|a| a.is_one_exchange()) {
+            for (ranks, rank) in
+                (2..=64).flat_map(|ranks| (0..ranks).map(move |rank| (ranks, rank)))
+            {
+                let program = lower(&algorithm.plan(collective, rank, ranks));
+                assert!(Exchange::of(&program, 8).is_some(), "{algorithm} {rank} of {ranks}");
+                assert!(Exchange::of(&program, BOARD_BYTES + 1).is_none());
+            }
         }
     }
 }
@@ -224,8 +227,8 @@ fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
         assert_eq!(operation.poll(links, 0), Ok(Status::Done));
     }
     let mut operations = [0, 1].map(|rank| {
-        let plan = Algorithm::OneShot.plan(Collective::AllReduce, rank, 2);
-        let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 1, schedule, 0, 6);
+        let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, 2);
+        let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 0, schedule, 0, 6);
         operation.exchange_at_once();
         operation
     });

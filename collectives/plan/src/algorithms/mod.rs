@@ -23,7 +23,7 @@ pub enum Algorithm {
     DoubleTree = 2,
     /// All-reduce by recursive doubling.
     Doubling = 3,
-    /// All-reduce: everyone sends all to all and reduces.
+    /// All-reduce: everyone sends all to all and reduces. Barrier: everyone tells everyone.
     OneShot = 4,
     /// All-reduce: each rank reduces its part from all and sends it to all.
     TwoShot = 5,
@@ -77,15 +77,26 @@ impl Algorithm {
         match self {
             Algorithm::Tree => matches!(collective, Collective::Broadcast { .. }),
             Algorithm::Dissemination => matches!(collective, Collective::Barrier),
+            Algorithm::OneShot => matches!(collective, Collective::AllReduce | Collective::Barrier),
             _ => matches!(collective, Collective::AllReduce),
         }
     }
 
     /// Whether the plans of all ranks are one exchange: each gives one span to all others, takes
-    /// one message from each, and folds them. Then a message may be put once where all see
+    /// one message from each, and at most folds them. Then a message may be put once where all see
     /// it.
     pub const fn is_one_exchange(self) -> bool {
         matches!(self, Algorithm::OneShot)
+    }
+
+    /// How often in a row a call carries the plan out. A barrier of one exchange takes two: by the
+    /// first a rank learns that all have come, and by the second that all have learned it. Else one
+    /// might leave while another finds, in what has come to it, that their calls do not match.
+    pub const fn runs_per_call(self, collective: Collective) -> u32 {
+        match (self, collective) {
+            (Algorithm::OneShot, Collective::Barrier) => 2,
+            _ => 1,
+        }
     }
 
     /// Writes the plan of `rank` among `ranks`.
@@ -98,6 +109,7 @@ impl Algorithm {
         match (self, collective) {
             (Algorithm::Dissemination, _) => dissemination::plan(rank, ranks),
             (Algorithm::Tree, Collective::Broadcast { root }) => tree::plan(root, rank, ranks),
+            (Algorithm::OneShot, Collective::Barrier) => one_shot::barrier(rank, ranks),
             _ if ranks == 1 => copy_only(),
             (Algorithm::Ring, _) => ring::plan(rank, ranks),
             (Algorithm::DoubleTree, _) => double_tree::plan(rank, ranks),

@@ -1,4 +1,5 @@
-//! All-reduce in one exchange: every rank sends all to all and reduces, for small messages.
+//! All-reduce in one exchange: every rank sends all to all and reduces, for small messages. Without
+//! anything to reduce it is a barrier.
 //!
 //! The all-to-all broadcast with local reduction of Thakur, Rabenseifner and Gropp, "Optimization
 //! of collective communication operations in MPICH", International Journal of High Performance
@@ -40,6 +41,15 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         steps,
         sources: (0..ranks).map(operand).collect(),
     }
+}
+
+/// Rank `rank`'s plan for a barrier; at least 1 rank. Every message is empty.
+pub(super) fn barrier(rank: u32, ranks: u32) -> Plan {
+    let nothing = Span::output(0, 0);
+    let told = (1..ranks).map(|distance| Step::send(after(rank, distance, ranks), nothing));
+    let heard = (1..ranks).map(|distance| Step::recv(before(rank, distance, ranks), nothing));
+    let steps = told.chain(heard).collect();
+    Plan { rank, ranks, chunks: 1, scratch: vec![], steps, sources: vec![] }
 }
 
 /// Seconds for a round: `a + (n - 1) N / B`, and `(n - 1) N / R` for the reduction. Each port
