@@ -301,7 +301,8 @@ fn plans_are_proved() {
         "plan all-reduce --algorithm ring --ranks 7 --check",
         "plan all-reduce --algorithm double-tree --ranks 6 --check",
         "plan broadcast --ranks 5 --root 3 --check",
-        "plan barrier --ranks 5 --check",
+        "plan barrier --algorithm dissemination --ranks 5 --check",
+        "plan barrier --algorithm one-shot --ranks 5 --check",
     ] {
         let output = ringtree(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments}");
