@@ -6,7 +6,7 @@
 //! and send ordinary messages.
 
 use ringtree_plan::{Action, Destination, Program, Source, Span};
-use ringtree_transport::shm::{BOARD_BYTES, Board};
+use ringtree_transport::shm::{BOARD_BYTES, Board, Published};
 use ringtree_transport::{Link, Tag};
 
 use super::{Fault, Operation, Status};
@@ -19,13 +19,11 @@ pub(super) struct Exchange {
     result: Option<Span>,
     /// What is folded, in this order: a peer's message, or, as `None`, what this rank gives.
     operands: Vec<Option<u32>>,
-    /// Number of the exchange on the boards.
-    number: u32,
     /// What this rank gives. It is folded from here and not from the board, since reading what was
     /// just written for others waits until the processor owns that cache line.
     mine: *const u8,
     /// The same on the board.
-    published: *const u8,
+    published: Published,
     is_posted: bool,
     /// Operands that have come.
     come: usize,
@@ -71,9 +69,8 @@ impl Exchange {
             given: given?,
             result,
             operands,
-            number: 0,
             mine: std::ptr::null(),
-            published: std::ptr::null(),
+            published: Published { number: 0, data: std::ptr::null(), is_next: false },
             is_posted: false,
             come: 0,
             received_bytes: 0,
@@ -113,7 +110,7 @@ impl Operation {
         let len = self.geometry.bytes(0, exchange.given).len;
         let given = self.address(0, exchange.given);
         // SAFETY: `given` is a span of the input; an exchange before this one is complete.
-        (exchange.number, exchange.published) = unsafe { board.publish(tag, given, len) };
+        exchange.published = unsafe { board.publish(tag, given, len) };
         exchange.mine = given;
         exchange.is_posted = false;
         exchange.is_folded = false;
@@ -152,7 +149,7 @@ impl Operation {
                     Some(data) => data,
                     None => {
                         self.lanes[0].blocked_on = Some(peer);
-                        return self.blocked(exchange.number, moved, links, now_ns);
+                        return self.blocked(exchange.published.number, moved, links, now_ns);
                     }
                 },
             };
@@ -179,7 +176,7 @@ impl Operation {
             let channel = self.lanes[0].channel;
             if links[peer as usize].as_ref().is_some_and(|link| link.is_waiting(channel)) {
                 self.lanes[0].blocked_on = Some(peer);
-                return self.blocked(exchange.number, moved, links, now_ns);
+                return self.blocked(exchange.published.number, moved, links, now_ns);
             }
         }
         self.lanes[0].blocked_on = None;
@@ -202,7 +199,7 @@ impl Operation {
                 continue;
             }
             // SAFETY: the board keeps the bytes, and the operation waits until they have left.
-            unsafe { link.post(channel, self.tag, exchange.published, len, true) }
+            unsafe { link.post(channel, self.tag, exchange.published.data, len, true) }
                 .map_err(Fault::Link)?;
         }
         Ok(())
@@ -221,12 +218,15 @@ impl Operation {
         if !link.shares_board() {
             return self.receive_message(exchange, peer, len, links);
         }
-        let Some(published) = link.published(exchange.number) else { return Ok(None) };
+        let Some(published) = link.published(exchange.published.number) else { return Ok(None) };
         if published.tag != self.tag {
             return Err(Fault::Mismatch { peer, theirs: published.tag });
         }
         if published.len != len {
             return Err(self.wrong_length(peer));
+        }
+        if exchange.published.is_next {
+            return Ok(Some(published.data));
         }
         // What the peer sent in an earlier call is here by now. If nobody took it, that was another
         // call than this rank's, which nothing else would show. That the peer has left, or that the
@@ -282,7 +282,7 @@ impl Operation {
         links: &mut [Option<Link>],
         now_ns: u64,
     ) -> Result<Status, Fault> {
-        if self.poll_links(links, now_ns) {
+        if self.poll_links(links, now_ns, Link::shares_board) {
             return Ok(Status::Moved);
         }
         let failed = self.check_failures();

@@ -223,7 +223,7 @@ impl Operation {
         if done {
             return Ok(Status::Done);
         }
-        let links_moved = self.poll_links(links, now_ns);
+        let links_moved = self.poll_links(links, now_ns, |_| false);
         // A single lane went as far as it could; one of several may have moved what another waits for.
         if links_moved || advanced && self.lanes.len() > 1 {
             return Ok(Status::Moved);
@@ -233,14 +233,21 @@ impl Operation {
     }
 
     /// Polls the links that a lane waits for or that have something to send, and every other time
-    /// the rest: what comes there is not missed yet, and looking may cost a call to the kernel.
-    fn poll_links(&mut self, links: &mut [Option<Link>], now_ns: u64) -> bool {
+    /// the rest, without those that have nothing to come (`is_quiet`): what comes there is not missed
+    /// yet, and looking may cost a call to the kernel.
+    fn poll_links(
+        &mut self,
+        links: &mut [Option<Link>],
+        now_ns: u64,
+        is_quiet: impl Fn(&Link) -> bool,
+    ) -> bool {
         let mut moved = false;
         self.is_thorough = !self.is_thorough;
         for (index, &peer) in self.peers.iter().enumerate() {
             let Some(link) = &mut links[peer as usize] else { continue };
             let is_wanted = || self.lanes.iter().any(|lane| lane.blocked_on == Some(peer));
-            if !self.is_thorough && link.is_idle() && !is_wanted() {
+            let may_wait = !self.is_thorough || is_quiet(link);
+            if may_wait && link.is_idle() && !is_wanted() {
                 continue;
             }
             match link.poll(now_ns) {

@@ -188,7 +188,7 @@ mod tests {
         reader.set_parked(true);
         let tag = crate::Tag { sequence: 3, digest: 9 };
         // SAFETY: a constant stays readable, and it is the first exchange.
-        let (number, _) = unsafe { own.publish(tag, b"news".as_ptr(), 4) };
+        let number = unsafe { own.publish(tag, b"news".as_ptr(), 4) }.number;
         publisher.announce();
         let arrival = reader.published(number).unwrap();
         assert_eq!((arrival.len, arrival.last, arrival.tag), (4, true, tag));

@@ -26,4 +26,4 @@ mod send;
 
 pub use board::BOARD_BYTES;
 pub use link::ShmLink;
-pub use publish::Board;
+pub use publish::{Board, Published};

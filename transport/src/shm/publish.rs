@@ -19,6 +19,20 @@ pub struct Board {
     memory: Arc<SharedMemory>,
     /// Number of the last exchange.
     number: u32,
+    /// Sequence number of its operation.
+    sequence: u32,
+}
+
+/// A message that was published.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    /// Number of the exchange on the boards.
+    pub number: u32,
+    /// Where the message is until the next exchange but one.
+    pub data: *const u8,
+    /// The operation before this one was an exchange, too. It is complete, so that all peers were in
+    /// it and have been in no other since.
+    pub is_next: bool,
 }
 
 impl Board {
@@ -27,7 +41,11 @@ impl Board {
     /// # Errors
     /// Memory or descriptors have run out.
     pub fn new() -> io::Result<Board> {
-        Ok(Board { memory: Arc::new(SharedMemory::create(BOARD_FILE_BYTES)?), number: 0 })
+        Ok(Board {
+            memory: Arc::new(SharedMemory::create(BOARD_FILE_BYTES)?),
+            number: 0,
+            sequence: 0,
+        })
     }
 
     /// The memory, for the links that hand it to the peers.
@@ -35,8 +53,7 @@ impl Board {
         &self.memory
     }
 
-    /// Publishes a message for the communicator's next exchange. Returns the exchange's number, and
-    /// where the message is until the next exchange but one.
+    /// Publishes a message for the communicator's next exchange.
     ///
     /// # Panics
     /// If the message is longer than [`BOARD_BYTES`].
@@ -45,15 +62,17 @@ impl Board {
     /// `len` bytes from `data` must be readable, and the exchange before must be complete: this rank
     /// has seen the messages of all others.
     #[inline]
-    pub unsafe fn publish(&mut self, tag: Tag, data: *const u8, len: usize) -> (u32, *const u8) {
+    pub unsafe fn publish(&mut self, tag: Tag, data: *const u8, len: usize) -> Published {
         assert!(len <= BOARD_BYTES);
+        let is_next = self.number > 0 && tag.sequence.wrapping_sub(self.sequence) <= 1;
+        self.sequence = tag.sequence;
         // 0 is what an empty board says.
         self.number = self.number.checked_add(1).unwrap_or(2);
         let label = Label { len: len as u32, sequence: tag.sequence, digest: tag.digest };
         // SAFETY: the memory is a board that this rank alone writes, and the caller promises the
         // rest.
-        let at = unsafe { places(&self.memory).publish(self.number, label, data) };
-        (self.number, at)
+        let data = unsafe { places(&self.memory).publish(self.number, label, data) };
+        Published { number: self.number, data, is_next }
     }
 }
 
