@@ -485,6 +485,10 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The others shall hear of it, and not that this rank left in good order.
+            self.abort("it panicked");
+        }
         // What was posted is completed first: its buffers belong to the operations.
         self.progress.finish();
         engine::lock(&self.inner.engine).close();

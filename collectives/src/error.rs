@@ -1,5 +1,6 @@
 //! What can go wrong, and whom it names.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,10 @@ use crate::control::{ControlError, Operation, Verdict};
 /// Why a call failed. After anything but [`Error::Argument`], and [`Error::Memory`] from
 /// [`Communicator::alloc`](crate::Communicator::alloc), the communicator is over: every later call
 /// returns the same error, and it can only be dropped.
-#[derive(Clone, Debug, thiserror::Error)]
+///
+/// [`Debug`](fmt::Debug) shows the same text as [`Display`](fmt::Display): that is what a `main` that
+/// returns the error prints.
+#[derive(Clone, thiserror::Error)]
 pub enum Error {
     /// The environment or the settings are missing, malformed or contradict each other.
     #[error("{0}")]
@@ -64,6 +68,12 @@ pub enum Error {
         /// Where the control service is, `host:port`.
         control_address: String,
     },
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

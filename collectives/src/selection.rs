@@ -58,7 +58,7 @@ pub struct Choice {
 /// costs descriptors, memory and time at the start, and there would be one for each two ranks.
 const MOST_RANKS_ALL_LINKED: u32 = 32;
 
-/// Longer buffers of ranks that share processors go through slots.
+/// Longer ordinary buffers go through slots where two or more ranks share each processor.
 const MOST_ATTACHED_BYTES: u64 = 8 << 20;
 
 /// One algorithm and the time that it is expected to take.
@@ -144,8 +144,8 @@ pub fn explain(
     let mut candidates: Vec<Candidate> =
         algorithms.into_iter().map(|a| candidate(collective, a, bytes, shape)).collect();
     candidates.sort_by(|a, b| {
-        let key = |c: &Candidate| (Some(c.choice.algorithm) != forced, c.predicted_s);
-        key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
+        let is_other = |c: &Candidate| Some(c.choice.algorithm) != forced;
+        is_other(a).cmp(&is_other(b)).then(a.predicted_s.total_cmp(&b.predicted_s))
     });
     Explanation { bytes, shape, candidates, forced: forced.is_some() }
 }

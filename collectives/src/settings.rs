@@ -128,6 +128,12 @@ impl Settings {
             } else {
                 (Source::Torchrun, "RANK", "WORLD_SIZE")
             };
+        if env.get(rank_name).is_none() && env.get(ranks_name).is_none() {
+            return Err(settings(
+                "neither RINGTREE_RANK nor RANK is set: start the program with `ringtree run` or \
+                 torchrun, or set them (see the README's settings)",
+            ));
+        }
         let (rank, ranks) = (env.number(rank_name)?, env.number(ranks_name)?);
         // Said again, and better, than the check of the whole would.
         if rank >= ranks {
@@ -230,13 +236,14 @@ impl Variables<'_> {
     }
 
     fn secret(&self, rendezvous: &str, job: &str, single_host: bool) -> Result<Secret, Error> {
+        let is_insecure = self.flag("RINGTREE_INSECURE")?;
         if let Some(text) = self.get("RINGTREE_SECRET") {
             return Ok(Secret::from_text(text));
         }
         if let Some(path) = self.get("RINGTREE_SECRET_FILE") {
             return secret_of_file(Path::new(path));
         }
-        if self.get("RINGTREE_INSECURE").is_some_and(|v| v == "1") {
+        if is_insecure {
             return Ok(Secret::insecure());
         }
         if single_host {
@@ -413,6 +420,8 @@ mod tests {
                 OURS.iter().copied().filter(|(k, _)| *k != name).chain([(name, value)]).collect();
             parse(&pairs).unwrap_err().to_string()
         };
+        assert!(parse(&[]).unwrap_err().to_string().contains("neither RINGTREE_RANK nor RANK"));
+        assert!(with("RINGTREE_INSECURE", "yes").contains("neither 0 nor 1"));
         assert!(with("RINGTREE_RANK", "4").contains("must be below RINGTREE_RANKS=4"));
         assert!(with("RINGTREE_RANK", "one").contains("not a number"));
         assert!(with("RINGTREE_RENDEZVOUS", "").contains("RINGTREE_RENDEZVOUS is not set"));

@@ -1,6 +1,7 @@
 //! What the library promises about its calls beside their values: order, ownership, errors.
 
 use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -424,6 +425,27 @@ fn an_abort_ends_the_calls_of_all_with_its_reason() {
             let message = ended.expect_err("the communicator is over").to_string();
             assert!(message.contains("the loss is not a number"), "{message}");
             assert!(message.contains("rank 2"), "{message}");
+        });
+    }
+}
+
+#[test]
+fn a_rank_that_panics_is_named() {
+    for transports in TRANSPORTS {
+        each(communicators(3, transports), |communicator| {
+            works(&communicator, 1000, 1.0);
+            let rank = communicator.rank();
+            let run = AssertUnwindSafe(move || {
+                if rank == 1 {
+                    panic!("this rank panics, as it is meant to");
+                }
+                // The others may still be leaving what all have taken part in.
+                communicator.barrier().expect_err("rank 1 does not come")
+            });
+            let Ok(error) = catch_unwind(run) else { return };
+            assert!(error.to_string().contains("rank 1 aborted: it panicked"), "{error}");
+            // This is what a `main` that returns the error prints.
+            assert_eq!(format!("{error:?}"), error.to_string());
         });
     }
 }

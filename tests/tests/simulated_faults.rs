@@ -231,6 +231,8 @@ struct Rank {
     input: Vec<f32>,
     output: Vec<f32>,
     in_place: bool,
+    /// Runs of the operation that are to come.
+    runs_left: u32,
     moved_ns: u64,
     outcome: Option<Outcome>,
 }
@@ -286,6 +288,7 @@ impl Rank {
             input: (0..count).map(|index| value(rank as usize, index)).collect(),
             output: vec![f32::NAN; count],
             in_place: case.in_place,
+            runs_left: case.algorithm.runs_per_call(case.collective),
             moved_ns: 0,
             outcome: None,
         }
@@ -299,6 +302,7 @@ impl Rank {
         } else {
             self.input.as_ptr()
         };
+        self.runs_left -= 1;
         // SAFETY: both vectors stay as they are until the operation is done or `end` has dropped
         // the links.
         unsafe {
@@ -313,6 +317,11 @@ impl Rank {
             return false;
         }
         let outcome = match self.operation.poll(&mut self.links, now_ns) {
+            Ok(Status::Done) if self.runs_left > 0 => {
+                self.start();
+                self.moved_ns = now_ns;
+                return true;
+            }
             Ok(Status::Done) => Outcome::Values(self.output.clone()),
             Ok(Status::Moved | Status::Blocked { moved: true }) => {
                 self.moved_ns = now_ns;

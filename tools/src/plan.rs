@@ -2,8 +2,10 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::ValueEnum;
+use indicatif::ProgressBar;
 use ringtree_plan::{Algorithm, Collective, Plan, prove};
 
 use crate::run::report;
@@ -24,8 +26,10 @@ pub struct PlanArguments {
     #[arg(value_name = "COLLECTIVE")]
     collective: Kind,
     #[arg(long, value_name = "NAME", help = format!(
-        "How: {}; needed for all-reduce only. A hierarchical plan is that of two ranks a host",
-        names(Collective::AllReduce)
+        "How: for all-reduce {}, for a barrier {}, and a broadcast takes a tree. A hierarchical \
+         plan is that of two ranks a host",
+        names(Collective::AllReduce),
+        names(Collective::Barrier)
     ))]
     algorithm: Option<String>,
     /// How many ranks take part
@@ -81,15 +85,21 @@ pub fn run(arguments: &PlanArguments) -> ExitCode {
             let &PlanArguments { rank, ranks, .. } = arguments;
             let plan = algorithm.plan(collective, rank, ranks);
             let chunks = counted(plan.chunks, "chunk");
-            say(&format!("# {algorithm}: rank {rank} of {ranks}, {chunks} a round\n{plan}"));
-            ExitCode::SUCCESS
+            say(&format!("# {algorithm}: rank {rank} of {ranks}, {chunks} a round\n{plan}"), 0)
         }
     }
 }
 
-/// Prints. Whoever closes the pipe has seen enough.
-fn say(text: &str) {
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+/// Prints, and ends with `status`. Whoever closes the pipe has seen enough.
+fn say(text: &str, status: u8) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            report(&format!("cannot print: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(status),
+    }
 }
 
 /// The algorithm called `name`, if it serves the collective; else the names of those that do.
@@ -134,17 +144,21 @@ fn chosen(arguments: &PlanArguments) -> Result<(Algorithm, Collective), PlanErro
 
 fn verdict(algorithm: Algorithm, collective: Collective, ranks: u32) -> ExitCode {
     let plans: Vec<Plan> = (0..ranks).map(|rank| algorithm.plan(collective, rank, ranks)).collect();
-    match prove(collective, &plans) {
+    // The proof of many ranks takes long; on a terminal that is to be seen.
+    let sign = ProgressBar::new_spinner()
+        .with_message(format!("proving the plans of {}", counted(ranks, "rank")));
+    sign.enable_steady_tick(Duration::from_millis(200));
+    let proof = prove(collective, &plans);
+    sign.finish_and_clear();
+    match proof {
         Ok(seen) => {
             let steps: usize = plans.iter().map(|plan| plan.steps.len()).sum();
             let (ranks, steps) = (counted(ranks, "rank"), counted(steps, "step"));
             let messages = counted(seen.frames, "message");
-            say(&format!("proved: {algorithm} on {ranks}: {steps}, {messages} in two rounds\n"));
-            ExitCode::SUCCESS
+            say(&format!("proved: {algorithm} on {ranks}: {steps}, {messages} in two rounds\n"), 0)
         }
         Err(error) => {
-            say(&format!("wrong: {algorithm} on {}: {error}\n", counted(ranks, "rank")));
-            ExitCode::FAILURE
+            say(&format!("wrong: {algorithm} on {}: {error}\n", counted(ranks, "rank")), 1)
         }
     }
 }

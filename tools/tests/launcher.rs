@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -56,6 +56,36 @@ fn the_first_failure_is_the_first_in_time() {
     let output = run(&["--ranks", "3"], &script);
     assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("rank 1"));
+}
+
+/// It ends last, and not by itself: the others give up because of it.
+#[test]
+fn a_stopped_rank_is_named_and_not_the_one_that_waited() {
+    for (transport, status, says) in [
+        ("shm", 128 + Signal::SIGKILL as i32, "killed by SIGKILL by its peers"),
+        ("tcp", 1, "failed first: exit status 1, because of rank 1"),
+    ] {
+        let script = format!(
+            "[ $RINGTREE_RANK = 1 ] && echo $$; RINGTREE_TIMEOUT=1 exec {} bench all-reduce \
+             --transport {transport} --in-place --sizes 8,4M -n 20000 -w 1 -c 0 --jsonl",
+            env!("CARGO_BIN_EXE_ringtree")
+        );
+        let mut command = command(&["--ranks", "3", "--grace", "0.05"], &script);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut launcher = Launcher { child };
+        let mut stdout = launcher.take_output();
+        let pid = stdout.next_line().strip_prefix("[1] ").unwrap().parse().unwrap();
+        // Behind the first row the second one is measured, for long.
+        assert!(stdout.next_line().starts_with("[0] {"));
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        let mut stderr = launcher.child.stderr.take().unwrap();
+        assert_eq!(launcher.wait(), Some(status), "{transport}");
+        let mut said = String::new();
+        stderr.read_to_string(&mut said).unwrap();
+        let first = said.lines().find(|line| line.contains("failed first")).unwrap_or_default();
+        assert!(first.contains(says), "{transport}: {said}");
+        assert!(said.contains(&format!("rank 1 (process {pid} on ")), "{transport}: {said}");
+    }
 }
 
 #[test]

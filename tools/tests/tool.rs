@@ -106,6 +106,29 @@ fn encrypted_ranks_and_ranks_of_several_sockets_are_verified() {
         assert_eq!(records.len(), 8);
         assert!(records.iter().all(|record| record["ok"] == true), "{options}");
     }
+    let output = ringtree("bench all-reduce --ranks 2 --transport tcp --encrypt --sizes 8 -n 1");
+    let table = text(&output.stdout);
+    assert!(table.contains("# transport tcp (encrypted), "), "{table}");
+}
+
+/// Over more than one round, in place and through slots: of four ranks two may share a processor.
+#[test]
+fn large_buffers_of_a_two_shot_are_verified() {
+    for ranks in [2, 4] {
+        let records = records(&format!(
+            "bench all-reduce --ranks {ranks} --transport shm --algorithm two-shot \
+             --sizes 8388604,8388612,25165828 -n 1 -w 0 --jsonl"
+        ));
+        assert_eq!(records.len(), 6);
+        assert!(records.iter().all(|record| record["ok"] == true), "{ranks} ranks");
+    }
+}
+
+#[test]
+fn what_was_not_checked_is_not_called_right() {
+    for record in records("bench all-reduce --ranks 2 --sizes 8 -n 1 -w 0 -c 0 --jsonl") {
+        assert_eq!(record["ok"], Value::Null);
+    }
 }
 
 #[test]
@@ -283,6 +306,23 @@ fn whoever_stops_reading_is_no_reason_to_panic() {
         assert!(!said.contains("panicked") && !errors.contains("panicked"), "{said}{errors}");
         assert_eq!(said.lines().count(), lines, "{script}: {said}{errors}");
         assert_eq!(errors, "", "{script}");
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_said() {
+    for command in [
+        "plan all-reduce --ranks 4 --algorithm ring",
+        "plan all-reduce --ranks 4 --algorithm ring --check",
+        "bench all-reduce --ranks 2 --sizes 8 -n 1",
+        "run --ranks 2 -- echo something",
+    ] {
+        let script = format!("\"$0\" {command} >/dev/full");
+        let mut shell = Command::new("sh");
+        let output = shell.args(["-c", &script, env!("CARGO_BIN_EXE_ringtree")]).output().unwrap();
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command}: {errors}");
+        assert!(errors.contains("No space left on device"), "{command}: {errors}");
     }
 }
 

@@ -316,6 +316,9 @@ mod tests {
         let before = slice_ns();
         ask_for_short_slices();
         ask_for_short_slices();
+        if OWN_SLICE_NS.get().is_some_and(|own_ns| own_ns > 0) {
+            assert_eq!(slice_ns(), SHORT_SLICE.as_nanos() as u64);
+        }
         restore_slices();
         assert_eq!(slice_ns(), before);
         // Nothing is left to give back.

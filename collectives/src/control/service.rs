@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::arbiter::{Arbiter, Send};
 use super::poller::{Connection, Inbox, Poller};
-use super::verdict::Place;
+use super::verdict::{Place, Verdict};
 use super::wire::{self, Join, ToArbiter, ToMember};
 
 /// How long a communicator is remembered that nobody uses but that some ranks have not joined yet:
@@ -28,6 +28,7 @@ const REMEMBER_MS: u64 = 60_000;
 pub struct ControlService {
     inbox: Arc<Inbox<Work>>,
     members: Arc<Members>,
+    first_verdict: Arc<OnceLock<Verdict>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// A child that was forked has a copy of this, but no thread.
     pid: u32,
@@ -43,6 +44,7 @@ impl ControlService {
         let poller = Poller::new()?;
         let inbox = poller.inbox();
         let members = Arc::new(Members::default());
+        let first_verdict = Arc::new(OnceLock::new());
         let joined = ToMember::Joined { arbiter: hosted_by, place: Place::here() };
         let mut server = Server {
             poller,
@@ -52,17 +54,23 @@ impl ControlService {
             seats: HashMap::new(),
             next_key: 0,
             members: members.clone(),
+            first_verdict: first_verdict.clone(),
         };
         let name = "ringtree-arbiter".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || server.run())?;
         let thread = Mutex::new(Some(thread));
-        Ok(ControlService { inbox, members, thread, pid: std::process::id() })
+        Ok(ControlService { inbox, members, first_verdict, thread, pid: std::process::id() })
     }
 
     /// Takes over a connection whose first message was `hello`. Returns at once.
     pub fn serve(&self, stream: SecureStream<TcpStream>, hello: Vec<u8>) {
         let connection = Box::new(Connection::new(stream));
         self.inbox.push(Work::Accept { connection, hello });
+    }
+
+    /// The first verdict that was given on any communicator.
+    pub fn first_verdict(&self) -> Option<&Verdict> {
+        self.first_verdict.get()
     }
 
     /// Waits until all ranks of all communicators that any rank has joined have come and left
@@ -128,6 +136,7 @@ struct Server {
     seats: HashMap<u64, Seat>,
     next_key: u64,
     members: Arc<Members>,
+    first_verdict: Arc<OnceLock<Verdict>>,
 }
 
 struct Communicator {
@@ -234,6 +243,10 @@ impl Server {
     fn send(&mut self, communicator: u64, sends: Vec<Send>) {
         let Some(communicator) = self.communicators.get(&communicator) else { return };
         for Send { to, message } in sends {
+            if let ToMember::Verdict { verdict } = &message {
+                // Before anybody acts on it.
+                let _ = self.first_verdict.set(verdict.clone());
+            }
             let Some(key) = communicator.seats.get(&to) else { continue };
             let Some(seat) = self.seats.get_mut(key) else { continue };
             seat.connection.send(&message);

@@ -124,6 +124,20 @@ pub struct Side {
 }
 
 impl Verdict {
+    /// The rank that it is about, where it is about one.
+    pub fn culprit(&self) -> Option<u32> {
+        match self {
+            Verdict::Died { rank, .. }
+            | Verdict::Stopped { rank, .. }
+            | Verdict::Late { rank, .. }
+            | Verdict::Left { rank, .. }
+            | Verdict::Aborted { by: rank, .. } => Some(*rank),
+            Verdict::Mismatch { .. } | Verdict::LinkBroken { .. } | Verdict::ArbiterLost { .. } => {
+                None
+            }
+        }
+    }
+
     /// The rank that must not be able to write into anyone's memory once the verdict is known.
     pub fn fenced_rank(&self) -> Option<u32> {
         match self {

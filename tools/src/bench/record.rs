@@ -32,7 +32,8 @@ pub struct Record {
     #[serde(rename = "busbw_GBps")]
     busbw_gbps: f64,
     inplace: bool,
-    ok: bool,
+    /// None: not checked.
+    ok: Option<bool>,
 }
 
 impl Record {
@@ -67,7 +68,7 @@ impl Record {
             algbw_gbps: rounded(algbw, 10_000.0),
             busbw_gbps: rounded(algbw * collective.bus_factor(summary.ranks), 10_000.0),
             inplace: placement == Placement::InPlace,
-            ok: outcome.wrong.unwrap_or(0) == 0,
+            ok: outcome.wrong.map(|wrong| wrong == 0),
         }
     }
 }
@@ -128,7 +129,7 @@ impl<'a> Document<'a> {
 
 /// Outcomes with a wrong element, which nccl-tests calls values out of bounds.
 pub fn out_of_bounds(rows: &[Row]) -> u64 {
-    rows.iter().filter(|row| !row.record.ok).count() as u64
+    rows.iter().filter(|row| row.record.ok == Some(false)).count() as u64
 }
 
 /// Mean bus bandwidth of all outcomes, in 1e9 bytes a second.

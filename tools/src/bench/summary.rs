@@ -78,13 +78,14 @@ impl Summary {
         };
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
-             # transport {}, algorithm {algorithm}, {} memory{}\n\
+             # transport {}{}, algorithm {algorithm}, {} memory{}\n\
              # time: median of the slowest rank's times, with a barrier before each call\n",
             measurement.collective.name(),
             counted(self.ranks, "rank"),
             counted(hosts.len(), "host"),
             hosts.join(", "),
             self.transport,
+            if measurement.encrypt && self.transport != "shm" { " (encrypted)" } else { "" },
             measurement.memory.name(),
             if measurement.touch { ", written before each call" } else { "" },
         )

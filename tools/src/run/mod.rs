@@ -13,7 +13,7 @@ mod service;
 mod supervisor;
 
 use std::ffi::OsString;
-use std::io::{self, PipeReader, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -164,11 +164,13 @@ fn watch_ranks(options: &LaunchOptions, guardian: OwnedFd) -> Result<u8, LaunchE
     match outcome? {
         (Outcome::Ended(code), output) => {
             let wait = |end| wait_for_end(end, &signals, &guardian).map_err(during("wait"));
-            wait(&output)?;
+            let is_told = wait(&output)?;
+            let lost_output = is_told && (&output).read(&mut [0]).is_ok_and(|count| count > 0);
+            let code = if lost_output { code.max(1) } else { code };
             if options.nodes > 1 {
                 let limit = if code == 0 { A_LONG_TIME } else { options.grace };
                 let others = service.others_left(limit).map_err(during("wait for other hosts"))?;
-                others.as_ref().map_or(Ok(()), wait)?;
+                others.as_ref().map_or(Ok(false), wait)?;
             }
             Ok(code)
         }
@@ -182,8 +184,8 @@ fn run_ranks(
     signals: &SignalFd,
     guardian: &OwnedFd,
 ) -> Result<(Outcome, PipeReader), LaunchError> {
-    let mut supervisor =
-        Supervisor::new(signals, guardian, options.grace).map_err(during("watch the ranks"))?;
+    let mut supervisor = Supervisor::new(signals, service, guardian, options.grace)
+        .map_err(during("watch the ranks"))?;
     let streams = start_ranks(options, service, &mut supervisor)?;
     let output = relay::start(streams).map_err(during("pass on output"))?;
     let outcome = supervisor.run().map_err(during("watch the ranks"))?;
@@ -224,8 +226,8 @@ fn start_ranks(
 }
 
 /// Waits until `pipe` reaches its end. Whoever reads our output may be slow or have stopped, and
-/// other hosts may go on for long: a signal ends the wait.
-fn wait_for_end(pipe: &PipeReader, signals: &SignalFd, guardian: &OwnedFd) -> io::Result<()> {
+/// other hosts may go on for long: a signal ends the wait. Returns whether the pipe did.
+fn wait_for_end(pipe: &PipeReader, signals: &SignalFd, guardian: &OwnedFd) -> io::Result<bool> {
     loop {
         let mut fds = [
             PollFd::new(pipe.as_fd(), PollFlags::POLLIN),
@@ -236,9 +238,9 @@ fn wait_for_end(pipe: &PipeReader, signals: &SignalFd, guardian: &OwnedFd) -> io
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let is_over = fds[0].any() == Some(true) || fds[2].any() == Some(true);
-        if is_over || !process::pending_signals(signals)?.is_empty() {
-            return Ok(());
+        let [is_told, _, is_abandoned] = fds.each_ref().map(|fd| fd.any() == Some(true));
+        if is_told || is_abandoned || !process::pending_signals(signals)?.is_empty() {
+            return Ok(is_told);
         }
     }
 }

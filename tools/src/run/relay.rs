@@ -5,11 +5,14 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
+use std::mem::replace;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::report;
 
 /// What is read at once from one rank.
 const READ_BYTES: usize = 64 << 10;
@@ -41,17 +44,26 @@ impl Stream {
 }
 
 /// Starts a thread that passes the streams on. The returned pipe reaches its end when all of them
-/// have reached theirs and everything is written.
+/// have reached theirs and everything is written; there is a byte in it if something could not be.
 pub fn start(streams: Vec<Stream>) -> io::Result<PipeReader> {
     let (done, writer) = io::pipe()?;
     thread::Builder::new().name("output".into()).spawn(move || {
-        let _closed_at_the_end = writer;
-        pass_on(streams);
+        let mut closed_at_the_end = writer;
+        let mut is_told = false;
+        pass_on(streams, |error| {
+            if replace(&mut is_told, true) {
+                return;
+            }
+            report(&format!("cannot pass on what the ranks print: {error}"));
+            // The reader has gone if this fails.
+            let _ = closed_at_the_end.write_all(&[1]);
+        });
     })?;
     Ok(done)
 }
 
-fn pass_on(mut streams: Vec<Stream>) {
+/// `fail` hears of what could not be written, but for that nobody reads it any more.
+fn pass_on(mut streams: Vec<Stream>, mut fail: impl FnMut(&io::Error)) {
     let mut bytes = vec![0; READ_BYTES];
     while !streams.is_empty() {
         let ready = wait_for_any(&streams);
@@ -59,7 +71,7 @@ fn pass_on(mut streams: Vec<Stream>) {
         streams.retain_mut(|stream| {
             let is_ready = ready[index];
             index += 1;
-            !is_ready || pass_on_some(stream, &mut bytes)
+            !is_ready || pass_on_some(stream, &mut bytes, &mut fail)
         });
     }
 }
@@ -81,7 +93,7 @@ fn wait_for_any(streams: &[Stream]) -> Vec<bool> {
 /// Reads once and writes what became whole. Returns whether the stream goes on: it does not at its
 /// end, nor when nobody takes the output any more. Dropping it then tells the rank, as a closed
 /// pipe would.
-fn pass_on_some(stream: &mut Stream, bytes: &mut [u8]) -> bool {
+fn pass_on_some(stream: &mut Stream, bytes: &mut [u8], fail: &mut impl FnMut(&io::Error)) -> bool {
     let mut out = Vec::new();
     let goes_on = match stream.source.read(bytes) {
         Ok(0) => {
@@ -94,7 +106,15 @@ fn pass_on_some(stream: &mut Stream, bytes: &mut [u8]) -> bool {
         }
         Err(error) => error.kind() == io::ErrorKind::Interrupted,
     };
-    write_out(stream.target, &out).is_ok() && goes_on
+    match write_out(stream.target, &out) {
+        Ok(()) => goes_on,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                fail(&error);
+            }
+            false
+        }
+    }
 }
 
 fn write_out(target: Target, bytes: &[u8]) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringtree::Settings;
-use ringtree::control::ControlService;
+use ringtree::control::{ControlService, Verdict};
 use ringtree_transport::rendezvous::{Server, StoreError, listen};
 use ringtree_transport::secure::{Job, Secret, SecureError};
 
@@ -103,6 +103,11 @@ impl Service {
     /// What the ranks find in their environment, beside their place.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         self.variables.clone()
+    }
+
+    /// What the ranks were told first of what went wrong, if they meet here.
+    pub fn first_verdict(&self) -> Option<&Verdict> {
+        self.hosted.as_ref()?.control.first_verdict()
     }
 
     /// A pipe that reaches its end when the ranks of the other hosts have left, or after `limit`.

@@ -13,9 +13,12 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
+use ringtree::control::Verdict;
+
 use super::process;
 use super::ranks::RankProcess;
 use super::report;
+use super::service::Service;
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +52,22 @@ const GUARDIAN: u64 = u64::MAX - 1;
 pub struct Supervisor<'a> {
     epoll: Epoll,
     signals: &'a SignalFd,
+    service: &'a Service,
     ranks: Vec<Rank>,
     grace: Duration,
     stage: Stage,
     passed_on: Option<Signal>,
     first_failure: Option<ExitStatus>,
+    /// The first one that failed because of a rank that still runs.
+    witness: Option<Failed>,
+}
+
+/// A rank that failed.
+#[derive(Clone, Copy)]
+struct Failed {
+    rank: u32,
+    pid: Pid,
+    status: ExitStatus,
 }
 
 struct Rank {
@@ -71,9 +85,10 @@ enum State {
 impl<'a> Supervisor<'a> {
     /// A supervisor of no rank yet. Once one has failed, the others get `grace` to end by
     /// themselves, and as much again after they were asked to. `guardian` becomes readable when the
-    /// process that watches this one has ended.
+    /// process that watches this one has ended. What the ranks know of each other, `service` knows.
     pub fn new(
         signals: &'a SignalFd,
+        service: &'a Service,
         guardian: &OwnedFd,
         grace: Duration,
     ) -> io::Result<Supervisor<'a>> {
@@ -83,11 +98,13 @@ impl<'a> Supervisor<'a> {
         Ok(Supervisor {
             epoll,
             signals,
+            service,
             ranks: Vec::new(),
             grace,
             stage: Stage::Running,
             passed_on: None,
             first_failure: None,
+            witness: None,
         })
     }
 
@@ -146,29 +163,69 @@ impl<'a> Supervisor<'a> {
         let State::Reaped(status) = rank.state else { return Ok(()) };
         rank.state = State::Ended;
         self.epoll.delete(&rank.process.end)?;
-        if status.success() || self.first_failure.is_some() {
+        let ended = Failed { rank: rank.process.rank, pid: rank.process.pid, status };
+        if self.first_failure.is_some() {
             return Ok(());
         }
-        self.first_failure = Some(status);
         if status.signal() == Some(Signal::SIGPIPE as i32) {
             // Nobody reads what it prints: everyone ends, and nobody needs to be told.
+            self.first_failure = Some(status);
             self.kill();
             return Ok(());
         }
-        let how = process::describe(status);
-        match self.passed_on {
-            Some(signal) => {
-                report(&format!("ended by {signal}: rank {}: {how}", rank.process.rank))
-            }
-            None => report(&format!(
-                "rank {} (process {}) failed first: {how}",
-                rank.process.rank, rank.process.pid
-            )),
+        if let Some(signal) = self.passed_on.filter(|_| !status.success()) {
+            self.first_failure = Some(status);
+            report(&format!(
+                "ended by {signal}: rank {}: {}",
+                ended.rank,
+                process::describe(status)
+            ));
+        } else {
+            self.look_for_the_first(ended);
         }
-        if self.stage == Stage::Running {
+        if !status.success() && self.stage == Stage::Running {
             self.stage = Stage::Grace { until: Instant::now() + self.grace };
         }
         Ok(())
+    }
+
+    /// Names the rank that failed first. That is the one that the others' verdict is about, if it
+    /// is here and fails, too: they learn of its failure while it may not even have ended.
+    fn look_for_the_first(&mut self, ended: Failed) {
+        let culprit = self.service.first_verdict().and_then(Verdict::culprit);
+        let still_runs = |culprit: &u32| {
+            let here = self.ranks.iter().find(|rank| rank.process.rank == *culprit);
+            here.is_some_and(|rank| !matches!(rank.state, State::Ended))
+        };
+        let failed = (!ended.status.success()).then_some(ended);
+        if culprit.as_ref().is_some_and(still_runs) {
+            self.witness = self.witness.or(failed);
+        } else if culprit == Some(ended.rank) {
+            self.name(failed.or(self.witness));
+        } else {
+            self.name(self.witness.or(failed));
+        }
+    }
+
+    fn name(&mut self, first: Option<Failed>) {
+        let Some(Failed { rank, pid, status }) = first else { return };
+        self.first_failure = Some(status);
+        let verdict = self.service.first_verdict();
+        let how = process::describe(status);
+        let why = match verdict {
+            Some(Verdict::Stopped { rank: stopped, .. })
+                if *stopped == rank && status.signal() == Some(Signal::SIGKILL as i32) =>
+            {
+                " by its peers, since it was stopped and must not write into their memory later"
+                    .into()
+            }
+            Some(verdict) => match verdict.culprit().filter(|culprit| *culprit != rank) {
+                Some(culprit) => format!(", because of rank {culprit}"),
+                None => String::new(),
+            },
+            None => String::new(),
+        };
+        report(&format!("rank {rank} (process {pid}) failed first: {how}{why}"));
     }
 
     /// The first signal is for the ranks to deal with; the second one ends them.
@@ -188,6 +245,9 @@ impl<'a> Supervisor<'a> {
         }
         match self.stage {
             Stage::Grace { until } => {
+                if self.first_failure.is_none() {
+                    self.name(self.witness);
+                }
                 self.report_running("sending SIGTERM");
                 self.signal_running(Signal::SIGTERM);
                 self.stage = Stage::Asked { until: until + self.grace };

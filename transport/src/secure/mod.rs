@@ -164,8 +164,10 @@ pub fn accept<S: Socket>(
     let mut message = Vec::new();
     fill(&*stream, &mut message, NOISE_BYTES, &limit)?;
     if noise.read_message(&message, &mut []).is_err() {
+        // Once it has been refused it is gone, and with it its name.
+        let peer = stream.peer_name();
         refuse(&*stream, &[UNPROVEN], &limit);
-        return Err(SecureError::Unproven { peer: stream.peer_name() });
+        return Err(SecureError::Unproven { peer });
     }
     let mut answer = vec![PROVED];
     answer.extend_from_slice(&write_noise(&mut noise)?);
