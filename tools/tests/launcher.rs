@@ -291,6 +291,30 @@ fn lines_of_many_ranks_do_not_mix() {
 }
 
 #[test]
+fn all_that_can_be_printed_is_printed_though_something_else_cannot() {
+    let folder = Folder::new("full");
+    let (started, go) = (folder.fifo("started"), folder.fifo("go"));
+    // So much that it fits into the rank's pipe, and with prefixes not into the launcher's.
+    let script = format!("echo $$ >{started}; read line <{go}; echo lost; seq 10000 >&2");
+    let mut command = command(&["--ranks", "1"], &script);
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    let mut launcher = Launcher { child: command.stderr(Stdio::piped()).spawn().unwrap() };
+    let pid = fs::read_to_string(&started).unwrap();
+    let rank = pidfd(Pid::from_raw(pid.trim().parse().unwrap()));
+    fs::write(&go, "now\n").unwrap();
+    wait_for_end(&rank);
+    // It must not end before all is read, however long that takes.
+    let end = pidfd(Pid::from_raw(launcher.child.id() as i32));
+    let mut fds = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, 300_u16), Ok(0), "the launcher has ended");
+    let mut said = String::new();
+    launcher.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said.lines().filter(|line| line.starts_with("[0] ")).count(), 10_000);
+    assert!(said.contains("cannot pass on what the ranks print"));
+    assert_eq!(launcher.wait(), Some(1));
+}
+
+#[test]
 fn a_closed_output_ends_the_job() {
     let mut launcher = start(&["--ranks", "2"], "while :; do echo y; done");
     let mut stdout = launcher.take_output();

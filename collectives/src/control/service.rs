@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ const REMEMBER_MS: u64 = 60_000;
 pub struct ControlService {
     inbox: Arc<Inbox<Work>>,
     members: Arc<Members>,
-    first_verdict: Arc<OnceLock<Verdict>>,
+    verdict: Arc<LatestVerdict>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// A child that was forked has a copy of this, but no thread.
     pid: u32,
@@ -44,7 +44,7 @@ impl ControlService {
         let poller = Poller::new()?;
         let inbox = poller.inbox();
         let members = Arc::new(Members::default());
-        let first_verdict = Arc::new(OnceLock::new());
+        let verdict = Arc::new(LatestVerdict::default());
         let joined = ToMember::Joined { arbiter: hosted_by, place: Place::here() };
         let mut server = Server {
             poller,
@@ -54,12 +54,12 @@ impl ControlService {
             seats: HashMap::new(),
             next_key: 0,
             members: members.clone(),
-            first_verdict: first_verdict.clone(),
+            verdict: verdict.clone(),
         };
         let name = "ringtree-arbiter".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || server.run())?;
         let thread = Mutex::new(Some(thread));
-        Ok(ControlService { inbox, members, first_verdict, thread, pid: std::process::id() })
+        Ok(ControlService { inbox, members, verdict, thread, pid: std::process::id() })
     }
 
     /// Takes over a connection whose first message was `hello`. Returns at once.
@@ -68,9 +68,10 @@ impl ControlService {
         self.inbox.push(Work::Accept { connection, hello });
     }
 
-    /// The first verdict that was given on any communicator.
-    pub fn first_verdict(&self) -> Option<&Verdict> {
-        self.first_verdict.get()
+    /// What went wrong on a communicator, as its members were told; `None` once a rank has joined
+    /// another one since, as ranks do that go on after a failure.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.verdict.get().as_ref().map(|(_, verdict)| verdict.clone())
     }
 
     /// Waits until all ranks of all communicators that any rank has joined have come and left
@@ -126,6 +127,21 @@ impl Members {
     }
 }
 
+/// The last communicator that a verdict was given on, and the verdict.
+#[derive(Debug, Default)]
+struct LatestVerdict(Mutex<Option<(u64, Verdict)>>);
+
+impl LatestVerdict {
+    fn get(&self) -> MutexGuard<'_, Option<(u64, Verdict)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A rank joins a communicator.
+    fn forget_others(&self, communicator: u64) {
+        self.get().take_if(|(of, _)| *of != communicator);
+    }
+}
+
 /// What the service's thread owns.
 struct Server {
     poller: Poller<Work>,
@@ -136,7 +152,7 @@ struct Server {
     seats: HashMap<u64, Seat>,
     next_key: u64,
     members: Arc<Members>,
-    first_verdict: Arc<OnceLock<Verdict>>,
+    verdict: Arc<LatestVerdict>,
 }
 
 struct Communicator {
@@ -204,6 +220,7 @@ impl Server {
         self.next_key += 1;
         communicator.seats.insert(rank, key);
         communicator.unused_since_ms = None;
+        self.verdict.forget_others(id);
         connection.send(&self.joined);
         let watched = self.poller.add(&connection, key);
         self.seats.insert(key, Seat { connection, communicator: id, rank });
@@ -240,12 +257,12 @@ impl Server {
         }
     }
 
-    fn send(&mut self, communicator: u64, sends: Vec<Send>) {
-        let Some(communicator) = self.communicators.get(&communicator) else { return };
+    fn send(&mut self, id: u64, sends: Vec<Send>) {
+        let Some(communicator) = self.communicators.get(&id) else { return };
         for Send { to, message } in sends {
             if let ToMember::Verdict { verdict } = &message {
                 // Before anybody acts on it.
-                let _ = self.first_verdict.set(verdict.clone());
+                *self.verdict.get() = Some((id, verdict.clone()));
             }
             let Some(key) = communicator.seats.get(&to) else { continue };
             let Some(seat) = self.seats.get_mut(key) else { continue };

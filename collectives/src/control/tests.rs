@@ -111,6 +111,21 @@ fn an_abort_reaches_every_member() {
 }
 
 #[test]
+fn the_host_knows_the_verdict_until_a_rank_goes_on_in_another_communicator() {
+    let host = Host::new(None);
+    let members: Vec<_> = (0..2).map(|rank| host.joins(rank, 2)).collect();
+    assert_eq!(host.service.verdict(), None);
+    members[1].control.abort("enough");
+    let verdict = members[0].verdict();
+    assert_eq!(host.service.verdict(), Some(verdict));
+    let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
+    let next = Membership { communicator: 8, rank: 0, ranks: 2 };
+    let next = Control::join(&host.address(), &job(), next, recorder, abort, soon());
+    assert!(next.is_ok());
+    assert_eq!(host.service.verdict(), None);
+}
+
+#[test]
 fn a_rank_whose_connection_ends_died_for_all_others() {
     let host = Host::new(None);
     let silent = host.joins_silently(1, 3);

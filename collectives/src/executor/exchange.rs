@@ -109,7 +109,7 @@ impl Operation {
         let Some(mut exchange) = self.exchange.take() else { return };
         let len = self.geometry.bytes(0, exchange.given).len;
         let given = self.address(0, exchange.given);
-        // SAFETY: `given` is a span of the input; an exchange before this one is complete.
+        // SAFETY: `given` is a span of the input, or nothing; an exchange before this one is complete.
         exchange.published = unsafe { board.publish(tag, given, len) };
         exchange.mine = given;
         exchange.is_posted = false;

@@ -86,7 +86,7 @@ fn all_reduce(algorithm: Algorithm, counts: &[usize], mesh: &mut Mesh, in_place:
     let schedules = [
         Schedule { lanes: 1, round_bytes: 1 << 30, attaches: true },
         Schedule { lanes: 3, round_bytes: 1 << 12, attaches: true },
-        Schedule { lanes: 2, round_bytes: 1 << 18, attaches: true },
+        Schedule { lanes: 2, round_bytes: 1 << 18, attaches: false },
     ];
     for &count in counts {
         for schedule in schedules {
@@ -163,6 +163,41 @@ fn an_exchange_takes_its_messages_from_boards_and_from_links() {
             let mut mesh = mesh(ranks, is_far);
             for in_place in [true, false] {
                 all_reduce(Algorithm::OneShot, &[0, 1, 12, 13, 1024, 1025], &mut mesh, in_place);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_barrier_of_two_exchanges_needs_boards_or_links() {
+    for is_far in [|_, _| false, |_, _| true, |low, _| low == 0, |low, high| (low + high) % 2 == 0]
+    {
+        for ranks in [2, 3, 5] {
+            let Mesh { mut links, mut boards } = mesh(ranks, is_far);
+            let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
+            let kernel = reduce::kernel(DataType::F32, Op::Sum);
+            let barrier = |rank| {
+                let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, ranks as u32);
+                let mut operation =
+                    Operation::new(lower(&plan), DataType::F32, kernel, 0, schedule, 0, 5);
+                operation.exchange_at_once();
+                operation
+            };
+            let mut operations: Vec<Operation> = (0..ranks as u32).map(barrier).collect();
+            for sequence in [1, 1, 2, 2] {
+                for rank in (0..ranks).rev() {
+                    let waiting = &mut operations[rank + 1..];
+                    for (waiting, links) in waiting.iter_mut().zip(&mut links[rank + 1..]) {
+                        let status = waiting.poll(links, 0).unwrap();
+                        assert_ne!(status, Status::Done, "rank {rank} has not come");
+                    }
+                    let (links, board) = (&mut links[rank], &mut boards[rank]);
+                    let (tag, none, nowhere) =
+                        (Tag { sequence, digest: 5 }, ptr::null(), ptr::null_mut());
+                    // SAFETY: a barrier touches no memory.
+                    unsafe { operations[rank].start_with(tag, none, nowhere, links, board) };
+                }
+                drive(&mut operations, &mut links);
             }
         }
     }

@@ -164,8 +164,11 @@ fn watch_ranks(options: &LaunchOptions, guardian: OwnedFd) -> Result<u8, LaunchE
     match outcome? {
         (Outcome::Ended(code), output) => {
             let wait = |end| wait_for_end(end, &signals, &guardian).map_err(during("wait"));
-            let is_told = wait(&output)?;
-            let lost_output = is_told && (&output).read(&mut [0]).is_ok_and(|count| count > 0);
+            let lost_output =
+                wait(&output)? && (&output).read(&mut [0]).is_ok_and(|count| count > 0);
+            if lost_output {
+                wait(&output)?;
+            }
             let code = if lost_output { code.max(1) } else { code };
             if options.nodes > 1 {
                 let limit = if code == 0 { A_LONG_TIME } else { options.grace };

@@ -105,9 +105,9 @@ impl Service {
         self.variables.clone()
     }
 
-    /// What the ranks were told first of what went wrong, if they meet here.
-    pub fn first_verdict(&self) -> Option<&Verdict> {
-        self.hosted.as_ref()?.control.first_verdict()
+    /// What the ranks were told of what went wrong, if they meet here.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.hosted.as_ref()?.control.verdict()
     }
 
     /// A pipe that reaches its end when the ranks of the other hosts have left, or after `limit`.

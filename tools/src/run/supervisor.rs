@@ -192,7 +192,7 @@ impl<'a> Supervisor<'a> {
     /// Names the rank that failed first. That is the one that the others' verdict is about, if it
     /// is here and fails, too: they learn of its failure while it may not even have ended.
     fn look_for_the_first(&mut self, ended: Failed) {
-        let culprit = self.service.first_verdict().and_then(Verdict::culprit);
+        let culprit = self.service.verdict().as_ref().and_then(Verdict::culprit);
         let still_runs = |culprit: &u32| {
             let here = self.ranks.iter().find(|rank| rank.process.rank == *culprit);
             here.is_some_and(|rank| !matches!(rank.state, State::Ended))
@@ -210,11 +210,11 @@ impl<'a> Supervisor<'a> {
     fn name(&mut self, first: Option<Failed>) {
         let Some(Failed { rank, pid, status }) = first else { return };
         self.first_failure = Some(status);
-        let verdict = self.service.first_verdict();
+        let verdict = self.service.verdict();
         let how = process::describe(status);
         let why = match verdict {
             Some(Verdict::Stopped { rank: stopped, .. })
-                if *stopped == rank && status.signal() == Some(Signal::SIGKILL as i32) =>
+                if stopped == rank && status.signal() == Some(Signal::SIGKILL as i32) =>
             {
                 " by its peers, since it was stopped and must not write into their memory later"
                     .into()

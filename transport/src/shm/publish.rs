@@ -30,8 +30,8 @@ pub struct Published {
     pub number: u32,
     /// Where the message is until the next exchange but one.
     pub data: *const u8,
-    /// The operation before this one was an exchange, too. It is complete, so that all peers were in
-    /// it and have been in no other since.
+    /// What this rank did before was an exchange, too, of the operation before or of this one. It is
+    /// complete, so that all peers were in it and have been in nothing else since.
     pub is_next: bool,
 }
 
