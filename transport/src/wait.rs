@@ -65,10 +65,9 @@ const HAND_OVER: std::ops::Range<Duration> = Duration::from_nanos(700)..Duration
 /// Waits that must have been handed over before a first rank moves.
 const PATIENCE: u32 = 16;
 
-/// How long a thread offers its processor to others before it sleeps. Others lose nothing by that,
-/// and a sleeper much: in a virtual machine that shares its processors with others, an idle one is
-/// given away, and 8 bytes of 4 ranks over TCP took 320 microseconds instead of 30 while ranks slept
-/// after 100 microseconds.
+/// How long a thread offers its processor to others before it sleeps. A sleeper loses more than his
+/// sleep: in a virtual machine that shares its processors with others, an idle one is given away, and
+/// 8 bytes of 4 ranks over TCP took 320 microseconds instead of 30 while ranks slept after 100.
 const YIELD: Duration = Duration::from_millis(1);
 
 /// What a thread that offers its processor asks to run for at a time: the least that Linux grants.

@@ -211,20 +211,16 @@ impl<'a> Supervisor<'a> {
         let Some(Failed { rank, pid, status }) = first else { return };
         self.first_failure = Some(status);
         let verdict = self.service.verdict();
-        let how = process::describe(status);
-        let why = match verdict {
-            Some(Verdict::Stopped { rank: stopped, .. })
-                if stopped == rank && status.signal() == Some(Signal::SIGKILL as i32) =>
-            {
+        let was_killed = status.signal() == Some(Signal::SIGKILL as i32);
+        let why = match verdict.as_ref().and_then(Verdict::culprit) {
+            Some(culprit) if culprit != rank => format!(", because of rank {culprit}"),
+            Some(_) if was_killed && matches!(verdict, Some(Verdict::Stopped { .. })) => {
                 " by its peers, since it was stopped and must not write into their memory later"
                     .into()
             }
-            Some(verdict) => match verdict.culprit().filter(|culprit| *culprit != rank) {
-                Some(culprit) => format!(", because of rank {culprit}"),
-                None => String::new(),
-            },
-            None => String::new(),
+            _ => String::new(),
         };
+        let how = process::describe(status);
         report(&format!("rank {rank} (process {pid}) failed first: {how}{why}"));
     }
 

@@ -164,9 +164,7 @@ pub fn accept<S: Socket>(
     let mut message = Vec::new();
     fill(&*stream, &mut message, NOISE_BYTES, &limit)?;
     if noise.read_message(&message, &mut []).is_err() {
-        // Once it has been refused it is gone, and with it its name.
-        let peer = stream.peer_name();
-        refuse(&*stream, &[UNPROVEN], &limit);
+        let peer = refuse(&*stream, &[UNPROVEN], &limit);
         return Err(SecureError::Unproven { peer });
     }
     let mut answer = vec![PROVED];
@@ -208,8 +206,8 @@ fn receive_preamble<S: Socket>(
     let theirs = u16::from_le_bytes([preamble[8], preamble[9]]);
     if theirs != WIRE_VERSION {
         let [low, high] = WIRE_VERSION.to_le_bytes();
-        refuse(stream, &[OTHER_VERSION, low, high], limit);
-        return Err(SecureError::Version { peer: stream.peer_name(), ours: WIRE_VERSION, theirs });
+        let peer = refuse(stream, &[OTHER_VERSION, low, high], limit);
+        return Err(SecureError::Version { peer, ours: WIRE_VERSION, theirs });
     }
     let Some(purpose) = Purpose::from_number(preamble[10]) else {
         let reason = format!("unknown purpose {}", preamble[10]);
@@ -243,12 +241,15 @@ fn receive_answer<S: Socket>(
     }
 }
 
-/// Says no in plain bytes. Whether the other side hears it changes nothing here.
-fn refuse<S: Socket>(stream: &S, answer: &[u8], limit: &Limit<'_>) {
+/// Says no in plain bytes. Whether the other side hears it changes nothing here. Returns its name,
+/// which goes with the connection.
+fn refuse<S: Socket>(stream: &S, answer: &[u8], limit: &Limit<'_>) -> String {
+    let peer = stream.peer_name();
     let limit = limit.at_most(HANG_UP_LIMIT);
     if write_all(stream, answer, &limit).is_ok() {
         hang_up(stream, &limit);
     }
+    peer
 }
 
 /// Which end of the connection this is.

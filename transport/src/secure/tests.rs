@@ -165,6 +165,22 @@ fn a_wrong_secret_is_an_error_on_both_sides() {
 }
 
 #[test]
+fn who_was_refused_is_named_though_the_connection_is_gone() {
+    let mut other_version = recorded_first_message(&job("s"));
+    other_version[8..10].copy_from_slice(&7u16.to_le_bytes());
+    for first in [recorded_first_message(&job("wrong")), other_version] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let name = stranger.local_addr().unwrap().to_string();
+        stranger.write_all(&first).unwrap();
+        stranger.shutdown(std::net::Shutdown::Write).unwrap();
+        let accepted = Arc::new(listener.accept().unwrap().0);
+        let error = accept(accepted, &job("s"), soon(), |_, _| Ok(())).unwrap_err();
+        assert!(error.to_string().starts_with(&name), "{error}");
+    }
+}
+
+#[test]
 fn another_job_with_the_same_secret_is_refused() {
     let other = Job { name: "other".into(), ..job("s") };
     let (a, b) = meet(job("s"), other);
