@@ -10,6 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
+use ringtree_transport::pages;
 use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::Board;
@@ -40,6 +41,8 @@ struct Introduction {
     processors: u32,
     /// A number that ranks of a host have in common if they may use the same ones.
     processor_set: u64,
+    /// Whether its buffers can be moved into large pages.
+    large_pages: bool,
     transports: Transports,
     /// What counts are rank 0's.
     costs: Costs,
@@ -76,6 +79,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         ranks: settings.ranks,
         processors: usable_processors() as u32,
         processor_set: processor_set(),
+        large_pages: pages::large_page_bytes().is_some(),
         transports: settings.transports,
         costs: settings.costs,
         address: endpoint.address(),
@@ -116,6 +120,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         local_ranks,
         processors,
         fewest_local_ranks,
+        large_pages: all.iter().all(|introduction| introduction.large_pages),
         costs: all[0].costs,
     };
     let wiring = Wiring {
@@ -282,6 +287,7 @@ impl Introduction {
         out.extend_from_slice(&self.ranks.to_le_bytes());
         out.extend_from_slice(&self.processors.to_le_bytes());
         out.extend_from_slice(&self.processor_set.to_le_bytes());
+        out.push(u8::from(self.large_pages));
         out.push(self.transports as u8);
         out.extend_from_slice(&self.costs.encode());
         out.extend_from_slice(&self.address);
@@ -293,6 +299,7 @@ impl Introduction {
         let (ranks, bytes) = bytes.split_first_chunk()?;
         let (processors, bytes) = bytes.split_first_chunk()?;
         let (processor_set, bytes) = bytes.split_first_chunk()?;
+        let (&large_pages, bytes) = bytes.split_first()?;
         let (&transports, bytes) = bytes.split_first()?;
         let (costs, address) = bytes.split_first_chunk()?;
         let known = [Transports::Auto, Transports::Shm, Transports::Tcp];
@@ -301,6 +308,7 @@ impl Introduction {
             ranks: u32::from_le_bytes(*ranks),
             processors: u32::from_le_bytes(*processors),
             processor_set: u64::from_le_bytes(*processor_set),
+            large_pages: large_pages != 0,
             transports: known.into_iter().find(|t| *t as u8 == transports)?,
             costs: Costs::decode(costs)?,
             address: address.to_vec(),

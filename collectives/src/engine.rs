@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::{Bell, Registration};
+use ringtree_transport::pages::LargePages;
 use ringtree_transport::shm::Board;
 use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
 use ringtree_transport::{Link, LinkError, POINT_TO_POINT, Tag, TransportKind};
@@ -54,6 +55,7 @@ pub(crate) struct Engine {
     wiring: Wiring,
     driver: Driver,
     prepared: Prepared,
+    pages: LargePages,
     shape: Shape,
     sequence: u32,
     sent: Vec<u32>,
@@ -124,6 +126,7 @@ impl Engine {
             wiring,
             driver,
             prepared: Prepared::default(),
+            pages: LargePages::default(),
             shape,
             sequence: 0,
             sent: vec![0; ranks],
@@ -174,6 +177,11 @@ impl Engine {
         if peers.iter().any(|&peer| self.wiring.links[peer as usize].is_none()) {
             let peers = peers.to_vec();
             self.connect(&peers, Some(named))?;
+        }
+        let len_bytes = call.count as usize * call.data_type.size_bytes();
+        self.pages.note_call(input, len_bytes);
+        if output.cast_const() != input {
+            self.pages.note_call(output, len_bytes);
         }
         let Entry { operation, runs, .. } = &mut self.prepared.operations[index];
         let tag = Tag { sequence, digest: operation.digest() };

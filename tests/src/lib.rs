@@ -7,6 +7,7 @@ pub mod counts;
 pub mod job;
 pub mod links;
 pub mod namespaces;
+pub mod pages;
 pub mod program;
 pub mod random;
 pub mod ranks;

@@ -9,8 +9,10 @@ use std::time::Duration;
 use ringtree::{
     Algorithm, Communicator, Costs, DataType, Error, Op, Pending, Settings, Transports,
 };
+use ringtree_tests::pages::bytes_in_large_pages;
 use ringtree_tests::random::Random;
 use ringtree_tests::ranks::{TRANSPORTS, communicators, each, on_ranks};
+use ringtree_transport::pages::large_page_bytes;
 
 /// What every rank contributes to a sum, and what it must come to.
 fn sum_of(communicator: &Communicator, factor: f32) -> (f32, f32) {
@@ -293,6 +295,44 @@ fn a_prepared_call_runs_a_thousand_times() {
                 assert!(prepared.buffer().iter().all(|x| *x == all));
             }
             assert_eq!(prepared.into_inner(), vec![all; 50]);
+        });
+    }
+}
+
+#[test]
+fn buffers_of_a_loop_are_moved_into_large_pages_and_keep_their_values() {
+    const COUNT: usize = 4 << 20;
+    for transports in TRANSPORTS {
+        on_ranks(2, transports, |communicator| {
+            let (mine, all) = sum_of(communicator, 1.0);
+            let alloc = || communicator.alloc::<f32>(COUNT).expect("memory");
+            let (mut input, mut output) = (alloc(), alloc());
+            input.fill(mine);
+            let mut call = |input: &[f32], output: &mut [f32]| {
+                output.fill(-1.0);
+                communicator.all_reduce_into(input, output, Op::Sum).expect("an all-reduce");
+                assert!(output.iter().all(|x| *x == all), "over {transports}");
+            };
+            // Only one buffer of this process can be in large pages at a time.
+            for is_input in [true, false] {
+                let mut ordinary = Vec::new();
+                if communicator.rank() == 0 {
+                    ordinary = vec![mine; COUNT];
+                }
+                let before = bytes_in_large_pages(&ordinary);
+                for _ in 0..3 {
+                    match (communicator.rank(), is_input) {
+                        (0, true) => call(&ordinary, &mut output),
+                        (0, false) => call(&input, &mut ordinary),
+                        _ => call(&input, &mut output),
+                    }
+                }
+                if communicator.rank() == 0 && large_page_bytes().is_some() && before == 0 {
+                    // In memory that is in pieces some pages may not find room.
+                    let bytes = bytes_in_large_pages(&ordinary);
+                    assert!(bytes >= 2 * COUNT, "{bytes} bytes, input: {is_input}");
+                }
+            }
         });
     }
 }

@@ -11,6 +11,7 @@ mod fields;
 pub mod interfaces;
 mod link;
 pub mod memory;
+pub mod pages;
 pub mod process;
 pub mod rendezvous;
 pub mod secure;
