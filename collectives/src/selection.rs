@@ -157,13 +157,17 @@ fn candidates(
     shape: Shape,
     forced: Option<Algorithm>,
 ) -> impl Iterator<Item = Algorithm> {
+    let may_link_all = shape.ranks <= MOST_RANKS_ALL_LINKED;
     let fits = move |a: &Algorithm| match forced {
         Some(forced) => forced == *a,
         None if *a == Algorithm::Hierarchical => shape.has_hierarchy(),
         // Ranks that take turns on their processors come out of one exchange in one turn each, and
         // out of dissemination in several. With a processor each they come out of either together.
         None if collective == Collective::Barrier && shape.crowding() == 1.0 => !links_all(*a),
-        None => shape.ranks <= MOST_RANKS_ALL_LINKED || !links_all(*a),
+        // One rank has most of the work and a link to each other one; processors that nobody shares
+        // would rest meanwhile.
+        None if *a == Algorithm::Star => may_link_all && shape.crowding() >= 2.0,
+        None => may_link_all || !links_all(*a),
     };
     Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
 }
@@ -198,6 +202,13 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
         Algorithm::OneShot => (1.0, n - 1.0, n - 1.0, n - 1.0),
         Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::Tree => (depth, part, depth, 0.0),
+        Algorithm::Star => {
+            // One rank does half of it, however many processors there are. All bytes come from
+            // other ranks' caches and go to them: they take half as long again.
+            let most = (n - 1.0) / crowding;
+            let messages = most.max(2.0 * part);
+            (2.0, messages, 1.5 * messages, most)
+        }
         Algorithm::Dissemination => (depth, depth, depth, 0.0),
         Algorithm::Hierarchical => {
             // Those who speak for a host of many ranks have most to do: at worst all that exceed
@@ -242,6 +253,8 @@ fn leaving(algorithm: Algorithm, n: f64, hosts: f64, moved: f64) -> f64 {
         Algorithm::Hierarchical => 2.0 * (hosts - 1.0) / hosts,
         Algorithm::Doubling | Algorithm::Dissemination => locals * hosts.log2().ceil(),
         Algorithm::DoubleTree | Algorithm::Tree => moved,
+        // To and from the host of the one that everyone speaks with.
+        Algorithm::Star => n - locals,
         Algorithm::OneShot | Algorithm::TwoShot => locals * moved * (n - locals) / (n - 1.0),
     }
 }
@@ -301,7 +314,14 @@ mod tests {
 
     #[test]
     fn ranks_that_share_processors_send_fewer_messages() {
-        assert_eq!(chosen(8, 4, 2, false), Algorithm::Doubling);
+        for ranks in [4, 8, 16, 32] {
+            assert_eq!(chosen(8, ranks, 2, false), Algorithm::Star);
+            assert_ne!(chosen(8, ranks, ranks, false), Algorithm::Star);
+        }
+        assert_ne!(chosen(8, 3, 2, false), Algorithm::Star);
+        assert_eq!(chosen(64 << 10, 4, 2, false), Algorithm::Star);
+        assert_eq!(chosen(1 << 20, 4, 2, false), Algorithm::TwoShot);
+        assert_eq!(chosen(16 << 10, 16, 2, true), Algorithm::Star);
         assert_eq!(chosen(64 << 20, 4, 2, true), Algorithm::TwoShot);
     }
 

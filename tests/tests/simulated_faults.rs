@@ -69,6 +69,11 @@ fn two_shot_survives_every_fault() {
 }
 
 #[test]
+fn star_survives_every_fault() {
+    all_reduce_survives(Algorithm::Star);
+}
+
+#[test]
 fn hierarchy_survives_every_fault() {
     all_reduce_survives(Algorithm::Hierarchical);
 }

@@ -80,7 +80,7 @@ fn each_line_of_jsonl_has_exactly_the_agreed_fields() {
 fn every_algorithm_is_verified_over_every_transport() {
     for ranks in [2, 3, 4, 7] {
         for transport in ["shm", "tcp"] {
-            for algorithm in ["ring", "double-tree", "doubling", "one-shot", "two-shot"] {
+            for algorithm in ["ring", "double-tree", "doubling", "one-shot", "two-shot", "star"] {
                 let records = records(&format!(
                     "bench all-reduce --ranks {ranks} --transport {transport} --algorithm \
                      {algorithm} --sizes 0,4,12,1000,65536,1000004 -n 2 -w 1 --jsonl"
@@ -343,6 +343,7 @@ fn plans_are_proved() {
         "plan broadcast --ranks 5 --root 3 --check",
         "plan barrier --algorithm dissemination --ranks 5 --check",
         "plan barrier --algorithm one-shot --ranks 5 --check",
+        "plan all-reduce --algorithm star --ranks 5 --check",
     ] {
         let output = ringtree(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments}");

@@ -48,6 +48,11 @@ fn mutants_of_the_two_shot() {
 }
 
 #[test]
+fn mutants_of_the_star() {
+    assert_eq!(survivors(Algorithm::Star, all_reduce), [64, 35, 35, 33]);
+}
+
+#[test]
 fn mutants_of_the_hierarchy() {
     assert_eq!(survivors(Algorithm::Hierarchical, all_reduce), [250, 20, 16, 21]);
 }

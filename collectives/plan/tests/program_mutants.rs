@@ -28,6 +28,7 @@ fn program_mutants_of_all_reduces() {
     assert_eq!(survivors(Algorithm::OneShot), 0);
     assert_eq!(survivors(Algorithm::TwoShot), 0);
     assert_eq!(survivors(Algorithm::Hierarchical), 0);
+    assert_eq!(survivors(Algorithm::Star), 0);
 }
 
 #[test]

@@ -31,6 +31,7 @@ all_reduce! {
     hierarchical_is_proved: Algorithm::Hierarchical,
     one_shot_is_proved: Algorithm::OneShot,
     two_shot_is_proved: Algorithm::TwoShot,
+    star_is_proved: Algorithm::Star,
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn a_plan_is_written_and_lowered_in_time_proportional_to_its_steps() {
         (Algorithm::OneShot, Collective::AllReduce, Duration::from_millis(2)),
         (Algorithm::DoubleTree, Collective::AllReduce, Duration::from_micros(10)),
         (Algorithm::Doubling, Collective::AllReduce, Duration::from_micros(10)),
+        (Algorithm::Star, Collective::AllReduce, Duration::from_micros(10)),
         (Algorithm::Tree, Collective::Broadcast { root: 7 }, Duration::from_micros(10)),
         (Algorithm::Dissemination, Collective::Barrier, Duration::from_micros(10)),
     ];

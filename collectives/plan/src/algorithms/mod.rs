@@ -10,6 +10,7 @@ mod doubling;
 mod hierarchical;
 mod one_shot;
 mod ring;
+mod star;
 mod tree;
 mod two_shot;
 
@@ -33,11 +34,13 @@ pub enum Algorithm {
     Dissemination = 7,
     /// All-reduce inside hosts, between them, and inside.
     Hierarchical = 8,
+    /// All-reduce: everyone sends all to one rank, which reduces and sends it back.
+    Star = 9,
 }
 
 impl Algorithm {
     /// All algorithms.
-    pub const ALL: [Algorithm; 8] = [
+    pub const ALL: [Algorithm; 9] = [
         Algorithm::Ring,
         Algorithm::DoubleTree,
         Algorithm::Doubling,
@@ -46,6 +49,7 @@ impl Algorithm {
         Algorithm::Tree,
         Algorithm::Dissemination,
         Algorithm::Hierarchical,
+        Algorithm::Star,
     ];
 
     /// Name on the command line and in tables.
@@ -59,6 +63,7 @@ impl Algorithm {
             Algorithm::Tree => "tree",
             Algorithm::Dissemination => "dissemination",
             Algorithm::Hierarchical => "hierarchical",
+            Algorithm::Star => "star",
         }
     }
 
@@ -116,6 +121,7 @@ impl Algorithm {
             (Algorithm::Doubling, _) => doubling::plan(rank, ranks),
             (Algorithm::OneShot, _) => one_shot::plan(rank, ranks),
             (Algorithm::TwoShot, _) => two_shot::plan(rank, ranks),
+            (Algorithm::Star, _) => star::plan(rank, ranks),
             (Algorithm::Hierarchical, _) => hierarchical::plan(rank, &assumed_hosts(ranks)),
             (Algorithm::Tree, _) => unreachable!("a tree serves broadcasts only"),
         }
@@ -157,6 +163,7 @@ impl Algorithm {
             Algorithm::Doubling => doubling::closed_form(ranks, machine, bytes),
             Algorithm::OneShot => one_shot::closed_form(ranks, machine, bytes),
             Algorithm::TwoShot => two_shot::closed_form(ranks, machine, bytes),
+            Algorithm::Star => star::closed_form(ranks, machine, bytes),
             Algorithm::Tree => tree::closed_form(ranks, machine, bytes),
             Algorithm::Dissemination => dissemination::closed_form(ranks, machine),
             Algorithm::Hierarchical => {
