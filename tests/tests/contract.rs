@@ -308,7 +308,7 @@ fn buffers_of_a_loop_are_moved_into_large_pages_and_keep_their_values() {
             let alloc = || communicator.alloc::<f32>(COUNT).expect("memory");
             let (mut input, mut output) = (alloc(), alloc());
             input.fill(mine);
-            let mut call = |input: &[f32], output: &mut [f32]| {
+            let call = |input: &[f32], output: &mut [f32]| {
                 output.fill(-1.0);
                 communicator.all_reduce_into(input, output, Op::Sum).expect("an all-reduce");
                 assert!(output.iter().all(|x| *x == all), "over {transports}");
