@@ -276,8 +276,11 @@ fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),
         Algorithm::Tree => (depth.clamp(2, 8), 256 << 10),
         // Peers read one another in place, in pieces that stay in cache, however long a round is; its
-        // end is what they wait for.
-        Algorithm::TwoShot if shape.shared_memory && attaches => (2, 8 << 20),
+        // end is what they wait for. With several rounds that matters less than that a round by slots
+        // stays in cache, too, which is how it goes where peers turn out not to let each other in.
+        Algorithm::TwoShot if shape.shared_memory && attaches => {
+            (2, if bytes <= MOST_ATTACHED_BYTES { 8 << 20 } else { 2 << 20 })
+        }
         _ => (2, 1 << 20),
     };
     Schedule { lanes, round_bytes, attaches }

@@ -63,6 +63,7 @@ fn establish(
     let nonce = random()?;
     nonce_of(&mine).store(nonce, Ordering::Release);
     let can_order = wait::register_membarrier();
+    Reach::invite();
     set_timeout(&stream, deadline)?;
     send_half(&stream, &mine, can_order)?;
     send_memory(&stream, board, &[BOARD])?;

@@ -6,10 +6,14 @@
 //! memory anyway.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::Once;
 
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
+
+/// What Yama says who may trace whom, where the system has it.
+const RESTRICTION: &str = "/proc/sys/kernel/yama/ptrace_scope";
 
 /// A way to the peer's ordinary memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,21 @@ pub(super) enum Reach {
 }
 
 impl Reach {
+    /// Where Yama lets only ancestors trace a process, as it does on Ubuntu: gives this process's
+    /// siblings leave, which are the job's other ranks and what else their launcher started. To be
+    /// called before peers probe; that the system knows no such restriction is as well.
+    pub(super) fn invite() {
+        static INVITED: Once = Once::new();
+        INVITED.call_once(|| {
+            let is_restricted = std::fs::read(RESTRICTION).is_ok_and(|scope| scope == b"1\n");
+            if is_restricted {
+                // SAFETY: the call takes integers and touches no memory.
+                let told = unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::getppid(), 0, 0, 0) };
+                tracing::debug!("siblings may attach to this process's memory: {}", told == 0);
+            }
+        });
+    }
+
     /// The way to process `pid`, if `nonce` is what is found there at `address`.
     pub(super) fn probe(pid: Option<u32>, address: u64, nonce: u64) -> Reach {
         let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) else { return Reach::Nothing };
