@@ -88,6 +88,7 @@ fn establish(
         return Err(io::Error::other("the peer reads another memory than this side writes"));
     }
     let reach = if seen[8] == 1 { reach } else { Reach::Nothing };
+    tracing::debug!("rank {peer} shares memory; the way to its ordinary memory: {reach:?}");
     stream.set_read_timeout(None)?;
     stream.set_nonblocking(true)?;
     let halves = Halves { mine, theirs, board: their_board };
