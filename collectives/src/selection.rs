@@ -268,7 +268,7 @@ fn depth(ranks: u32) -> u32 {
 fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
     let depth = depth(shape.ranks) as usize;
     // Among ranks that take turns on their processors copying is faster for large buffers that stay in
-    // small pages: 128 MiB of 4 ranks on 2 processors take 62 ms by slots, 67 in place, and 50 in
+    // small pages: 128 MiB of 4 ranks on 2 processors take 72 ms by slots, 88 in place, and 65 in
     // place where the pages are large.
     let attaches = shape.crowding() < 2.0 || shape.large_pages || bytes <= MOST_ATTACHED_BYTES;
     let (lanes, round_bytes) = match algorithm {

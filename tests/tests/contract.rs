@@ -302,6 +302,8 @@ fn a_prepared_call_runs_a_thousand_times() {
 #[test]
 fn buffers_of_a_loop_are_moved_into_large_pages_and_keep_their_values() {
     const COUNT: usize = 4 << 20;
+    let has_large_pages = large_page_bytes().is_some();
+    assert!(has_large_pages || std::env::var("CI").as_deref() != Ok("true"), "no large pages");
     for transports in TRANSPORTS {
         on_ranks(2, transports, |communicator| {
             let (mine, all) = sum_of(communicator, 1.0);
@@ -319,7 +321,6 @@ fn buffers_of_a_loop_are_moved_into_large_pages_and_keep_their_values() {
                 if communicator.rank() == 0 {
                     ordinary = vec![mine; COUNT];
                 }
-                let before = bytes_in_large_pages(&ordinary);
                 for _ in 0..3 {
                     match (communicator.rank(), is_input) {
                         (0, true) => call(&ordinary, &mut output),
@@ -327,7 +328,7 @@ fn buffers_of_a_loop_are_moved_into_large_pages_and_keep_their_values() {
                         _ => call(&input, &mut output),
                     }
                 }
-                if communicator.rank() == 0 && large_page_bytes().is_some() && before == 0 {
+                if communicator.rank() == 0 && has_large_pages {
                     // In memory that is in pieces some pages may not find room.
                     let bytes = bytes_in_large_pages(&ordinary);
                     assert!(bytes >= 2 * COUNT, "{bytes} bytes, input: {is_input}");

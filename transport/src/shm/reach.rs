@@ -27,9 +27,10 @@ pub(super) enum Reach {
 }
 
 impl Reach {
-    /// Where Yama lets only ancestors trace a process, as it does on Ubuntu: gives this process's
-    /// siblings leave, which are the job's other ranks and what else their launcher started. To be
-    /// called before peers probe; that the system knows no such restriction is as well.
+    /// Where Yama lets only ancestors trace a process, as it does on Ubuntu: gives leave to all that
+    /// descends from this process's parent, which are the job's other ranks and what else their
+    /// launcher started. It takes the place of leave that the program gave before. To be called before
+    /// peers probe.
     pub(super) fn invite() {
         static INVITED: Once = Once::new();
         INVITED.call_once(|| {
