@@ -11,6 +11,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -76,11 +77,17 @@ const YIELD: Duration = Duration::from_millis(1);
 /// for milliseconds. Nobody gets more time by that than is his due.
 const SHORT_SLICE: Duration = Duration::from_micros(100);
 
+/// How often a rank that shares processors looks whether it is where it belongs.
+const HOMING: Duration = Duration::from_millis(10);
+
 /// The policy: how long a wait spins before it yields.
 ///
 /// It learns from what spinning was good for: two ranks that share a processor must not spin at each
 /// other. And where each could have one of its own, it parts them: schedulers leave two that
 /// constantly hand over to each other where they are, beside an idle processor.
+///
+/// Where there are more ranks than processors, it deals them out evenly: schedulers leave three on
+/// one processor and one on the other for a tenth of a second, and all four wait for those three.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitPolicy {
     spins: u32,
@@ -90,6 +97,15 @@ pub struct WaitPolicy {
     /// So many of them, and this thread moves; each time it takes twice as many, as moving may not
     /// be what helps.
     patience: u32,
+    home: Option<Home>,
+}
+
+/// Where a rank that shares processors belongs. It is not bound to it: the system may move it for
+/// reasons of its own, and it comes back at its next wait after [`HOMING`].
+#[derive(Clone, Copy, Debug)]
+struct Home {
+    processor: usize,
+    looked_at: Option<Instant>,
 }
 
 /// What a waiter does next.
@@ -116,12 +132,13 @@ pub struct Wait {
 impl WaitPolicy {
     /// For one of `ranks` ranks that may use the same processors: while each has one of its own,
     /// spinning answers fastest; otherwise a spinning rank keeps the one that it waits for from
-    /// running. `place` tells them apart.
+    /// running. `place` tells them apart. To be called in the thread that will wait.
     pub fn for_rank(place: usize, ranks: usize) -> WaitPolicy {
         let most_spins = if ranks <= usable_processors() { MOST_SPINS } else { 0 };
         // Of two that share a processor one moves, and the other does not follow.
         let patience = PATIENCE * (1 + place as u32);
-        WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience }
+        let home = if most_spins == 0 { Home::of(place, ranks) } else { None };
+        WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience, home }
     }
 
     /// What was waited for has come.
@@ -157,6 +174,9 @@ impl WaitPolicy {
         let Some(since) = wait.yielding_since else {
             self.spins = (self.spins / 2).max(BARE_LOOKS).min(self.most_spins);
             ask_for_short_slices();
+            if let Some(home) = &mut self.home {
+                home.go(now);
+            }
             std::thread::yield_now();
             wait.yielding_since = Some(now);
             wait.yields = 1;
@@ -171,6 +191,37 @@ impl WaitPolicy {
         std::thread::yield_now();
         wait.yields += 1;
         Stage::Yielded
+    }
+}
+
+impl Home {
+    /// For the rank at `place` among `ranks` ranks that may use the same processors: they take them
+    /// in turn. `None` where there is nothing to choose, or one for each.
+    fn of(place: usize, ranks: usize) -> Option<Home> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
+        let processors = || (0..CpuSet::count()).filter(|one| allowed.is_set(*one) == Ok(true));
+        let count = processors().count();
+        let processor = processors().nth(place.checked_rem(count)?)?;
+        (1 < count && count < ranks).then_some(Home { processor, looked_at: None })
+    }
+
+    /// Moves this thread there, if it has not looked where it is for a while and is elsewhere.
+    fn go(&mut self, now: Instant) {
+        if self.looked_at.is_some_and(|before| now - before < HOMING) {
+            return;
+        }
+        self.looked_at = Some(now);
+        if sched_getcpu() != Ok(self.processor) {
+            move_within(|allowed| {
+                let mut home = CpuSet::new();
+                let is_allowed = allowed.is_set(self.processor)?;
+                if is_allowed {
+                    home.set(self.processor).map(|()| home)
+                } else {
+                    Err(Errno::EINVAL)
+                }
+            });
+        }
     }
 }
 
@@ -217,15 +268,20 @@ fn ask_for_slices(slice_ns: u64) -> Option<u64> {
     (set == 0).then_some(before_ns)
 }
 
-/// Has this thread continue on another processor than the one that it is on, if it may. Which
-/// processors it may use stays as it was.
+/// Has this thread continue on another processor than the one that it is on, if it may.
 fn move_to_another_processor() {
+    move_within(|allowed| {
+        let mut others = *allowed;
+        others.unset(sched_getcpu()?).map(|()| others)
+    });
+}
+
+/// Has this thread continue on one of the processors that `choose` takes from those that it may use,
+/// which stay the same. Where it takes none, nothing happens.
+fn move_within(choose: impl FnOnce(&CpuSet) -> nix::Result<CpuSet>) {
     let this = Pid::from_raw(0);
     let Ok(allowed) = sched_getaffinity(this) else { return };
-    let mut others = allowed;
-    let is_elsewhere = sched_getcpu().and_then(|here| others.unset(here));
-    // Where there is no other one, this fails, and changes nothing.
-    if is_elsewhere.and_then(|()| sched_setaffinity(this, &others)).is_err() {
+    if choose(&allowed).and_then(|chosen| sched_setaffinity(this, &chosen)).is_err() {
         return;
     }
     // A thread that was not bound must not be bound to what its group has now: asked for all, it
@@ -296,7 +352,7 @@ mod tests {
     use super::*;
 
     fn policy(most_spins: u32) -> WaitPolicy {
-        WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience: PATIENCE }
+        WaitPolicy { spins: most_spins, most_spins, handed_over: 0, patience: PATIENCE, home: None }
     }
 
     /// How long this thread runs at a time, in nanoseconds.
@@ -391,5 +447,43 @@ mod tests {
             sched_getcpu().unwrap() != before
         });
         assert!(moved || usable_processors() == 1);
+    }
+
+    #[test]
+    fn ranks_that_share_processors_take_them_in_turn_and_stay_unbound() {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let count = (0..CpuSet::count()).filter(|one| allowed.is_set(*one).unwrap()).count();
+        let ranks = 2 * count;
+        let homes: Vec<Option<usize>> =
+            (0..ranks).map(|place| Home::of(place, ranks).map(|home| home.processor)).collect();
+        if count == 1 {
+            assert_eq!(homes, [None, None]);
+            return;
+        }
+        assert_eq!(Home::of(0, count).map(|home| home.processor), None, "one for each");
+        assert_eq!(homes[..count], homes[count..]);
+        assert!(homes[..count].is_sorted_by(|one, next| one < next));
+        for place in 0..count {
+            // The system may have moved it since, but not each time.
+            let came_home = (0..100).any(|_| {
+                let mut home = Home::of(place, ranks).unwrap();
+                home.go(Instant::now());
+                sched_getcpu() == Ok(home.processor)
+            });
+            assert!(came_home);
+            assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), allowed);
+        }
+    }
+
+    #[test]
+    fn a_rank_looks_whether_it_is_at_home_only_now_and_then() {
+        let start = Instant::now();
+        // There is no such processor, so that it stays where it is.
+        let mut home = Home { processor: CpuSet::count(), looked_at: None };
+        home.go(start);
+        home.go(start + HOMING / 2);
+        assert_eq!(home.looked_at, Some(start));
+        home.go(start + HOMING);
+        assert_eq!(home.looked_at, Some(start + HOMING));
     }
 }
