@@ -33,22 +33,29 @@ def system(*command):
 
 
 def htb(rate):
-    """Commands of tc that limit a wire to a rate."""
-    return [["qdisc", "add", "root", "handle", "1:", "htb", "default", "1"],
-            ["class", "add", "parent", "1:", "classid", "1:1", "htb", "rate", f"{rate:.0f}bit",
-             "burst", "64k", "cburst", "64k"]]
+    """Commands of tc for both ends of a wire, that limit it to a rate."""
+    return 2 * [[["qdisc", "add", "root", "handle", "1:", "htb", "default", "1"],
+                 ["class", "add", "parent", "1:", "classid", "1:1", "htb", "rate",
+                  f"{rate:.0f}bit", "burst", "64k", "cburst", "64k"]]]
 
 
 def htb_each(rate):
-    """Commands of tc that limit each connection of a wire to a rate: by its dialer's port."""
+    """Commands of tc for both ends of a wire, that limit each of its connections to a rate: by the
+    port of its dialer, which is the first host. The other's port is of the same range, and the same
+    for all of them."""
+    return [htb_each_by(side, rate) for side in ("sport", "dport")]
+
+
+def htb_each_by(side, rate):
+    """Commands of tc for one end."""
     commands = [["qdisc", "add", "root", "handle", "1:", "htb", "default", "fff"],
                 ["class", "add", "parent", "1:", "classid", "1:fff", "htb", "rate", "1gbit"]]
     for port in range(PORTS[0], PORTS[1] + 1):
         name = f"1:{port - PORTS[0] + 1:x}"
         commands.append(["class", "add", "parent", "1:", "classid", name, "htb",
                          "rate", f"{rate:.0f}bit", "burst", "64k", "cburst", "64k"])
-        commands += [["filter", "add", "parent", "1:", "protocol", "ip", "u32", "match", "ip", side,
-                      str(port), "0xffff", "flowid", name] for side in ("sport", "dport")]
+        commands.append(["filter", "add", "parent", "1:", "protocol", "ip", "u32", "match", "ip",
+                         side, str(port), "0xffff", "flowid", name])
     return commands
 
 
@@ -62,11 +69,11 @@ def two_hosts(*shapes):
             system("ip", "-n", name, "link", "set", "lo", "up")
             system("ip", "netns", "exec", name, "sysctl", "-w",
                    "net.ipv4.ip_local_port_range={} {}".format(*PORTS))
-        for number, shape in enumerate(shapes):
+        for number, ends in enumerate(shapes):
             wire = f"wire{number}"
             system("ip", "link", "add", wire, "netns", names[0], "type", "veth",
                    "peer", "name", wire, "netns", names[1])
-            for host, name in enumerate(names, 1):
+            for host, (name, shape) in enumerate(zip(names, ends, strict=True), 1):
                 address = f"10.77.{number}.{host}/24"
                 system("ip", "-n", name, "addr", "add", address, "dev", wire)
                 system("ip", "-n", name, "link", "set", wire, "up")

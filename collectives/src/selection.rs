@@ -166,7 +166,7 @@ fn candidates(
         None if collective == Collective::Barrier && shape.crowding() == 1.0 => !links_all(*a),
         // One rank has most of the work and a link to each other one; processors that nobody shares
         // would rest meanwhile.
-        None if *a == Algorithm::Star => may_link_all && shape.crowding() >= 2.0,
+        None if *a == Algorithm::Star => may_link_all && shape.crowding() > 1.0,
         None => may_link_all || !links_all(*a),
     };
     Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
@@ -321,7 +321,7 @@ mod tests {
             assert_eq!(chosen(8, ranks, 2, false), Algorithm::Star);
             assert_ne!(chosen(8, ranks, ranks, false), Algorithm::Star);
         }
-        assert_ne!(chosen(8, 3, 2, false), Algorithm::Star);
+        assert_eq!(chosen(8, 3, 2, false), Algorithm::Star);
         assert_eq!(chosen(64 << 10, 4, 2, false), Algorithm::Star);
         assert_eq!(chosen(1 << 20, 4, 2, false), Algorithm::TwoShot);
         assert_eq!(chosen(16 << 10, 16, 2, true), Algorithm::Star);
