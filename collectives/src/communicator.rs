@@ -192,10 +192,11 @@ impl Communicator {
         self.engine().link(peer).map(ringtree_transport::Link::kind)
     }
 
-    /// The same calls by `algorithm` instead of the one that would be chosen. All ranks must name
+    /// The same calls by `algorithm` instead of the one that would be chosen; `None` for that one. All
+    /// ranks must name
     /// the same one; one that does not serve a collective is refused by the call.
-    pub fn using(&self, algorithm: Algorithm) -> Using<'_> {
-        Using::new(self, Some(algorithm))
+    pub fn using(&self, algorithm: impl Into<Option<Algorithm>>) -> Using<'_> {
+        Using::new(self, algorithm.into())
     }
 
     /// Reduces `buffer` over all ranks, element by element, in place. Count, type and operation are
@@ -241,6 +242,108 @@ impl Communicator {
         root: u32,
     ) -> Result<(), Error> {
         self.chosen().broadcast_into(input, output, root)
+    }
+
+    /// Reduces `buffer` over all ranks, element by element, into that of rank `root`. The other ranks'
+    /// buffers stay as they are.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce<T: Element>(&self, buffer: &mut [T], op: Op, root: u32) -> Result<(), Error> {
+        self.chosen().reduce(buffer, op, root)
+    }
+
+    /// As [`Communicator::reduce`], from everyone's `input` into the root's `output` of the same
+    /// length. The other ranks' `output` is not written and may be empty.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        op: Op,
+        root: u32,
+    ) -> Result<(), Error> {
+        self.chosen().reduce_into(input, output, op, root)
+    }
+
+    /// Completes everyone's `buffer`, which has a block of the same length for each rank: of each,
+    /// the block of its own rank is what it gives, and the others are what it gets.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_gather<T: Element>(&self, buffer: &mut [T]) -> Result<(), Error> {
+        self.chosen().all_gather(buffer)
+    }
+
+    /// Puts all ranks' `input`, which is of one length, into everyone's `output`, in the order of the
+    /// ranks.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_gather_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
+        self.chosen().all_gather_into(input, output)
+    }
+
+    /// Reduces `buffer`, which has a block of the same length for each rank, over all ranks: the block
+    /// of its own rank is what each gets, and the others stay as they are.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_scatter<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
+        self.chosen().reduce_scatter(buffer, op)
+    }
+
+    /// Reduces everyone's `input`, which has a block for each rank, and puts the block of each rank into
+    /// its `output`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_scatter_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        op: Op,
+    ) -> Result<(), Error> {
+        self.chosen().reduce_scatter_into(input, output, op)
+    }
+
+    /// Puts all ranks' `input`, which is of one length, into the `output` of rank `root`, in the order
+    /// of the ranks. The other ranks' `output` is not written and may be empty.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn gather_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        root: u32,
+    ) -> Result<(), Error> {
+        self.chosen().gather_into(input, output, root)
+    }
+
+    /// Deals out the `input` of rank `root`, which has a block for each rank, into everyone's `output`.
+    /// The other ranks' `input` is not read and may be empty.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn scatter_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        root: u32,
+    ) -> Result<(), Error> {
+        self.chosen().scatter_into(input, output, root)
+    }
+
+    /// Gives block `i` of `input` to rank `i`, whose block `rank` of `output` it becomes. Both have a
+    /// block of the same length for each rank.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_to_all_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
+        self.chosen().all_to_all_into(input, output)
     }
 
     /// Returns when every rank has called it: none leaves before the last has come.
@@ -431,15 +534,16 @@ impl Communicator {
         count: usize,
         forced: Option<Algorithm>,
     ) -> Result<Call, Error> {
-        let collective = match kind {
-            CallKind::AllReduce => Collective::AllReduce,
-            CallKind::Broadcast => Collective::Broadcast { root },
-            CallKind::Barrier | CallKind::PointToPoint => Collective::Barrier,
-        };
+        let collective = kind.collective(root).expect("a collective");
         if let Some(algorithm) = forced.filter(|algorithm| !algorithm.serves(collective)) {
-            return Err(Error::Argument(format!("{algorithm} does not serve {collective:?}")));
+            let serving = Algorithm::ALL.into_iter().filter(|a| a.serves(collective));
+            let serving: Vec<&str> = serving.map(Algorithm::name).collect();
+            let (name, serving) = (collective.name(), serving.join(", "));
+            return Err(Error::Argument(format!(
+                "{algorithm} does not serve {name}, which takes one of: {serving}"
+            )));
         }
-        if kind == CallKind::Broadcast && root >= self.ranks() {
+        if let Some(root) = collective.root().filter(|root| *root >= self.ranks()) {
             let last = self.ranks() - 1;
             return Err(Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}")));
         }

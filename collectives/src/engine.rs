@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
 };
-use crate::executor::{Fault, Operation, Status};
+use crate::executor::{Extent, Fault, Operation, Status};
 use crate::record::{CallKind, CallRecord};
 use crate::selection::{self, Choice, Shape};
 use crate::{Algorithm, DataType, Error, Op, reduce};
@@ -44,6 +44,7 @@ pub(crate) struct Call {
     /// As in [`CallRecord`].
     pub(crate) operation: u8,
     pub(crate) root: u32,
+    /// As in [`CallRecord`].
     pub(crate) count: u64,
     /// The algorithm, unless it is to be chosen.
     pub(crate) forced: Option<Algorithm>,
@@ -115,8 +116,43 @@ struct Entry {
     /// What peers and errors see of it.
     record: CallRecord,
     operation: Operation,
+    part: Part,
     /// How often in a row: see [`Algorithm::runs_per_call`].
     runs: u32,
+}
+
+/// Which part of all ranks' blocks this rank's buffers are, in bytes. Where it has one block only, its
+/// buffer begins with that one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    input_bytes: usize,
+    before_input_bytes: usize,
+    output_bytes: usize,
+    before_output_bytes: usize,
+}
+
+impl Part {
+    fn of(collective: Option<Collective>, rank: u32, ranks: u32, bytes: usize) -> Part {
+        let all = ranks as usize * bytes;
+        let own = (bytes, rank as usize * bytes);
+        let if_root = |root, bytes| if rank == root { (bytes, 0) } else { (0, 0) };
+        let (input, output) = match collective {
+            Some(Collective::AllGather) => (own, (all, 0)),
+            Some(Collective::ReduceScatter) => ((all, 0), own),
+            Some(Collective::AllToAll) => ((all, 0), (all, 0)),
+            Some(Collective::Gather { root }) => (own, if_root(root, all)),
+            Some(Collective::Scatter { root }) => (if_root(root, all), own),
+            Some(Collective::Broadcast { root }) => (if_root(root, bytes), (bytes, 0)),
+            Some(Collective::Reduce { root }) => ((bytes, 0), if_root(root, bytes)),
+            Some(Collective::AllReduce | Collective::Barrier) | None => ((bytes, 0), (bytes, 0)),
+        };
+        Part {
+            input_bytes: input.0,
+            before_input_bytes: input.1,
+            output_bytes: output.0,
+            before_output_bytes: output.1,
+        }
+    }
 }
 
 impl Engine {
@@ -159,8 +195,9 @@ impl Engine {
     /// Runs a call to its end.
     ///
     /// # Safety
-    /// `input` must be readable and `output` writable for the call's count of elements until this
-    /// returns; they are the same or do not overlap.
+    /// What the call reads of `input` must be readable, and what it writes of `output` writable, until
+    /// this returns; they are the same or do not overlap. They are the same where the call is in place:
+    /// then it is one buffer of all blocks, if there are blocks.
     pub(crate) unsafe fn run(
         &mut self,
         call: &Call,
@@ -178,12 +215,16 @@ impl Engine {
             let peers = peers.to_vec();
             self.connect(&peers, Some(named))?;
         }
-        let len_bytes = call.count as usize * call.data_type.size_bytes();
-        self.pages.note_call(input, len_bytes);
-        if output.cast_const() != input {
-            self.pages.note_call(output, len_bytes);
+        let Entry { operation, runs, part, .. } = &mut self.prepared.operations[index];
+        let (mut input, mut output) = (input, output);
+        if output.cast_const() == input {
+            self.pages.note_call(input, part.input_bytes.max(part.output_bytes));
+        } else {
+            self.pages.note_call(input, part.input_bytes);
+            self.pages.note_call(output, part.output_bytes);
+            input = input.wrapping_sub(part.before_input_bytes);
+            output = output.wrapping_sub(part.before_output_bytes);
         }
-        let Entry { operation, runs, .. } = &mut self.prepared.operations[index];
         let tag = Tag { sequence, digest: operation.digest() };
         for _ in 0..*runs {
             // SAFETY: the caller's promise is passed on.
@@ -336,13 +377,14 @@ impl Prepared {
 
 /// Chooses how to carry a call out, plans and lowers it.
 fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
-    let collective = match call.kind {
-        CallKind::AllReduce => Some(Collective::AllReduce),
-        CallKind::Broadcast => Some(Collective::Broadcast { root: call.root }),
-        CallKind::Barrier => Some(Collective::Barrier),
-        CallKind::PointToPoint => None,
+    let collective = call.kind.collective(call.root);
+    let block_bytes = call.count * call.data_type.size_bytes() as u64;
+    let (extent, bytes) = match collective {
+        Some(collective) if collective.is_of_blocks() => {
+            (Extent::Blocks(call.count), u64::from(shape.ranks) * block_bytes)
+        }
+        _ => (Extent::Whole(call.count), block_bytes),
     };
-    let bytes = call.count * call.data_type.size_bytes() as u64;
     let choice = collective
         .map(|collective| (collective, selection::choose(collective, bytes, shape, call.forced)));
     let record = CallRecord {
@@ -363,12 +405,13 @@ fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
     let kernel = reduce::kernel(call.data_type, op);
     let digest = record.digest();
     let mut operation =
-        Operation::new(program, call.data_type, kernel, call.count, schedule, channel, digest);
+        Operation::new(program, call.data_type, kernel, extent, schedule, channel, digest);
     if choice.is_some_and(|(_, choice)| choice.algorithm.is_one_exchange()) {
         operation.exchange_at_once();
     }
     let runs = choice.map_or(1, |(collective, choice)| choice.algorithm.runs_per_call(collective));
-    Entry { call: *call, record, operation, runs }
+    let part = Part::of(collective, rank, shape.ranks, block_bytes as usize);
+    Entry { call: *call, record, operation, part, runs }
 }
 
 /// One message to or from a peer.

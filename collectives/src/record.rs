@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ringtree_plan::Collective;
+
 use crate::digest::fnv1a;
 
 /// Kind of a call.
@@ -16,6 +18,36 @@ pub enum CallKind {
     Barrier = 3,
     /// Send and receive between two ranks.
     PointToPoint = 4,
+    /// All-gather.
+    AllGather = 5,
+    /// Reduce-scatter.
+    ReduceScatter = 6,
+    /// Reduction to a root.
+    Reduce = 7,
+    /// Gather to a root.
+    Gather = 8,
+    /// Scatter from a root.
+    Scatter = 9,
+    /// All-to-all.
+    AllToAll = 10,
+}
+
+impl CallKind {
+    /// The collective, from or to `root` where it has one; `None` for a message between two ranks.
+    pub(crate) const fn collective(self, root: u32) -> Option<Collective> {
+        Some(match self {
+            CallKind::AllReduce => Collective::AllReduce,
+            CallKind::Broadcast => Collective::Broadcast { root },
+            CallKind::Barrier => Collective::Barrier,
+            CallKind::PointToPoint => return None,
+            CallKind::AllGather => Collective::AllGather,
+            CallKind::ReduceScatter => Collective::ReduceScatter,
+            CallKind::Reduce => Collective::Reduce { root },
+            CallKind::Gather => Collective::Gather { root },
+            CallKind::Scatter => Collective::Scatter { root },
+            CallKind::AllToAll => Collective::AllToAll,
+        })
+    }
 }
 
 /// One call, as far as all ranks must agree on it. Fixed size, so that it fits a recorder slot and
@@ -32,7 +64,7 @@ pub struct CallRecord {
     pub algorithm: u8,
     /// Root, or `u32::MAX`.
     pub root: u32,
-    /// Elements.
+    /// Elements of the buffer; where it is cut into a block for each rank, of a block.
     pub count: u64,
 }
 
@@ -59,6 +91,12 @@ impl CallRecord {
             2 => CallKind::Broadcast,
             3 => CallKind::Barrier,
             4 => CallKind::PointToPoint,
+            5 => CallKind::AllGather,
+            6 => CallKind::ReduceScatter,
+            7 => CallKind::Reduce,
+            8 => CallKind::Gather,
+            9 => CallKind::Scatter,
+            10 => CallKind::AllToAll,
             _ => return None,
         };
         Some(CallRecord {
@@ -82,18 +120,28 @@ impl fmt::Display for CallRecord {
     /// `all-reduce of 1000 f32, sum (ring)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let data_type = crate::DataType::from_number(self.data_type).map_or("?", |t| t.name());
-        match self.kind {
-            CallKind::AllReduce => {
-                let op = crate::Op::from_number(self.operation).map_or("?", |o| o.name());
-                write!(f, "all-reduce of {} {data_type}, {op}", self.count)?;
+        let Some(collective) = self.kind.collective(self.root) else {
+            return write!(f, "send/receive of {} {data_type}", self.count);
+        };
+        if collective == Collective::Barrier {
+            return write!(f, "barrier");
+        }
+        write!(f, "{} of {} {data_type}", collective.name(), self.count)?;
+        if collective.is_of_blocks() {
+            write!(f, " a rank")?;
+        }
+        match collective {
+            Collective::Broadcast { root } | Collective::Scatter { root } => {
+                write!(f, " from rank {root}")?;
             }
-            CallKind::Broadcast => {
-                write!(f, "broadcast of {} {data_type} from rank {}", self.count, self.root)?;
+            Collective::Reduce { root } | Collective::Gather { root } => {
+                write!(f, " to rank {root}")?;
             }
-            CallKind::Barrier => return write!(f, "barrier"),
-            CallKind::PointToPoint => {
-                return write!(f, "send/receive of {} {data_type}", self.count);
-            }
+            _ => {}
+        }
+        if collective.is_reduction() {
+            let op = crate::Op::from_number(self.operation).map_or("?", |o| o.name());
+            write!(f, ", {op}")?;
         }
         match crate::Algorithm::from_number(self.algorithm) {
             Some(algorithm) => write!(f, " ({algorithm})"),

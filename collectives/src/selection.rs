@@ -167,6 +167,10 @@ fn candidates(
         // One rank has most of the work and a link to each other one; processors that nobody shares
         // would rest meanwhile.
         None if *a == Algorithm::Star => may_link_all && shape.crowding() > 1.0,
+        // A block that goes to one rank only gains nothing by going around.
+        None if *a == Algorithm::Direct => {
+            may_link_all || !matches!(collective, Collective::AllGather | Collective::ReduceScatter)
+        }
         None => may_link_all || !links_all(*a),
     };
     Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
@@ -180,14 +184,14 @@ fn links_all(algorithm: Algorithm) -> bool {
 fn candidate(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
     let schedule = schedule(algorithm, bytes, shape);
     let runs = f64::from(algorithm.runs_per_call(collective));
-    let predicted_s = runs * predict(algorithm, bytes as f64, shape);
+    let predicted_s = runs * predict(collective, algorithm, bytes as f64, shape);
     Candidate { choice: Choice { algorithm, schedule }, predicted_s }
 }
 
 /// Expected time: messages that wait for one another, and the processor's time for what a rank sends
 /// on average, copies and folds. Ranks of one host share its memory, so that there everyone's bytes
 /// count; ranks of one processor share its time.
-fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
+fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     let Costs { shm, tcp, published_s, reduced_bytes_per_s } = shape.costs;
     let costs = if shape.shared_memory { shm } else { tcp };
     let crowding = shape.crowding();
@@ -195,13 +199,19 @@ fn predict(algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
     let depth = f64::from(depth(shape.ranks));
     let part = (n - 1.0) / n;
     let hosts = f64::from(shape.hosts.max(1));
+    let reduced_once = |share: f64| if collective.is_reduction() { share } else { 0.0 };
     let (turns, messages, moved, reduced) = match algorithm {
+        Algorithm::Ring if collective.is_of_blocks() => {
+            (n - 1.0, n - 1.0, part, reduced_once(part))
+        }
+        Algorithm::Direct => (1.0, n - 1.0, part, reduced_once(part)),
+        Algorithm::Pairwise => (n - 1.0, n - 1.0, part, 0.0),
         Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
         Algorithm::Doubling => (depth, depth, depth, depth),
         Algorithm::OneShot => (1.0, n - 1.0, n - 1.0, n - 1.0),
         Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
-        Algorithm::Tree => (depth, part, depth, 0.0),
+        Algorithm::Tree => (depth, part, depth, reduced_once(depth)),
         Algorithm::Star => {
             // One rank does half of it, however many processors there are. All bytes come from
             // other ranks' caches and go to them: they take half as long again.
@@ -255,7 +265,9 @@ fn leaving(algorithm: Algorithm, n: f64, hosts: f64, moved: f64) -> f64 {
         Algorithm::DoubleTree | Algorithm::Tree => moved,
         // To and from the host of the one that everyone speaks with.
         Algorithm::Star => n - locals,
-        Algorithm::OneShot | Algorithm::TwoShot => locals * moved * (n - locals) / (n - 1.0),
+        Algorithm::OneShot | Algorithm::TwoShot | Algorithm::Direct | Algorithm::Pairwise => {
+            locals * moved * (n - locals) / (n - 1.0)
+        }
     }
 }
 
@@ -278,7 +290,9 @@ fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
         // Peers read one another in place, in pieces that stay in cache, however long a round is; its
         // end is what they wait for. With several rounds that matters less than that a round by slots
         // stays in cache, too, which is how it goes where peers turn out not to let each other in.
-        Algorithm::TwoShot if shape.shared_memory && attaches => {
+        Algorithm::TwoShot | Algorithm::Direct | Algorithm::Pairwise
+            if shape.shared_memory && attaches =>
+        {
             (2, if bytes <= MOST_ATTACHED_BYTES { 8 << 20 } else { 2 << 20 })
         }
         _ => (2, 1 << 20),

@@ -84,6 +84,178 @@ impl<'a> Using<'a> {
         }
     }
 
+    /// See [`Communicator::reduce`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce<T: Element>(&self, buffer: &mut [T], op: Op, root: u32) -> Result<(), Error> {
+        let call = self.collective_call::<T>(CallKind::Reduce, op as u8, root, buffer.len())?;
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is borrowed mutably until the call has returned.
+        unsafe { self.communicator.engine().run(&call, start, start) }
+    }
+
+    /// See [`Communicator::reduce_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        op: Op,
+        root: u32,
+    ) -> Result<(), Error> {
+        if root == self.communicator.rank() {
+            same_length(input.len(), output.len())?;
+        }
+        let call = self.collective_call::<T>(CallKind::Reduce, op as u8, root, input.len())?;
+        self.run_into(&call, input, output)
+    }
+
+    /// See [`Communicator::all_gather`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_gather<T: Element>(&self, buffer: &mut [T]) -> Result<(), Error> {
+        let count = self.block(buffer.len())?;
+        let call = self.collective_call::<T>(CallKind::AllGather, 0, NO_ROOT, count)?;
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is borrowed mutably until the call has returned, and has all blocks.
+        unsafe { self.communicator.engine().run(&call, start, start) }
+    }
+
+    /// See [`Communicator::all_gather_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_gather_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
+        self.has_blocks("output", output.len(), input.len())?;
+        let call = self.collective_call::<T>(CallKind::AllGather, 0, NO_ROOT, input.len())?;
+        self.run_into(&call, input, output)
+    }
+
+    /// See [`Communicator::reduce_scatter`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_scatter<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
+        let count = self.block(buffer.len())?;
+        let call = self.collective_call::<T>(CallKind::ReduceScatter, op as u8, NO_ROOT, count)?;
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is borrowed mutably until the call has returned, and has all blocks.
+        unsafe { self.communicator.engine().run(&call, start, start) }
+    }
+
+    /// See [`Communicator::reduce_scatter_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_scatter_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        op: Op,
+    ) -> Result<(), Error> {
+        self.has_blocks("input", input.len(), output.len())?;
+        let (kind, count) = (CallKind::ReduceScatter, output.len());
+        let call = self.collective_call::<T>(kind, op as u8, NO_ROOT, count)?;
+        self.run_into(&call, input, output)
+    }
+
+    /// See [`Communicator::gather_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn gather_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        root: u32,
+    ) -> Result<(), Error> {
+        if root == self.communicator.rank() {
+            self.has_blocks("output", output.len(), input.len())?;
+        }
+        let call = self.collective_call::<T>(CallKind::Gather, 0, root, input.len())?;
+        self.run_into(&call, input, output)
+    }
+
+    /// See [`Communicator::scatter_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn scatter_into<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        root: u32,
+    ) -> Result<(), Error> {
+        if root == self.communicator.rank() {
+            self.has_blocks("input", input.len(), output.len())?;
+        }
+        let call = self.collective_call::<T>(CallKind::Scatter, 0, root, output.len())?;
+        self.run_into(&call, input, output)
+    }
+
+    /// See [`Communicator::all_to_all_into`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_to_all_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
+        same_length(input.len(), output.len())?;
+        let count = self.block(input.len())?;
+        let call = self.collective_call::<T>(CallKind::AllToAll, 0, NO_ROOT, count)?;
+        self.run_into(&call, input, output)
+    }
+
+    /// Runs a call whose buffers are as long as this rank's part of it says.
+    fn run_into<T: Element>(
+        &self,
+        call: &Call,
+        input: &[T],
+        output: &mut [T],
+    ) -> Result<(), Error> {
+        // SAFETY: both are borrowed until the call has returned, and cannot overlap; a buffer that this
+        // rank has no part in is neither read nor written.
+        unsafe {
+            let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
+            self.communicator.engine().run(call, from, to)
+        }
+    }
+
+    /// Elements of a block of a buffer that has one for each rank.
+    fn block(&self, length: usize) -> Result<usize, Error> {
+        let ranks = self.communicator.ranks() as usize;
+        if length.is_multiple_of(ranks) {
+            return Ok(length / ranks);
+        }
+        Err(Error::Argument(format!(
+            "a buffer of {length} elements cannot be cut into {ranks} equal blocks, one for each rank"
+        )))
+    }
+
+    /// Checks that a buffer has a block for each rank.
+    fn has_blocks(&self, buffer: &str, length: usize, block: usize) -> Result<(), Error> {
+        let ranks = self.communicator.ranks() as usize;
+        if block.checked_mul(ranks) == Some(length) {
+            return Ok(());
+        }
+        Err(Error::Argument(format!(
+            "the {buffer} has {length} elements: of {ranks} ranks with {block} each it must have \
+             {ranks} times {block}"
+        )))
+    }
+
+    fn collective_call<T: Element>(
+        &self,
+        kind: CallKind,
+        operation: u8,
+        root: u32,
+        count: usize,
+    ) -> Result<Call, Error> {
+        self.communicator.call(kind, T::DATA_TYPE, operation, root, count, self.algorithm)
+    }
+
     /// See [`Communicator::all_reduce_async`].
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Results against plain sums: random calls whose result is exact, so that it can be compared to
 //! the bit.
 
-use std::ops::DerefMut;
+use std::ops::{DerefMut, Range};
 
 use half::bf16;
 use ringtree::{Algorithm, Communicator, DataType, Element, Op};
@@ -70,28 +70,44 @@ pub fn all_reduces(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
     cases
 }
 
-/// Every root and placement of broadcast, with random types and counts of at most `most` elements.
-pub fn broadcasts(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
+/// Every collective but all-reduce, from and to every root, by every algorithm and placement, with
+/// random types, operations and counts of at most `most` elements in all.
+pub fn others(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
     let mut random = Random::new(seed);
     let mut cases = Vec::new();
     for root in 0..ranks {
-        for place in [Place::In, Place::OutOf] {
-            let collective = Collective::Broadcast { root };
-            cases.push(Case {
-                collective,
-                algorithm: random.pick(&algorithms(collective)),
-                data_type: random.pick(&DataType::ALL),
-                op: Op::Sum,
-                place,
-                count: count(&mut random, ranks, most),
-                offset: random.below(2),
-                allocated: allocated(&mut random),
-                seed: random.number(),
-            });
+        let all = Collective::all(root).into_iter();
+        let reached = all.filter(|c| root == 0 || c.root().is_some());
+        let others = reached.filter(|c| !matches!(c, Collective::AllReduce | Collective::Barrier));
+        for collective in others {
+            let blocks = if collective.is_of_blocks() { ranks as usize } else { 1 };
+            for algorithm in algorithms(collective) {
+                for place in [Place::In, Place::OutOf] {
+                    if place == Place::In && !has_call_in_place(collective) {
+                        continue;
+                    }
+                    cases.push(Case {
+                        collective,
+                        algorithm,
+                        data_type: random.pick(&DataType::ALL),
+                        op: random.pick(&Op::ALL),
+                        place,
+                        count: count(&mut random, ranks, most / blocks),
+                        offset: random.below(2),
+                        allocated: allocated(&mut random),
+                        seed: random.number(),
+                    });
+                }
+            }
         }
     }
     random.shuffle(&mut cases);
     cases
+}
+
+fn has_call_in_place(collective: Collective) -> bool {
+    let only_into = matches!(collective, Collective::Gather { .. } | Collective::Scatter { .. });
+    collective.can_be_in_place() && !only_into
 }
 
 /// Makes the call and compares every element.
@@ -142,45 +158,78 @@ fn buffer<T: Sample>(
     }
 }
 
+/// Which elements of all ranks' blocks a rank has in its input, and which in its output. Where there
+/// are no blocks, all are one.
+fn parts(
+    collective: Collective,
+    rank: u32,
+    ranks: u32,
+    count: usize,
+) -> (Range<usize>, Range<usize>) {
+    let blocks = if collective.is_of_blocks() { ranks } else { 1 };
+    let part = |has: &dyn Fn(u32) -> bool| {
+        let first = (0..blocks).find(|block| has(*block)).unwrap_or(0) as usize;
+        let number = (0..blocks).filter(|block| has(*block)).count();
+        first * count..(first + number) * count
+    };
+    (part(&|block| collective.is_given(rank, block)), part(&|block| collective.is_got(rank, block)))
+}
+
 fn check_as<T: Sample>(communicator: &Communicator, case: Case) {
-    let Case { count, offset, seed, .. } = case;
+    let Case { collective, count, offset, seed, .. } = case;
+    let (rank, ranks) = (communicator.rank(), communicator.ranks());
     let value = |rank: u32, index: usize| T::exact(element(seed, rank, index));
     let untouched = T::special(2);
-    let framed = |fill: &dyn Fn(usize) -> T| {
-        let mut buffer = buffer(communicator, case, offset + count + 1);
+    let framed = |part: &Range<usize>, fill: &dyn Fn(usize) -> T| {
+        let mut buffer = buffer(communicator, case, offset + part.len() + 1);
         buffer.fill(untouched);
-        buffer[offset..][..count].iter_mut().enumerate().for_each(|(i, x)| *x = fill(i));
+        let inside = buffer[offset..][..part.len()].iter_mut();
+        inside.zip(part.clone()).for_each(|(x, index)| *x = fill(index));
         buffer
     };
-    let mut input = framed(&|index| value(communicator.rank(), index));
-    let mut output = framed(&|_| T::default());
-    let (from, into) = (&mut input[offset..][..count], &mut output[offset..][..count]);
+    let (mut given, mut got) = parts(collective, rank, ranks, count);
+    let expected_at = got.clone();
+    if case.place == Place::In {
+        let all = if collective.is_of_blocks() { ranks as usize * count } else { count };
+        (given, got) = (0..all, 0..all);
+    }
+    let mut input = framed(&given, &|index| value(rank, index));
+    let mut output = framed(&got, &|_| T::default());
+    let (from, into) = (&mut input[offset..][..given.len()], &mut output[offset..][..got.len()]);
     let called = match case.place {
         Place::In => call_in_place(communicator, case, from),
         Place::OutOf => call_into(communicator, case, from, into),
     };
-    let rank = communicator.rank();
     called.unwrap_or_else(|error| panic!("rank {rank}, {case:?}: {error}"));
-    let ranks = communicator.ranks();
-    let expected = |index| match case.collective {
-        Collective::Broadcast { root } => value(root, index),
+    let expected = |index: usize| match collective {
+        Collective::Broadcast { root } | Collective::Scatter { root } => value(root, index),
+        Collective::AllGather | Collective::Gather { .. } => value((index / count) as u32, index),
+        Collective::AllToAll => {
+            value((index / count) as u32, rank as usize * count + index % count)
+        }
         _ => {
             (1..ranks).fold(value(0, index), |sum, rank| T::fold(case.op, sum, value(rank, index)))
         }
     };
     let result = if case.place == Place::In { &input } else { &output };
-    let same = |buffer: &[T], index: usize, expected: T, what: &str| {
-        let got = buffer[offset + index];
+    let same = |buffer: &[T], at: usize, index: usize, expected: T, what: &str| {
+        let got = buffer[offset + at];
         assert_eq!(got, expected, "rank {rank} of {ranks}, {case:?}: {what} at {index}");
     };
-    for index in 0..count {
-        same(result, index, expected(index), "the result");
-        if case.place == Place::OutOf {
-            same(&input, index, value(rank, index), "the input");
+    for (at, index) in got.clone().enumerate() {
+        if expected_at.contains(&index) {
+            same(result, at, index, expected(index), "the result");
+        } else {
+            same(result, at, index, value(rank, index), "what is not its own");
         }
     }
-    for buffer in [&input, &output] {
-        let outside = buffer[..offset].iter().chain(&buffer[offset + count..]);
+    if case.place == Place::OutOf {
+        for (at, index) in given.clone().enumerate() {
+            same(&input, at, index, value(rank, index), "the input");
+        }
+    }
+    for (buffer, part) in [(&input, &given), (&output, &got)] {
+        let outside = buffer[..offset].iter().chain(&buffer[offset + part.len()..]);
         assert!(outside.into_iter().all(|x| *x == untouched), "rank {rank}, {case:?}: outside");
     }
 }
@@ -190,13 +239,14 @@ fn call_in_place<T: Element>(
     case: Case,
     buffer: &mut [T],
 ) -> Result<(), ringtree::Error> {
-    match (case.collective, case.algorithm) {
-        (Collective::Broadcast { root }, None) => communicator.broadcast(buffer, root),
-        (Collective::Broadcast { root }, Some(algorithm)) => {
-            communicator.using(algorithm).broadcast(buffer, root)
-        }
-        (_, None) => communicator.all_reduce(buffer, case.op),
-        (_, Some(algorithm)) => communicator.using(algorithm).all_reduce(buffer, case.op),
+    let by = communicator.using(case.algorithm);
+    match case.collective {
+        Collective::AllReduce => by.all_reduce(buffer, case.op),
+        Collective::Broadcast { root } => by.broadcast(buffer, root),
+        Collective::Reduce { root } => by.reduce(buffer, case.op, root),
+        Collective::AllGather => by.all_gather(buffer),
+        Collective::ReduceScatter => by.reduce_scatter(buffer, case.op),
+        other => panic!("{other:?} has no call in place"),
     }
 }
 
@@ -206,14 +256,16 @@ fn call_into<T: Element>(
     input: &[T],
     output: &mut [T],
 ) -> Result<(), ringtree::Error> {
-    match (case.collective, case.algorithm) {
-        (Collective::Broadcast { root }, None) => communicator.broadcast_into(input, output, root),
-        (Collective::Broadcast { root }, Some(algorithm)) => {
-            communicator.using(algorithm).broadcast_into(input, output, root)
-        }
-        (_, None) => communicator.all_reduce_into(input, output, case.op),
-        (_, Some(algorithm)) => {
-            communicator.using(algorithm).all_reduce_into(input, output, case.op)
-        }
+    let by = communicator.using(case.algorithm);
+    match case.collective {
+        Collective::AllReduce => by.all_reduce_into(input, output, case.op),
+        Collective::Broadcast { root } => by.broadcast_into(input, output, root),
+        Collective::Reduce { root } => by.reduce_into(input, output, case.op, root),
+        Collective::AllGather => by.all_gather_into(input, output),
+        Collective::ReduceScatter => by.reduce_scatter_into(input, output, case.op),
+        Collective::Gather { root } => by.gather_into(input, output, root),
+        Collective::Scatter { root } => by.scatter_into(input, output, root),
+        Collective::AllToAll => by.all_to_all_into(input, output),
+        Collective::Barrier => panic!("a barrier has no buffers"),
     }
 }

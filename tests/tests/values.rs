@@ -4,7 +4,7 @@ use half::bf16;
 use ringtree::{Communicator, Transports};
 use ringtree_tests::bits::{Outcome, outcomes};
 use ringtree_tests::ranks::{TRANSPORTS, on_ranks};
-use ringtree_tests::values::{Case, all_reduces, broadcasts, check};
+use ringtree_tests::values::{Case, all_reduces, check, others};
 
 /// Most elements of a call: several rounds of every algorithm among few ranks, and as much as a
 /// machine with few processors moves in time among many.
@@ -32,9 +32,9 @@ fn all_reduce_over_tcp() {
 }
 
 #[test]
-fn broadcast_from_every_root() {
+fn every_other_collective_from_and_to_every_root() {
     for transports in TRANSPORTS {
-        check_all(transports, |ranks| broadcasts(3, ranks, most(ranks)));
+        check_all(transports, |ranks| others(3, ranks, most(ranks)));
     }
 }
 

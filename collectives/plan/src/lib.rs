@@ -10,6 +10,7 @@
 mod action;
 mod algorithms;
 mod checker;
+mod collective;
 mod cost;
 mod lower;
 mod notation;
@@ -20,6 +21,7 @@ pub use algorithms::Algorithm;
 pub use checker::{
     CheckError, Conditions, Credits, Fault, Report, check, check_programs, prove, prove_programs,
 };
+pub use collective::Collective;
 pub use cost::{Machine, Work, predict};
 pub use lower::lower;
-pub use plan::{Collective, Plan, Space, Span, Step};
+pub use plan::{Plan, Space, Span, Step};

@@ -1,19 +1,5 @@
 //! What a plan is: spans of chunks, and the six kinds of step that move and reduce them.
 
-/// What is asked of all ranks together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Collective {
-    /// Every rank ends with the reduction of all ranks' inputs.
-    AllReduce,
-    /// Every rank ends with the root's input.
-    Broadcast {
-        /// The rank whose input is sent to all.
-        root: u32,
-    },
-    /// No rank leaves before every rank has come.
-    Barrier,
-}
-
 /// Which of a rank's buffers a span lies in. In place means that `Input` and `Output` are the
 /// same memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,7 +14,8 @@ pub enum Space {
 
 /// A range of whole chunks in one space.
 ///
-/// Chunk `c` of `Input` and of `Output` is the `c`-th part of the round. Chunk `s` of `Scratch` is
+/// Chunk `c` of `Input` and of `Output` is the `c`-th part of the round, or the round of the `c`-th
+/// block ([`Collective::is_of_blocks`](crate::Collective::is_of_blocks)). Chunk `s` of `Scratch` is
 /// as long as chunk [`Plan::scratch`]`[s]` of the round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {

@@ -14,10 +14,16 @@ fn programs(algorithm: Algorithm, collective: Collective, ranks: u32) -> Vec<Pro
 }
 
 #[track_caller]
-fn assert_agrees(algorithm: Algorithm, programs: &[Program], machine: Machine, work: Work) {
+fn assert_agrees(
+    algorithm: Algorithm,
+    collective: Collective,
+    programs: &[Program],
+    machine: Machine,
+    work: Work,
+) {
     let ranks = programs.len() as u32;
     let predicted_s = predict(programs, machine, work);
-    let formula_s = algorithm.closed_form(ranks, &machine, &work);
+    let formula_s = algorithm.closed_form(collective, ranks, &machine, &work);
     let error = (predicted_s - formula_s).abs();
     assert!(
         error <= 0.01 * formula_s,
@@ -30,11 +36,11 @@ fn one_round_agrees(algorithm: Algorithm, collective: Collective, ranks: &[u32])
         let programs = programs(algorithm, collective, ranks);
         for machine in MACHINES {
             for bytes in [0.0, 8.0, 65536.0, 1e6, 256e6] {
-                assert_agrees(algorithm, &programs, machine, Work::whole(bytes));
+                assert_agrees(algorithm, collective, &programs, machine, Work::whole(bytes));
                 let rounds = Work { bytes, rounds: 3, lanes: 1 };
                 // Whoever has its result first begins the next round while others still wait.
-                if !matches!(algorithm, Algorithm::Tree | Algorithm::Star) {
-                    assert_agrees(algorithm, &programs, machine, rounds);
+                if collective.root().is_none() && algorithm != Algorithm::Star {
+                    assert_agrees(algorithm, collective, &programs, machine, rounds);
                 }
             }
         }
@@ -53,9 +59,27 @@ fn symmetric_algorithms_take_what_the_formulas_say() {
         let programs = programs(Algorithm::OneShot, barrier, ranks);
         let nothing = Work::whole(0.0);
         for machine in MACHINES {
-            assert_agrees(Algorithm::OneShot, &programs, machine, nothing);
+            assert_agrees(Algorithm::OneShot, barrier, &programs, machine, nothing);
         }
     }
+}
+
+#[test]
+fn exchanges_of_blocks_take_what_the_formulas_say() {
+    let ranks = [1, 2, 3, 4, 7, 16, 33, 64];
+    for collective in Collective::all(0).into_iter().filter(|c| c.is_of_blocks()) {
+        for algorithm in [Algorithm::Ring, Algorithm::Direct, Algorithm::Pairwise] {
+            if algorithm.serves(collective) {
+                one_round_agrees(algorithm, collective, &ranks);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reduction_takes_what_the_formula_says() {
+    let ranks = [1, 2, 4, 8, 16, 32, 64, 128];
+    one_round_agrees(Algorithm::Tree, Collective::Reduce { root: 0 }, &ranks);
 }
 
 #[test]
@@ -69,7 +93,8 @@ fn doubling_of_any_ranks_takes_what_the_formula_says_to_a_message_a_turn() {
         let programs = programs(Algorithm::Doubling, Collective::AllReduce, ranks);
         for machine in MACHINES {
             let work = Work::whole(1e6);
-            let formula_s = Algorithm::Doubling.closed_form(ranks, &machine, &work);
+            let formula_s =
+                Algorithm::Doubling.closed_form(Collective::AllReduce, ranks, &machine, &work);
             let message_s = machine.latency_s + machine.transfer_s(work.bytes);
             let error_s = (predict(&programs, machine, work) - formula_s).abs();
             assert!(error_s <= f64::from(ranks.ilog2()) * message_s, "{ranks} ranks, {machine:?}");
@@ -90,7 +115,8 @@ fn a_double_tree_of_one_round_takes_what_the_formula_says_to_two_transfers() {
         for machine in &MACHINES[..2] {
             for bytes in [0.0, 8.0, 65536.0, 1e6, 256e6] {
                 let work = Work::whole(bytes);
-                let formula_s = Algorithm::DoubleTree.closed_form(ranks, machine, &work);
+                let formula_s =
+                    Algorithm::DoubleTree.closed_form(Collective::AllReduce, ranks, machine, &work);
                 let error_s = (predict(&programs, *machine, work) - formula_s).abs();
                 let transfers_s = 2.0 * machine.transfer_s(bytes / 2.0);
                 assert!(error_s <= 0.01 * formula_s + transfers_s, "{ranks} ranks, {bytes}");
@@ -105,7 +131,13 @@ fn a_double_tree_with_lanes_enough_is_bound_by_its_ports() {
         let programs = programs(Algorithm::DoubleTree, Collective::AllReduce, ranks);
         for chunk_bytes in [4e3, 64e3] {
             let work = Work { bytes: 2048.0 * chunk_bytes, rounds: 1024, lanes: 16 };
-            assert_agrees(Algorithm::DoubleTree, &programs, MACHINES[1], work);
+            assert_agrees(
+                Algorithm::DoubleTree,
+                Collective::AllReduce,
+                &programs,
+                MACHINES[1],
+                work,
+            );
         }
     }
 }
@@ -117,7 +149,13 @@ fn a_double_tree_with_few_lanes_is_bound_by_its_depth() {
         for (rounds, lanes) in [(64, 1), (64, 2), (256, 4)] {
             // A latency is worth 240 kB here.
             let work = Work { bytes: 1e3 * f64::from(rounds), rounds, lanes };
-            assert_agrees(Algorithm::DoubleTree, &programs, MACHINES[0], work);
+            assert_agrees(
+                Algorithm::DoubleTree,
+                Collective::AllReduce,
+                &programs,
+                MACHINES[0],
+                work,
+            );
         }
     }
 }
@@ -125,9 +163,10 @@ fn a_double_tree_with_few_lanes_is_bound_by_its_depth() {
 #[test]
 fn a_broadcast_of_any_ranks_takes_no_longer_than_the_formula_says() {
     for ranks in 2..=64 {
-        let programs = programs(Algorithm::Tree, Collective::Broadcast { root: 1 }, ranks);
+        let broadcast = Collective::Broadcast { root: 1 };
+        let programs = programs(Algorithm::Tree, broadcast, ranks);
         let work = Work::whole(1e6);
-        let formula_s = Algorithm::Tree.closed_form(ranks, &MACHINES[1], &work);
+        let formula_s = Algorithm::Tree.closed_form(broadcast, ranks, &MACHINES[1], &work);
         assert!(predict(&programs, MACHINES[1], work) <= formula_s * 1.000001, "{ranks} ranks");
     }
 }

@@ -41,6 +41,25 @@ fn broadcast_is_proved_from_every_root() {
 }
 
 #[test]
+fn exchanges_of_blocks_are_proved() {
+    for collective in [Collective::AllGather, Collective::ReduceScatter, Collective::AllToAll] {
+        for algorithm in Algorithm::ALL.into_iter().filter(|a| a.serves(collective)) {
+            prove_up_to_64(algorithm, |_| vec![collective]);
+        }
+    }
+}
+
+#[test]
+fn what_has_a_root_is_proved_from_and_to_every_root() {
+    let prove_each = |algorithm, collective: fn(u32) -> Collective| {
+        prove_up_to_64(algorithm, |ranks| (0..ranks).map(collective).collect());
+    };
+    prove_each(Algorithm::Tree, |root| Collective::Reduce { root });
+    prove_each(Algorithm::Direct, |root| Collective::Gather { root });
+    prove_each(Algorithm::Direct, |root| Collective::Scatter { root });
+}
+
+#[test]
 fn barrier_is_proved() {
     for algorithm in [Algorithm::Dissemination, Algorithm::OneShot] {
         prove_up_to_64(algorithm, |_| vec![Collective::Barrier]);

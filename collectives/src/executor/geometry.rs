@@ -6,12 +6,24 @@ use ringtree_plan::{Space, Span};
 /// are whole.
 const CHUNK_ALIGNMENT_BYTES: u64 = 64;
 
+/// What there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// So many elements: they are cut into rounds, and a round into chunks.
+    Whole(u64),
+    /// As many blocks as chunks, of so many elements each: a round is a part of every block.
+    Blocks(u64),
+}
+
 /// How a buffer of elements is cut into rounds, and a round into chunks. Any count works.
 #[derive(Clone, Debug)]
 pub struct Geometry {
+    /// Elements of the buffer, or of a block.
     count: u64,
+    is_of_blocks: bool,
     element_bytes: u64,
     chunks: u64,
+    /// Of the buffer, or of a block.
     round_elements: u64,
     scratch: Vec<u32>,
     scratch_stride_bytes: u64,
@@ -27,10 +39,10 @@ pub struct ByteSpan {
 }
 
 impl Geometry {
-    /// `count` elements of `element_bytes` in rounds of about `round_bytes`, each of `chunks`
-    /// chunks; `scratch` as in a plan.
+    /// Elements of `element_bytes` in rounds of about `round_bytes`, each of `chunks` chunks; `scratch`
+    /// as in a plan.
     pub fn new(
-        count: u64,
+        extent: Extent,
         element_bytes: usize,
         chunks: u32,
         scratch: &[u32],
@@ -38,9 +50,14 @@ impl Geometry {
     ) -> Geometry {
         let element_bytes = element_bytes as u64;
         let unit = CHUNK_ALIGNMENT_BYTES / element_bytes;
+        let (count, is_of_blocks, round_bytes) = match extent {
+            Extent::Whole(count) => (count, false, round_bytes),
+            Extent::Blocks(count) => (count, true, round_bytes / chunks.max(1) as usize),
+        };
         let round_elements = (round_bytes as u64 / element_bytes).div_ceil(unit).max(1) * unit;
         let mut geometry = Geometry {
             count,
+            is_of_blocks,
             element_bytes,
             chunks: u64::from(chunks.max(1)),
             round_elements,
@@ -62,7 +79,8 @@ impl Geometry {
         self.scratch.len() * self.scratch_stride_bytes as usize
     }
 
-    /// Where a span of a round lies. A span of scratch has at most one chunk.
+    /// Where a span of a round lies. A span of scratch has at most one chunk, and one of blocks as well
+    /// where there are several rounds.
     pub fn bytes(&self, round: u64, span: Span) -> ByteSpan {
         let start = round * self.round_elements;
         let len = self.round_elements.min(self.count - start.min(self.count));
@@ -71,9 +89,18 @@ impl Geometry {
                 debug_assert!(span.len <= 1, "scratch chunks are not contiguous");
                 let offset = u64::from(span.start) * self.scratch_stride_bytes;
                 let like = u64::from(self.scratch[span.start as usize]);
-                let elements =
-                    self.boundary(len, like + u64::from(span.len)) - self.boundary(len, like);
+                let elements = match self.is_of_blocks {
+                    true => len * u64::from(span.len),
+                    false => {
+                        self.boundary(len, like + u64::from(span.len)) - self.boundary(len, like)
+                    }
+                };
                 (offset, elements)
+            }
+            Space::Input | Space::Output if self.is_of_blocks => {
+                debug_assert!(span.len <= 1 || len == self.count, "blocks are not contiguous");
+                let offset = (u64::from(span.start) * self.count + start) * self.element_bytes;
+                (offset, len * u64::from(span.len))
             }
             Space::Input | Space::Output => {
                 let first = self.boundary(len, u64::from(span.start));
@@ -101,6 +128,9 @@ impl Geometry {
     pub fn longest_chunk_bytes(&self) -> usize {
         let unit = CHUNK_ALIGNMENT_BYTES / self.element_bytes;
         let len = self.round_elements.min(self.count);
+        if self.is_of_blocks {
+            return (len * self.element_bytes) as usize;
+        }
         (len.div_ceil(unit).div_ceil(self.chunks) * unit * self.element_bytes) as usize
     }
 }
@@ -115,7 +145,13 @@ mod tests {
             for chunks in [1_u32, 2, 3, 7, 64] {
                 for round_bytes in [64, 100, 1 << 12, 1 << 20] {
                     for element_bytes in [2, 4, 8] {
-                        covers(&Geometry::new(count, element_bytes, chunks, &[], round_bytes));
+                        covers(&Geometry::new(
+                            Extent::Whole(count),
+                            element_bytes,
+                            chunks,
+                            &[],
+                            round_bytes,
+                        ));
                     }
                 }
             }
@@ -139,7 +175,7 @@ mod tests {
     #[test]
     fn scratch_chunks_have_room_for_the_chunk_that_they_are_like() {
         for count in [1_u64, 100, 1000, 100_000] {
-            let geometry = Geometry::new(count, 4, 3, &[1, 1, 0, 2], 1 << 14);
+            let geometry = Geometry::new(Extent::Whole(count), 4, 3, &[1, 1, 0, 2], 1 << 14);
             for round in 0..geometry.rounds() {
                 for (index, like) in [1, 1, 0, 2].into_iter().enumerate() {
                     let part = geometry.bytes(round, Span::scratch(index as u32, 1));
@@ -156,8 +192,31 @@ mod tests {
 
     #[test]
     fn more_than_four_gibibytes() {
-        let geometry = Geometry::new(3 << 30, 4, 2, &[], 1 << 20);
+        let geometry = Geometry::new(Extent::Whole(3 << 30), 4, 2, &[], 1 << 20);
         let last = geometry.bytes(geometry.rounds() - 1, Span::output(1, 1));
         assert_eq!(last.offset + last.len, 12 << 30);
+    }
+
+    #[test]
+    fn rounds_of_blocks_cover_every_block() {
+        for count in [0_u64, 1, 15, 16, 17, 1000, 4097] {
+            for (chunks, round_bytes) in [(1_u32, 64), (3, 100), (7, 1 << 12), (64, 1 << 20)] {
+                let scratch: Vec<u32> = (0..chunks).collect();
+                let extent = Extent::Blocks(count);
+                let geometry = Geometry::new(extent, 4, chunks, &scratch, round_bytes);
+                for block in 0..chunks {
+                    let mut next = u64::from(block) * count * 4;
+                    for round in 0..geometry.rounds() {
+                        let part = geometry.bytes(round, Span::output(block, 1));
+                        assert_eq!(part.offset as u64, next, "{geometry:?}, {round}, {block}");
+                        assert!(part.len <= geometry.longest_chunk_bytes());
+                        let like = geometry.bytes(round, Span::scratch(block, 1));
+                        assert_eq!(like.len, part.len);
+                        next += part.len as u64;
+                    }
+                    assert_eq!(next, u64::from(block + 1) * count * 4);
+                }
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ mod moves;
 #[cfg(test)]
 mod tests;
 
-pub use geometry::{ByteSpan, Geometry};
+pub use geometry::{ByteSpan, Extent, Geometry};
 
 use ringtree_plan::{Action, Destination, Program, Source, Span};
 use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
@@ -99,20 +99,20 @@ pub struct Operation {
 unsafe impl Send for Operation {}
 
 impl Operation {
-    /// Prepares a program for `count` elements; its lanes use the channels from `first_channel`,
+    /// Prepares a program for `extent`; its lanes use the channels from `first_channel`,
     /// and its frames carry `digest`. Everything that the runs need is allocated here.
     pub fn new(
         program: Program,
         data_type: DataType,
         kernel: Kernel,
-        count: u64,
+        extent: Extent,
         schedule: Schedule,
         first_channel: Channel,
         digest: u32,
     ) -> Operation {
         let element_bytes = data_type.size_bytes();
         let (chunks, scratch) = (program.chunks, &program.scratch);
-        let geometry = Geometry::new(count, element_bytes, chunks, scratch, schedule.round_bytes);
+        let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
         let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
         let peers = peers(&program);
         let lends = !program.actions.iter().any(is_guard);
@@ -166,8 +166,9 @@ impl Operation {
     /// executor relies on.
     ///
     /// From here until `poll` has returned [`Status::Done`], or the links are dropped after an
-    /// error, `input` must be readable and `output` writable for the operation's count of
-    /// elements, and nobody else may touch them; they are the same or do not overlap.
+    /// error, what the program names of `input` must be readable and of `output` writable, and nobody
+    /// else may touch it; they are the same or do not overlap. Where it names some of the blocks only,
+    /// the addresses are those that block 0 would have.
     pub unsafe fn start(
         &mut self,
         tag: Tag,

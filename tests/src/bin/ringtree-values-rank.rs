@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use half::bf16;
 use ringtree::{Communicator, Settings};
 use ringtree_tests::bits::outcomes;
-use ringtree_tests::values::{all_reduces, broadcasts, check};
+use ringtree_tests::values::{all_reduces, check, others};
 
 fn main() -> ExitCode {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
@@ -34,7 +34,7 @@ fn run(seed: u64, most: usize) -> Result<(), ringtree::Error> {
     for case in all_reduces(seed, ranks, most) {
         check(&first, case);
     }
-    for case in broadcasts(seed, ranks, most) {
+    for case in others(seed, ranks, most) {
         check(&second, case);
     }
     let counts = [5, 4_099.min(most)];

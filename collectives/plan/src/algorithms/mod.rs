@@ -4,11 +4,13 @@ use std::fmt;
 
 use crate::{Collective, Machine, Plan, Span, Step, Work};
 
+mod direct;
 mod dissemination;
 mod double_tree;
 mod doubling;
 mod hierarchical;
 mod one_shot;
+mod pairwise;
 mod ring;
 mod star;
 mod tree;
@@ -18,7 +20,7 @@ mod two_shot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Algorithm {
-    /// All-reduce around a ring.
+    /// All-reduce, reduce-scatter or all-gather around a ring.
     Ring = 1,
     /// All-reduce over two binary trees.
     DoubleTree = 2,
@@ -28,7 +30,7 @@ pub enum Algorithm {
     OneShot = 4,
     /// All-reduce: each rank reduces its part from all and sends it to all.
     TwoShot = 5,
-    /// Broadcast down a binomial tree.
+    /// Broadcast down a binomial tree, or reduction up.
     Tree = 6,
     /// Barrier by dissemination.
     Dissemination = 7,
@@ -36,11 +38,15 @@ pub enum Algorithm {
     Hierarchical = 8,
     /// All-reduce: everyone sends all to one rank, which reduces and sends it back.
     Star = 9,
+    /// All-gather, reduce-scatter, all-to-all, gather and scatter: each block goes straight to where it is wanted.
+    Direct = 10,
+    /// All-to-all in pairs.
+    Pairwise = 11,
 }
 
 impl Algorithm {
     /// All algorithms.
-    pub const ALL: [Algorithm; 9] = [
+    pub const ALL: [Algorithm; 11] = [
         Algorithm::Ring,
         Algorithm::DoubleTree,
         Algorithm::Doubling,
@@ -50,6 +56,8 @@ impl Algorithm {
         Algorithm::Dissemination,
         Algorithm::Hierarchical,
         Algorithm::Star,
+        Algorithm::Direct,
+        Algorithm::Pairwise,
     ];
 
     /// Name on the command line and in tables.
@@ -64,6 +72,8 @@ impl Algorithm {
             Algorithm::Dissemination => "dissemination",
             Algorithm::Hierarchical => "hierarchical",
             Algorithm::Star => "star",
+            Algorithm::Direct => "direct",
+            Algorithm::Pairwise => "pairwise",
         }
     }
 
@@ -80,7 +90,22 @@ impl Algorithm {
     /// Whether the algorithm carries out this collective.
     pub const fn serves(self, collective: Collective) -> bool {
         match self {
-            Algorithm::Tree => matches!(collective, Collective::Broadcast { .. }),
+            Algorithm::Ring => matches!(
+                collective,
+                Collective::AllReduce | Collective::AllGather | Collective::ReduceScatter
+            ),
+            Algorithm::Tree => {
+                matches!(collective, Collective::Broadcast { .. } | Collective::Reduce { .. })
+            }
+            Algorithm::Direct => matches!(
+                collective,
+                Collective::AllGather
+                    | Collective::ReduceScatter
+                    | Collective::Gather { .. }
+                    | Collective::Scatter { .. }
+                    | Collective::AllToAll
+            ),
+            Algorithm::Pairwise => matches!(collective, Collective::AllToAll),
             Algorithm::Dissemination => matches!(collective, Collective::Barrier),
             Algorithm::OneShot => matches!(collective, Collective::AllReduce | Collective::Barrier),
             _ => matches!(collective, Collective::AllReduce),
@@ -116,14 +141,23 @@ impl Algorithm {
             (Algorithm::Tree, Collective::Broadcast { root }) => tree::plan(root, rank, ranks),
             (Algorithm::OneShot, Collective::Barrier) => one_shot::barrier(rank, ranks),
             _ if ranks == 1 => copy_only(),
+            (Algorithm::Ring, Collective::AllGather) => ring::all_gather(rank, ranks),
+            (Algorithm::Ring, Collective::ReduceScatter) => ring::reduce_scatter(rank, ranks),
             (Algorithm::Ring, _) => ring::plan(rank, ranks),
+            (Algorithm::Tree, Collective::Reduce { root }) => tree::reduce(root, rank, ranks),
+            (Algorithm::Direct, Collective::ReduceScatter) => direct::reduce_scatter(rank, ranks),
+            (Algorithm::Direct, Collective::Gather { root }) => direct::gather(root, rank, ranks),
+            (Algorithm::Direct, Collective::Scatter { root }) => direct::scatter(root, rank, ranks),
+            (Algorithm::Direct, Collective::AllToAll) => direct::all_to_all(rank, ranks),
+            (Algorithm::Direct, _) => direct::all_gather(rank, ranks),
+            (Algorithm::Pairwise, _) => pairwise::plan(rank, ranks),
             (Algorithm::DoubleTree, _) => double_tree::plan(rank, ranks),
             (Algorithm::Doubling, _) => doubling::plan(rank, ranks),
             (Algorithm::OneShot, _) => one_shot::plan(rank, ranks),
             (Algorithm::TwoShot, _) => two_shot::plan(rank, ranks),
             (Algorithm::Star, _) => star::plan(rank, ranks),
             (Algorithm::Hierarchical, _) => hierarchical::plan(rank, &assumed_hosts(ranks)),
-            (Algorithm::Tree, _) => unreachable!("a tree serves broadcasts only"),
+            (Algorithm::Tree, _) => unreachable!("a tree serves broadcasts and reductions only"),
         }
     }
 
@@ -152,18 +186,31 @@ impl Algorithm {
     ///
     /// # Panics
     /// If there are no ranks.
-    pub fn closed_form(self, ranks: u32, machine: &Machine, work: &Work) -> f64 {
+    pub fn closed_form(
+        self,
+        collective: Collective,
+        ranks: u32,
+        machine: &Machine,
+        work: &Work,
+    ) -> f64 {
         if ranks == 1 {
             return 0.0;
         }
         let bytes = work.round_bytes();
+        let is_reduced = collective.is_reduction();
         let round_s = match self {
             Algorithm::DoubleTree => return double_tree::closed_form(ranks, machine, work),
+            Algorithm::Ring if collective.is_of_blocks() => {
+                ring::closed_form_of_half(ranks, machine, bytes, is_reduced)
+            }
             Algorithm::Ring => ring::closed_form(ranks, machine, bytes),
+            Algorithm::Direct => direct::closed_form(ranks, machine, bytes, is_reduced),
+            Algorithm::Pairwise => pairwise::closed_form(ranks, machine, bytes),
             Algorithm::Doubling => doubling::closed_form(ranks, machine, bytes),
             Algorithm::OneShot => one_shot::closed_form(ranks, machine, bytes),
             Algorithm::TwoShot => two_shot::closed_form(ranks, machine, bytes),
             Algorithm::Star => star::closed_form(ranks, machine, bytes),
+            Algorithm::Tree if is_reduced => tree::closed_form_up(ranks, machine, bytes),
             Algorithm::Tree => tree::closed_form(ranks, machine, bytes),
             Algorithm::Dissemination => dissemination::closed_form(ranks, machine),
             Algorithm::Hierarchical => {

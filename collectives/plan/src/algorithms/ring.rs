@@ -1,4 +1,4 @@
-//! All-reduce around a ring: reduce-scatter, then all-gather.
+//! Around a ring: reduce-scatter, all-gather, and all-reduce, which is one after the other.
 //!
 //! Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
 //! Journal of Parallel and Distributed Computing 69 (2009).
@@ -17,6 +17,9 @@
 //!   5       0*       1*       2*       3*
 //!   6       3*       0*       1*       2*
 //! ```
+//!
+//! Reduce-scatter alone is the first three turns with every chunk one rank earlier, so that it is
+//! complete at the rank that it belongs to; all-gather alone is the last three in the same way.
 
 use super::{after, before};
 use crate::{Machine, Plan, Span, Step};
@@ -46,6 +49,53 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         }
     }
     Plan { rank, ranks, chunks: ranks, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Rank `rank`'s plan to get its block of the reduction; at least 2 ranks.
+///
+/// Sums under way have a place of their own for each turn: to use one again, a rank would have to
+/// wait until the next one has read it.
+pub(super) fn reduce_scatter(rank: u32, ranks: u32) -> Plan {
+    let (previous, next) = (before(rank, 1, ranks), after(rank, 1, ranks));
+    let mut steps = vec![Step::send(next, Span::input(previous, 1))];
+    let mut scratch = vec![];
+    for turn in 2..ranks {
+        let chunk = before(rank, turn, ranks);
+        let sum = Span::scratch(turn - 2, 1);
+        scratch.push(chunk);
+        steps.push(Step::recv_reduce(previous, Span::input(chunk, 1), sum));
+        steps.push(Step::send(next, sum));
+    }
+    steps.push(Step::recv_reduce(previous, Span::input(rank, 1), Span::output(rank, 1)));
+    Plan { rank, ranks, chunks: ranks, scratch, steps, sources: vec![] }
+}
+
+/// Rank `rank`'s plan to give its block to all and get theirs; at least 2 ranks.
+pub(super) fn all_gather(rank: u32, ranks: u32) -> Plan {
+    let (previous, next) = (before(rank, 1, ranks), after(rank, 1, ranks));
+    let own = Span::output(rank, 1);
+    let mut steps = vec![Step::Copy { src: Span::input(rank, 1), dst: own }, Step::send(next, own)];
+    for turn in 1..ranks {
+        let block = Span::output(before(rank, turn, ranks), 1);
+        steps.push(Step::recv_early(previous, block));
+        if turn + 1 < ranks {
+            steps.push(Step::send(next, block));
+        }
+    }
+    Plan { rank, ranks, chunks: ranks, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Seconds for a round of a half: `(n - 1) (a + N / (n B))`, and where it is reduced `(n - 1) N / (n R)`
+/// more.
+pub(super) fn closed_form_of_half(
+    ranks: u32,
+    machine: &Machine,
+    round_bytes: f64,
+    is_reduced: bool,
+) -> f64 {
+    let chunk_bytes = round_bytes / f64::from(ranks);
+    let reduction_s = if is_reduced { machine.reduction_s(chunk_bytes, 2) } else { 0.0 };
+    f64::from(ranks - 1) * (machine.latency_s + machine.transfer_s(chunk_bytes) + reduction_s)
 }
 
 /// Seconds for a round: `2 (n - 1) (a + N / (n B))`, and `(n - 1) N / (n R)` for the reduction.

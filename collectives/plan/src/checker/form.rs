@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::error::Fault;
 use crate::action::Move;
-use crate::{Action, Destination, Plan, Program, Source, Space, Span, Step};
+use crate::{Action, Collective, Destination, Plan, Program, Source, Space, Span, Step};
 
 /// A plan with every step as an action of its own, so that one run checks both forms. Operands
 /// that the plan does not have are left out.
@@ -66,28 +66,38 @@ fn push(
     program.destinations.push(destination);
 }
 
-/// For each chunk of a span, the chunk of the round that it is as long as.
-pub(super) fn lengths(program: &Program, span: Span) -> impl Iterator<Item = u32> + '_ {
+/// For each chunk of a span, the chunk of the round that it is as long as. In all-to-all all are of
+/// one length.
+pub(super) fn lengths(
+    collective: Collective,
+    program: &Program,
+    span: Span,
+) -> impl Iterator<Item = u32> + '_ {
     (span.start..span.end()).map(move |chunk| match span.space {
+        _ if collective == Collective::AllToAll => 0,
         Space::Scratch => program.scratch[chunk as usize],
         _ => chunk,
     })
 }
 
 /// Finds the first action that can mean nothing.
-pub(super) fn inspect(program: &Program) -> Result<(), (usize, Span, Fault)> {
+pub(super) fn inspect(
+    collective: Collective,
+    program: &Program,
+) -> Result<(), (usize, Span, Fault)> {
     for (at, action) in program.actions.iter().enumerate() {
         let shape = match *action {
             Action::Move { shape, .. } => shape,
             Action::Flush { span } => span,
         };
-        inspect_action(program, *action, shape)
+        inspect_action(collective, program, *action, shape)
             .map_err(|(span, reason)| (at, span, Fault::Malformed { reason }))?;
     }
     Ok(())
 }
 
 fn inspect_action(
+    collective: Collective,
     program: &Program,
     action: Action,
     shape: Span,
@@ -103,20 +113,24 @@ fn inspect_action(
     require(!parts.destinations.is_empty(), shape, "has no result")?;
     for source in parts.sources {
         if let Source::Own(span) = *source {
-            inspect_span(program, span, shape)?;
+            inspect_span(collective, program, span, shape)?;
         }
     }
     inspect_peers(program, parts.arrivals(), shape)?;
     inspect_peers(program, parts.sends().map(|(peer, _)| peer), shape)?;
-    inspect_results(program, &parts)
+    inspect_results(collective, program, &parts)
 }
 
-fn inspect_results(program: &Program, parts: &Move) -> Result<(), (Span, &'static str)> {
+fn inspect_results(
+    collective: Collective,
+    program: &Program,
+    parts: &Move,
+) -> Result<(), (Span, &'static str)> {
     let shape = parts.shape;
     let sends = parts.sends().count();
     require(parts.destinations.len() - sends <= 1, shape, "has two results in own memory")?;
     if let Some((span, backing)) = parts.own() {
-        inspect_span(program, span, shape)?;
+        inspect_span(collective, program, span, shape)?;
         require(span.space != Space::Input, span, "writes the input")?;
         require(!backing || sends > 0, span, "backs no send")?;
     } else {
@@ -128,9 +142,18 @@ fn inspect_results(program: &Program, parts: &Move) -> Result<(), (Span, &'stati
     require(!parts.early || (receives && into_own), shape, "cannot be early")
 }
 
-fn inspect_span(program: &Program, span: Span, shape: Span) -> Result<(), (Span, &'static str)> {
+fn inspect_span(
+    collective: Collective,
+    program: &Program,
+    span: Span,
+    shape: Span,
+) -> Result<(), (Span, &'static str)> {
     require(exists(program, span), span, "names a chunk that does not exist")?;
-    let alike = lengths(program, span).eq(lengths(program, shape));
+    let got = |chunk| span.space != Space::Output || collective.is_got(program.rank, chunk);
+    require((span.start..span.end()).all(got), span, "names an output that this rank has not")?;
+    let given = |chunk| span.space != Space::Input || collective.is_given(program.rank, chunk);
+    require((span.start..span.end()).all(given), span, "names an input that this rank has not")?;
+    let alike = lengths(collective, program, span).eq(lengths(collective, program, shape));
     require(alike, span, "joins chunks of different lengths")
 }
 

@@ -1,7 +1,7 @@
 //! One rank's buffers in a run: what each cell holds, and who may still read it.
 
 use super::expression::{Expression, Expressions};
-use crate::{Program, Space, Span};
+use crate::{Collective, Program, Space, Span};
 
 /// A message of this rank: the `frame`-th frame that it ever sent to `peer`.
 #[derive(Clone, Copy)]
@@ -43,11 +43,16 @@ impl Memory {
     }
 
     /// A new round: another input and output, undefined scratch.
-    pub(super) fn begin_round(&mut self, program: &Program, expressions: &Expressions) {
+    pub(super) fn begin_round(
+        &mut self,
+        collective: Collective,
+        program: &Program,
+        expressions: &Expressions,
+    ) {
         self.cells.fill(UNTOUCHED);
         for (index, cell) in self.cells.iter_mut().enumerate() {
             let chunk = index as u32 / self.slices;
-            if chunk < program.chunks {
+            if chunk < program.chunks && collective.is_given(program.rank, chunk) {
                 cell.value = Some(expressions.contribution(program.rank, chunk));
             }
         }

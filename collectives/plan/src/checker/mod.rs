@@ -106,7 +106,8 @@ pub fn check_programs(
 /// # Panics
 /// As [`check`]; or if lowering changed the expression of a result.
 pub fn prove(collective: Collective, plans: &[Plan]) -> Result<Report, CheckError> {
-    let report = under_all_conditions(1, |conditions| check(collective, plans, conditions))?;
+    let report =
+        under_all_conditions(collective, 1, |conditions| check(collective, plans, conditions))?;
     let programs: Vec<Program> = plans.iter().map(lower).collect();
     let lowered = prove_programs(collective, &programs)?;
     assert_eq!(lowered.expressions, report.expressions, "lowering changed a result");
@@ -122,20 +123,25 @@ pub fn prove(collective: Collective, plans: &[Plan]) -> Result<Report, CheckErro
 /// As [`check`].
 pub fn prove_programs(collective: Collective, programs: &[Program]) -> Result<Report, CheckError> {
     let run = |conditions| check_programs(collective, programs, conditions);
-    under_all_conditions(2, run)?;
-    under_all_conditions(1, run)
+    under_all_conditions(collective, 2, run)?;
+    under_all_conditions(collective, 1, run)
 }
 
-/// Runs with every kind of credit, in place and out of place. Returns what the last run saw.
+/// Runs with every kind of credit, out of place, and in place where the collective can be. Returns what the last run saw.
 fn under_all_conditions(
+    collective: Collective,
     slices: u32,
     run: impl Fn(Conditions) -> Result<Report, CheckError>,
 ) -> Result<Report, CheckError> {
     let with = |in_place, credits| run(Conditions { in_place, rounds: 2, credits, slices });
     for credits in [Credits::Rendezvous, Credits::Slices(1), Credits::Slices(4)] {
         with(false, credits)?;
-        with(true, credits)?;
+        if collective.can_be_in_place() {
+            with(true, credits)?;
+        }
     }
-    with(true, Credits::Unlimited)?;
+    if collective.can_be_in_place() {
+        with(true, Credits::Unlimited)?;
+    }
     with(false, Credits::Unlimited)
 }

@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
 
     fn inspect(&self) -> Result<(), CheckError> {
         for (rank, program) in self.programs.iter().enumerate() {
-            form::inspect(program).map_err(|(step, span, fault)| {
+            form::inspect(self.collective, program).map_err(|(step, span, fault)| {
                 let input = span.space == Space::Input && span.start < program.chunks;
                 let contributions = if input { vec![rank as u32] } else { vec![] };
                 self.error_with(rank, step, span.start, contributions, fault)
@@ -152,7 +152,7 @@ impl<'a> Run<'a> {
         state.begun.push(state.clock[rank]);
         state.sent.clear();
         (state.action, state.cell) = (0, 0);
-        state.memory.begin_round(&self.programs[rank], &self.expressions);
+        state.memory.begin_round(self.collective, &self.programs[rank], &self.expressions);
     }
 
     /// Takes a rank as far as one slice, or one step without slices. False: it waits.
@@ -313,7 +313,7 @@ impl<'a> Run<'a> {
         }
         let sent = self.shape(peer as usize, frame.action);
         let [theirs, ours] = [(peer as usize, sent), (rank, parts.shape)]
-            .map(|(rank, span)| form::lengths(&self.programs[rank], span));
+            .map(|(rank, span)| form::lengths(self.collective, &self.programs[rank], span));
         if frame.cell != cell || (cell == 0 && !theirs.eq(ours)) {
             return Err(self.error_here(rank, dst, Fault::LengthsDiffer { peer, sent }));
         }

@@ -33,15 +33,20 @@ impl Run<'_> {
         let all = Span::output(0, program.chunks);
         for cell in 0..self.ranks[rank].memory.len(all) {
             let chunk = cell / self.conditions.slices;
+            if !self.collective.is_got(program.rank, chunk) {
+                continue;
+            }
             let place = self.ranks[rank].memory.cell(all, cell);
             let last = place.writer.unwrap_or(program.actions.len().saturating_sub(1));
-            let value = place.value.filter(|value| self.is_wanted(*value, chunk));
+            let value = place.value.filter(|value| self.is_wanted(*value, program.rank, chunk));
             let fault = match (value, self.results[chunk as usize]) {
-                (None, _) => Fault::WrongResult { wanted: self.wanted() },
-                (Some(value), Some(other)) if value != other => Fault::Disagrees {
-                    expression: self.expressions.text(value),
-                    other: self.expressions.text(other),
-                },
+                (None, _) => Fault::WrongResult { wanted: self.wanted(chunk) },
+                (Some(value), Some(other)) if value != other && !self.is_exchange() => {
+                    Fault::Disagrees {
+                        expression: self.expressions.text(value),
+                        other: self.expressions.text(other),
+                    }
+                }
                 (Some(value), _) => {
                     self.results[chunk as usize] = Some(value);
                     continue;
@@ -54,18 +59,30 @@ impl Run<'_> {
 
     /// Whether a value is a right result. Of which chunk its contributions are needs no proof:
     /// operands, messages and spans are of one length, and so of one chunk.
-    fn is_wanted(&self, value: Expression, chunk: u32) -> bool {
+    fn is_wanted(&self, value: Expression, rank: u32, chunk: u32) -> bool {
+        let contribution = |giver, chunk| value == self.expressions.contribution(giver, chunk);
         match self.collective {
-            Collective::Broadcast { root } => value == self.expressions.contribution(root, chunk),
+            Collective::Broadcast { root } | Collective::Scatter { root } => {
+                contribution(root, chunk)
+            }
+            Collective::AllGather | Collective::Gather { .. } => contribution(chunk, chunk),
+            Collective::AllToAll => contribution(chunk, rank),
             _ => self.expressions.is_complete(value),
         }
     }
 
-    fn wanted(&self) -> Vec<u32> {
+    /// Whose contributions a chunk of a result should hold.
+    fn wanted(&self, chunk: u32) -> Vec<u32> {
         match self.collective {
-            Collective::Broadcast { root } => vec![root],
+            Collective::Broadcast { root } | Collective::Scatter { root } => vec![root],
+            Collective::AllGather | Collective::Gather { .. } | Collective::AllToAll => vec![chunk],
             _ => (0..self.programs.len() as u32).collect(),
         }
+    }
+
+    /// Whether ranks get different results at the same place.
+    fn is_exchange(&self) -> bool {
+        self.collective == Collective::AllToAll
     }
 
     /// Nothing moves any more: either all is done or some wait for each other.
