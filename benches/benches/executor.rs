@@ -2,7 +2,7 @@
 //! no wait for another processor is in the figure. Two runs an iteration.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ringtree::executor::{Operation, Schedule, Status};
+use ringtree::executor::{Extent, Operation, Schedule, Status};
 use ringtree::{Algorithm, DataType, Op, reduce};
 use ringtree_benches::shm_pair_and_boards;
 use ringtree_plan::{Collective, lower};
@@ -21,7 +21,7 @@ fn rank(rank: u32, algorithm: Algorithm, count: usize, (link, board): (Link, Boa
     let schedule = Schedule { lanes: 1, round_bytes: 1 << 20, attaches: true };
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
     let mut operation =
-        Operation::new(program, DataType::F32, kernel, count as u64, schedule, 0, 1);
+        Operation::new(program, DataType::F32, kernel, Extent::Whole(count as u64), schedule, 0, 1);
     if algorithm.is_one_exchange() {
         operation.exchange_at_once();
     }

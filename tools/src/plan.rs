@@ -26,10 +26,8 @@ pub struct PlanArguments {
     #[arg(value_name = "COLLECTIVE")]
     collective: Kind,
     #[arg(long, value_name = "NAME", help = format!(
-        "How: for all-reduce {}, for a barrier {}, and a broadcast takes a tree. A hierarchical \
-         plan is that of two ranks a host",
-        names(Collective::AllReduce),
-        names(Collective::Barrier)
+        "How: {}. A hierarchical plan is that of two ranks a host",
+        Collective::all(0).map(|c| format!("for {} {}", c.name(), names(c))).join("; ")
     ))]
     algorithm: Option<String>,
     /// How many ranks take part
@@ -38,7 +36,7 @@ pub struct PlanArguments {
     /// Whose plan to print
     #[arg(long, value_name = "R", default_value_t = 0, conflicts_with = "check")]
     rank: u32,
-    /// The rank that broadcasts
+    /// The rank that gives to all, or gets from all
     #[arg(long, value_name = "R", default_value_t = 0)]
     root: u32,
     /// Prove the plans of all ranks instead of printing one
@@ -54,6 +52,12 @@ enum Kind {
     AllReduce,
     Broadcast,
     Barrier,
+    AllGather,
+    ReduceScatter,
+    Reduce,
+    Gather,
+    Scatter,
+    AllToAll,
 }
 
 /// Why no plan can be shown.
@@ -63,7 +67,7 @@ enum PlanError {
     Rank { rank: u32, ranks: u32 },
     #[error("--root {root} is not below --ranks {ranks}: ranks count from 0")]
     Root { root: u32, ranks: u32 },
-    #[error("--root is for broadcast: leave it out")]
+    #[error("--root is for broadcast, reduce, gather and scatter: leave it out")]
     NoRoot,
     #[error("give --algorithm NAME, one of: {valid}")]
     NoAlgorithm { valid: String },
@@ -126,8 +130,14 @@ fn chosen(arguments: &PlanArguments) -> Result<(Algorithm, Collective), PlanErro
         Kind::AllReduce => Collective::AllReduce,
         Kind::Broadcast => Collective::Broadcast { root },
         Kind::Barrier => Collective::Barrier,
+        Kind::AllGather => Collective::AllGather,
+        Kind::ReduceScatter => Collective::ReduceScatter,
+        Kind::Reduce => Collective::Reduce { root },
+        Kind::Gather => Collective::Gather { root },
+        Kind::Scatter => Collective::Scatter { root },
+        Kind::AllToAll => Collective::AllToAll,
     };
-    if root != 0 && arguments.collective != Kind::Broadcast {
+    if root != 0 && collective.root().is_none() {
         return Err(PlanError::NoRoot);
     }
     let serving: Vec<Algorithm> =

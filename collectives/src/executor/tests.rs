@@ -11,7 +11,7 @@ use ringtree_transport::tcp::TcpLink;
 use ringtree_transport::{Link, Tag};
 
 use super::exchange::Exchange;
-use super::{Fault, Operation, Schedule, Status};
+use super::{Extent, Fault, Operation, Schedule, Status};
 use crate::{DataType, Op, reduce};
 
 /// All ranks of a communicator, with the links between every two of them.
@@ -98,7 +98,7 @@ fn all_reduce(algorithm: Algorithm, counts: &[usize], mesh: &mut Mesh, in_place:
                         lower(&plan),
                         DataType::F32,
                         kernel,
-                        count as u64,
+                        Extent::Whole(count as u64),
                         schedule,
                         0,
                         5,
@@ -140,7 +140,8 @@ fn an_operation_that_was_never_started_touches_nothing() {
     let plan = Algorithm::Ring.plan(Collective::AllReduce, 0, 2);
     let kernel = reduce::kernel(DataType::F32, Op::Sum);
     let schedule = Schedule { lanes: 2, round_bytes: 64, attaches: true };
-    let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 100, schedule, 0, 5);
+    let mut operation =
+        Operation::new(lower(&plan), DataType::F32, kernel, Extent::Whole(100), schedule, 0, 5);
     assert_eq!(operation.poll(&mut mesh(2, |_, _| false).links[0], 0), Ok(Status::Done));
 }
 
@@ -178,8 +179,15 @@ fn a_barrier_of_two_exchanges_needs_boards_or_links() {
             let kernel = reduce::kernel(DataType::F32, Op::Sum);
             let barrier = |rank| {
                 let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, ranks as u32);
-                let mut operation =
-                    Operation::new(lower(&plan), DataType::F32, kernel, 0, schedule, 0, 5);
+                let mut operation = Operation::new(
+                    lower(&plan),
+                    DataType::F32,
+                    kernel,
+                    Extent::Whole(0),
+                    schedule,
+                    0,
+                    5,
+                );
                 operation.exchange_at_once();
                 operation
             };
@@ -226,7 +234,8 @@ fn a_message_of_another_call_on_a_board_is_a_mismatch() {
         let plan = Algorithm::OneShot.plan(Collective::AllReduce, rank, 2);
         let kernel = reduce::kernel(DataType::F32, Op::Sum);
         let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
-        let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 1, schedule, 0, 5);
+        let mut operation =
+            Operation::new(lower(&plan), DataType::F32, kernel, Extent::Whole(1), schedule, 0, 5);
         operation.exchange_at_once();
         operation
     });
@@ -252,7 +261,8 @@ fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
     let mut buffers = [[1.0_f32], [2.0]];
     let mut barriers = [0, 1].map(|rank| {
         let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, 2);
-        let mut operation = Operation::new(lower(&plan), DataType::F32, kernel, 0, schedule, 0, 6);
+        let mut operation =
+            Operation::new(lower(&plan), DataType::F32, kernel, Extent::Whole(0), schedule, 0, 6);
         operation.exchange_at_once();
         operation
     });
@@ -262,8 +272,15 @@ fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
             // Call 3: each believes to be the root, and sends.
             for rank in [0, 1] {
                 let plan = Algorithm::Tree.plan(Collective::Broadcast { root: rank }, rank, 2);
-                let mut operation =
-                    Operation::new(lower(&plan), DataType::F32, kernel, 1, schedule, 0, 5);
+                let mut operation = Operation::new(
+                    lower(&plan),
+                    DataType::F32,
+                    kernel,
+                    Extent::Whole(1),
+                    schedule,
+                    0,
+                    5,
+                );
                 let buffer = buffers[rank as usize].as_mut_ptr().cast();
                 let links = &mut links[rank as usize];
                 // SAFETY: the buffers outlive the operations' runs.

@@ -41,12 +41,11 @@ impl Run<'_> {
             let value = place.value.filter(|value| self.is_wanted(*value, program.rank, chunk));
             let fault = match (value, self.results[chunk as usize]) {
                 (None, _) => Fault::WrongResult { wanted: self.wanted(chunk) },
-                (Some(value), Some(other)) if value != other && !self.is_exchange() => {
-                    Fault::Disagrees {
-                        expression: self.expressions.text(value),
-                        other: self.expressions.text(other),
-                    }
-                }
+                (Some(_), _) if self.is_exchange() => continue,
+                (Some(value), Some(other)) if value != other => Fault::Disagrees {
+                    expression: self.expressions.text(value),
+                    other: self.expressions.text(other),
+                },
                 (Some(value), _) => {
                     self.results[chunk as usize] = Some(value);
                     continue;
@@ -80,7 +79,7 @@ impl Run<'_> {
         }
     }
 
-    /// Whether ranks get different results at the same place.
+    /// Whether ranks get different results at the same place, each of which can only be one.
     fn is_exchange(&self) -> bool {
         self.collective == Collective::AllToAll
     }
