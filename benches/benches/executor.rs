@@ -3,7 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringtree::executor::{Extent, Operation, Schedule, Status};
-use ringtree::{Algorithm, DataType, Op, reduce};
+use ringtree::{Algorithm, DataType, Op};
 use ringtree_benches::shm_pair_and_boards;
 use ringtree_plan::{Collective, lower};
 use ringtree_transport::shm::Board;
@@ -19,9 +19,15 @@ struct Rank {
 fn rank(rank: u32, algorithm: Algorithm, count: usize, (link, board): (Link, Board)) -> Rank {
     let program = lower(&algorithm.plan(Collective::AllReduce, rank, 2));
     let schedule = Schedule { lanes: 1, round_bytes: 1 << 20, attaches: true };
-    let kernel = reduce::kernel(DataType::F32, Op::Sum);
-    let mut operation =
-        Operation::new(program, DataType::F32, kernel, Extent::Whole(count as u64), schedule, 0, 1);
+    let mut operation = Operation::new(
+        program,
+        DataType::F32,
+        Op::Sum,
+        Extent::Whole(count as u64),
+        schedule,
+        0,
+        1,
+    );
     if algorithm.is_one_exchange() {
         operation.exchange_at_once();
     }

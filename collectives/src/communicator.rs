@@ -9,9 +9,10 @@ use ringtree_transport::wait::restore_slices;
 
 use crate::bootstrap;
 use crate::control::{Control, Stream};
-use crate::engine::{self, Call, Engine};
+use crate::engine::{self, Engine};
 use crate::hosting::{Hosted, Hosting};
 use crate::memory::{Memory, Registered};
+use crate::prepared::Call;
 use crate::progress::{Pending, Progress};
 use crate::record::CallKind;
 use crate::selection::{self, Explanation, Shape};
@@ -529,7 +530,7 @@ impl Communicator {
         &self,
         kind: CallKind,
         data_type: DataType,
-        operation: u8,
+        op: Option<Op>,
         root: u32,
         count: usize,
         forced: Option<Algorithm>,
@@ -547,12 +548,18 @@ impl Communicator {
             let last = self.ranks() - 1;
             return Err(Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}")));
         }
+        if let Some(op) = op.filter(|op| !data_type.has(*op)) {
+            let has = Op::ALL.into_iter().filter(|op| data_type.has(*op));
+            let has: Vec<&str> = has.map(Op::name).collect();
+            let (name, op, has) = (data_type.name(), op.name(), has.join(", "));
+            return Err(Error::Argument(format!("{name} has no {op}: it has {has}")));
+        }
         let (stream, count) = (Stream::Collective, count as u64);
-        Ok(Call { stream, kind, data_type, operation, root, count, forced })
+        Ok(Call { stream, kind, data_type, op, root, count, forced })
     }
 
     pub(crate) fn barrier_call(&self) -> Result<Call, Error> {
-        self.call(CallKind::Barrier, DataType::F32, 0, NO_ROOT, 0, None)
+        self.call(CallKind::Barrier, DataType::F32, None, NO_ROOT, 0, None)
     }
 
     pub(crate) fn send_call<T: Element>(&self, count: usize, to: u32) -> Result<Call, Error> {
@@ -579,7 +586,7 @@ impl Communicator {
             stream,
             kind: CallKind::PointToPoint,
             data_type: T::DATA_TYPE,
-            operation: 0,
+            op: None,
             root: NO_ROOT,
             count: count as u64,
             forced: None,

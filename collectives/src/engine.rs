@@ -5,50 +5,27 @@ use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::{Bell, Registration};
 use ringtree_transport::pages::LargePages;
 use ringtree_transport::shm::Board;
 use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
-use ringtree_transport::{Link, LinkError, POINT_TO_POINT, Tag, TransportKind};
-use rustc_hash::FxHashMap;
+use ringtree_transport::{Link, LinkError, Tag, TransportKind};
 
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
 };
-use crate::executor::{Extent, Fault, Operation, Status};
-use crate::record::{CallKind, CallRecord};
-use crate::selection::{self, Choice, Shape};
-use crate::{Algorithm, DataType, Error, Op, reduce};
-
-/// Operations that are kept prepared. A training step has some tens of different calls; beyond
-/// this all are dropped and made again when they are next called.
-const PREPARED_MOST: usize = 256;
-
-/// Scratch memory of all prepared operations at most, unless one alone needs more.
-const PREPARED_MOST_BYTES: usize = 64 << 20;
+use crate::executor::{Fault, Operation, Status};
+use crate::prepared::{Call, Entry, Part, Prepared};
+use crate::reduce::{self, Pass};
+use crate::selection::Shape;
+use crate::{Error, Factor, Op};
 
 /// An operation that has not moved for so long tells the arbiter.
 const STALL: Duration = Duration::from_millis(100);
 
 /// How long a rank waits for the arbiter's verdict once it knows that something is wrong.
 const VERDICT_WAIT: Duration = Duration::from_secs(3);
-
-/// One call as the caller makes it: what decides how it is carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Call {
-    pub(crate) stream: Stream,
-    pub(crate) kind: CallKind,
-    pub(crate) data_type: DataType,
-    /// As in [`CallRecord`].
-    pub(crate) operation: u8,
-    pub(crate) root: u32,
-    /// As in [`CallRecord`].
-    pub(crate) count: u64,
-    /// The algorithm, unless it is to be chosen.
-    pub(crate) forced: Option<Algorithm>,
-}
 
 /// See the file's description.
 #[derive(Debug)]
@@ -100,61 +77,6 @@ pub(crate) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
     })
 }
 
-/// Operations by call, the last one at hand.
-#[derive(Debug, Default)]
-struct Prepared {
-    operations: Vec<Entry>,
-    scratch_bytes: usize,
-    by_call: FxHashMap<Call, usize>,
-    last: usize,
-}
-
-/// A call that is ready to run.
-#[derive(Debug)]
-struct Entry {
-    call: Call,
-    /// What peers and errors see of it.
-    record: CallRecord,
-    operation: Operation,
-    part: Part,
-    /// How often in a row: see [`Algorithm::runs_per_call`].
-    runs: u32,
-}
-
-/// Which part of all ranks' blocks this rank's buffers are, in bytes. Where it has one block only, its
-/// buffer begins with that one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Part {
-    input_bytes: usize,
-    before_input_bytes: usize,
-    output_bytes: usize,
-    before_output_bytes: usize,
-}
-
-impl Part {
-    fn of(collective: Option<Collective>, rank: u32, ranks: u32, bytes: usize) -> Part {
-        let all = ranks as usize * bytes;
-        let own = (bytes, rank as usize * bytes);
-        let if_root = |root, bytes| if rank == root { (bytes, 0) } else { (0, 0) };
-        let (input, output) = match collective {
-            Some(Collective::AllGather) => (own, (all, 0)),
-            Some(Collective::ReduceScatter) => ((all, 0), own),
-            Some(Collective::AllToAll) => ((all, 0), (all, 0)),
-            Some(Collective::Gather { root }) => (own, if_root(root, all)),
-            Some(Collective::Scatter { root }) => (if_root(root, all), own),
-            Some(Collective::Broadcast { root }) => (if_root(root, bytes), (bytes, 0)),
-            Some(Collective::Reduce { root }) => ((bytes, 0), if_root(root, bytes)),
-            Some(Collective::AllReduce | Collective::Barrier) | None => ((bytes, 0), (bytes, 0)),
-        };
-        Part {
-            input_bytes: input.0,
-            before_input_bytes: input.1,
-            output_bytes: output.0,
-            before_output_bytes: output.1,
-        }
-    }
-}
-
 impl Engine {
     pub(crate) fn new(wiring: Wiring, driver: Driver, shape: Shape) -> Engine {
         let ranks = wiring.addresses.len();
@@ -187,7 +109,7 @@ impl Engine {
     /// Makes a call's operation, its links and its memory ready, without running it.
     pub(crate) fn prepare(&mut self, call: &Call) -> Result<(), Error> {
         self.check()?;
-        let index = self.prepared.find(call, &self.wiring, self.shape);
+        let index = self.prepared.find(&call.without_factor(), &self.wiring, self.shape);
         let peers = self.prepared.operations[index].operation.peers().to_vec();
         self.connect(&peers, None)
     }
@@ -205,6 +127,12 @@ impl Engine {
         output: *mut u8,
     ) -> Result<(), Error> {
         self.check()?;
+        if let Some(Op::PreMulSum(factor)) = call.op
+            && factor != Factor::ONE
+        {
+            // SAFETY: the caller's promise is passed on.
+            return unsafe { self.run_multiplied(call, factor, input, output) };
+        }
         let index = self.prepared.find(call, &self.wiring, self.shape);
         let sequence = self.next_sequence(call.stream);
         let Entry { record, operation, .. } = &self.prepared.operations[index];
@@ -242,6 +170,46 @@ impl Engine {
         }
         self.driver.recorder.end(ticket);
         Ok(())
+    }
+
+    /// Runs an [`Op::PreMulSum`]: multiplies what this rank gives where the result will be, if that has
+    /// room for it, or else into a copy, and sums.
+    ///
+    /// # Safety
+    /// As of [`Engine::run`].
+    unsafe fn run_multiplied(
+        &mut self,
+        call: &Call,
+        factor: Factor,
+        input: *const u8,
+        output: *mut u8,
+    ) -> Result<(), Error> {
+        let ranks = self.wiring.addresses.len() as u32;
+        let block_bytes = call.count as usize * call.data_type.size_bytes();
+        let collective = call.kind.collective(call.root);
+        let part = Part::of(collective, self.wiring.rank, ranks, block_bytes);
+        let mut copy = Vec::new();
+        // What a call leaves as it is, as of a reduction to another rank, must not be multiplied.
+        let (multiplied, output): (*mut u8, *mut u8) = if part.output_bytes == part.input_bytes {
+            (output, output)
+        } else {
+            copy.resize(part.input_bytes.div_ceil(8), 0_u64);
+            let own_output = match part.output_bytes {
+                0 => copy.as_mut_ptr().cast(),
+                _ if output.cast_const() == input => output.wrapping_add(part.before_output_bytes),
+                _ => output,
+            };
+            (copy.as_mut_ptr().cast(), own_output)
+        };
+        let kernel = reduce::kernel(call.data_type, Pass::Scale { factor: factor.get() });
+        // SAFETY: the input can be read and, as the caller promises, the output be written; they are the
+        // same or do not overlap. A copy has room for the input.
+        unsafe {
+            let count = part.input_bytes / call.data_type.size_bytes();
+            kernel.run(&[input], &[multiplied], count);
+        }
+        // SAFETY: the caller's promise, with the multiplied elements for the input.
+        unsafe { self.run(&call.without_factor(), multiplied, output) }
     }
 
     /// Makes the links to all other ranks.
@@ -344,104 +312,6 @@ impl Drop for InUse<'_> {
 fn drop_all(links: &mut [Option<Link>]) {
     links.iter_mut().flatten().for_each(Link::withdraw);
     links.iter_mut().for_each(|link| *link = None);
-}
-
-impl Prepared {
-    /// The index of a call's operation, which is made if it is new.
-    #[inline]
-    fn find(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
-        if self.operations.get(self.last).is_some_and(|entry| entry.call == *call) {
-            return self.last;
-        }
-        self.last = match self.by_call.get(call) {
-            Some(&index) => index,
-            None => self.add(call, wiring, shape),
-        };
-        self.last
-    }
-
-    fn add(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
-        let entry = entry(call, wiring.rank, &wiring.hosts, shape);
-        let scratch_bytes = entry.operation.scratch_bytes();
-        self.scratch_bytes += scratch_bytes;
-        if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
-            self.operations.clear();
-            self.by_call.clear();
-            self.scratch_bytes = scratch_bytes;
-        }
-        self.operations.push(entry);
-        self.by_call.insert(*call, self.operations.len() - 1);
-        self.operations.len() - 1
-    }
-}
-
-/// Chooses how to carry a call out, plans and lowers it.
-fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
-    let collective = call.kind.collective(call.root);
-    let block_bytes = call.count * call.data_type.size_bytes() as u64;
-    let (extent, bytes) = match collective {
-        Some(collective) if collective.is_of_blocks() => {
-            (Extent::Blocks(call.count), u64::from(shape.ranks) * block_bytes)
-        }
-        _ => (Extent::Whole(call.count), block_bytes),
-    };
-    let choice = collective
-        .map(|collective| (collective, selection::choose(collective, bytes, shape, call.forced)));
-    let record = CallRecord {
-        kind: call.kind,
-        data_type: call.data_type as u8,
-        operation: call.operation,
-        algorithm: choice.map_or(0, |(_, choice)| choice.algorithm as u8),
-        root: call.root,
-        count: call.count,
-    };
-    let (program, schedule, channel) = match choice {
-        Some((collective, Choice { algorithm, schedule })) => {
-            (lower(&algorithm.plan_on(collective, rank, hosts)), schedule, 0)
-        }
-        None => (point_to_point(call.stream, rank, shape.ranks), selection::WHOLE, POINT_TO_POINT),
-    };
-    let op = Op::from_number(call.operation).unwrap_or(Op::Sum);
-    let kernel = reduce::kernel(call.data_type, op);
-    let digest = record.digest();
-    let mut operation =
-        Operation::new(program, call.data_type, kernel, extent, schedule, channel, digest);
-    if choice.is_some_and(|(_, choice)| choice.algorithm.is_one_exchange()) {
-        operation.exchange_at_once();
-    }
-    let runs = choice.map_or(1, |(collective, choice)| choice.algorithm.runs_per_call(collective));
-    let part = Part::of(collective, rank, shape.ranks, block_bytes as usize);
-    Entry { call: *call, record, operation, part, runs }
-}
-
-/// One message to or from a peer.
-fn point_to_point(stream: Stream, rank: u32, ranks: u32) -> Program {
-    let whole = Span::output(0, 1);
-    let (source, destination) = match stream {
-        Stream::SendTo(peer) => {
-            (Source::Own(Span::input(0, 1)), Destination::Send { peer, settled: false })
-        }
-        Stream::ReceiveFrom(peer) => (Source::Arrival { peer }, Destination::Own(whole)),
-        Stream::Collective => (Source::Own(whole), Destination::Own(whole)),
-    };
-    let action = Action::Move {
-        first_source: 0,
-        sources: 1,
-        first_destination: 0,
-        destinations: 1,
-        shape: whole,
-        guarded: false,
-        early: false,
-    };
-    Program {
-        rank,
-        ranks,
-        chunks: 1,
-        scratch: Vec::new(),
-        actions: vec![action],
-        sources: vec![source],
-        destinations: vec![destination],
-    }
 }
 
 impl Driver {

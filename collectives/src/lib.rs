@@ -27,6 +27,7 @@ mod error;
 pub mod executor;
 mod hosting;
 mod memory;
+mod prepared;
 mod progress;
 #[doc(hidden)]
 pub mod record;
@@ -49,5 +50,5 @@ pub use ringtree_transport::endpoint::Transports;
 pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{MAX_SOCKETS, Settings, Source};
-pub use types::{DataType, Element, Op};
+pub use types::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
 pub use using::{Prepared, PreparedInto, Using};

@@ -15,7 +15,8 @@ use std::thread::JoinHandle;
 
 use crate::Error;
 use crate::communicator::Inner;
-use crate::engine::{self, Call, Engine};
+use crate::engine::{self, Engine};
+use crate::prepared::Call;
 
 /// How a call is carried out on the buffers that it owns.
 pub(crate) type Run<B> = fn(&mut Engine, &Call, &mut B) -> Result<(), Error>;

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use crate::communicator::{Communicator, NO_ROOT};
-use crate::engine::Call;
+use crate::prepared::Call;
 use crate::progress::Pending;
 use crate::record::CallKind;
 use crate::{Algorithm, Element, Error, Op};
@@ -89,7 +89,7 @@ impl<'a> Using<'a> {
     /// # Errors
     /// See [`Error`].
     pub fn reduce<T: Element>(&self, buffer: &mut [T], op: Op, root: u32) -> Result<(), Error> {
-        let call = self.collective_call::<T>(CallKind::Reduce, op as u8, root, buffer.len())?;
+        let call = self.collective_call::<T>(CallKind::Reduce, Some(op), root, buffer.len())?;
         let start = buffer.as_mut_ptr().cast::<u8>();
         // SAFETY: the buffer is borrowed mutably until the call has returned.
         unsafe { self.communicator.engine().run(&call, start, start) }
@@ -109,7 +109,7 @@ impl<'a> Using<'a> {
         if root == self.communicator.rank() {
             same_length(input.len(), output.len())?;
         }
-        let call = self.collective_call::<T>(CallKind::Reduce, op as u8, root, input.len())?;
+        let call = self.collective_call::<T>(CallKind::Reduce, Some(op), root, input.len())?;
         self.run_into(&call, input, output)
     }
 
@@ -119,7 +119,7 @@ impl<'a> Using<'a> {
     /// See [`Error`].
     pub fn all_gather<T: Element>(&self, buffer: &mut [T]) -> Result<(), Error> {
         let count = self.block(buffer.len())?;
-        let call = self.collective_call::<T>(CallKind::AllGather, 0, NO_ROOT, count)?;
+        let call = self.collective_call::<T>(CallKind::AllGather, None, NO_ROOT, count)?;
         let start = buffer.as_mut_ptr().cast::<u8>();
         // SAFETY: the buffer is borrowed mutably until the call has returned, and has all blocks.
         unsafe { self.communicator.engine().run(&call, start, start) }
@@ -131,7 +131,7 @@ impl<'a> Using<'a> {
     /// See [`Error`].
     pub fn all_gather_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
         self.has_blocks("output", output.len(), input.len())?;
-        let call = self.collective_call::<T>(CallKind::AllGather, 0, NO_ROOT, input.len())?;
+        let call = self.collective_call::<T>(CallKind::AllGather, None, NO_ROOT, input.len())?;
         self.run_into(&call, input, output)
     }
 
@@ -141,7 +141,7 @@ impl<'a> Using<'a> {
     /// See [`Error`].
     pub fn reduce_scatter<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
         let count = self.block(buffer.len())?;
-        let call = self.collective_call::<T>(CallKind::ReduceScatter, op as u8, NO_ROOT, count)?;
+        let call = self.collective_call::<T>(CallKind::ReduceScatter, Some(op), NO_ROOT, count)?;
         let start = buffer.as_mut_ptr().cast::<u8>();
         // SAFETY: the buffer is borrowed mutably until the call has returned, and has all blocks.
         unsafe { self.communicator.engine().run(&call, start, start) }
@@ -159,7 +159,7 @@ impl<'a> Using<'a> {
     ) -> Result<(), Error> {
         self.has_blocks("input", input.len(), output.len())?;
         let (kind, count) = (CallKind::ReduceScatter, output.len());
-        let call = self.collective_call::<T>(kind, op as u8, NO_ROOT, count)?;
+        let call = self.collective_call::<T>(kind, Some(op), NO_ROOT, count)?;
         self.run_into(&call, input, output)
     }
 
@@ -176,7 +176,7 @@ impl<'a> Using<'a> {
         if root == self.communicator.rank() {
             self.has_blocks("output", output.len(), input.len())?;
         }
-        let call = self.collective_call::<T>(CallKind::Gather, 0, root, input.len())?;
+        let call = self.collective_call::<T>(CallKind::Gather, None, root, input.len())?;
         self.run_into(&call, input, output)
     }
 
@@ -193,7 +193,7 @@ impl<'a> Using<'a> {
         if root == self.communicator.rank() {
             self.has_blocks("input", input.len(), output.len())?;
         }
-        let call = self.collective_call::<T>(CallKind::Scatter, 0, root, output.len())?;
+        let call = self.collective_call::<T>(CallKind::Scatter, None, root, output.len())?;
         self.run_into(&call, input, output)
     }
 
@@ -204,7 +204,7 @@ impl<'a> Using<'a> {
     pub fn all_to_all_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
         same_length(input.len(), output.len())?;
         let count = self.block(input.len())?;
-        let call = self.collective_call::<T>(CallKind::AllToAll, 0, NO_ROOT, count)?;
+        let call = self.collective_call::<T>(CallKind::AllToAll, None, NO_ROOT, count)?;
         self.run_into(&call, input, output)
     }
 
@@ -249,11 +249,11 @@ impl<'a> Using<'a> {
     fn collective_call<T: Element>(
         &self,
         kind: CallKind,
-        operation: u8,
+        op: Option<Op>,
         root: u32,
         count: usize,
     ) -> Result<Call, Error> {
-        self.communicator.call(kind, T::DATA_TYPE, operation, root, count, self.algorithm)
+        self.communicator.call(kind, T::DATA_TYPE, op, root, count, self.algorithm)
     }
 
     /// See [`Communicator::all_reduce_async`].
@@ -358,13 +358,13 @@ impl<'a> Using<'a> {
 
     fn all_reduce_call<T: Element>(&self, count: usize, op: Op) -> Result<Call, Error> {
         let kind = CallKind::AllReduce;
-        let (data_type, op) = (T::DATA_TYPE, op as u8);
+        let (data_type, op) = (T::DATA_TYPE, Some(op));
         self.communicator.call(kind, data_type, op, NO_ROOT, count, self.algorithm)
     }
 
     fn broadcast_call<T: Element>(&self, count: usize, root: u32) -> Result<Call, Error> {
         let kind = CallKind::Broadcast;
-        self.communicator.call(kind, T::DATA_TYPE, 0, root, count, self.algorithm)
+        self.communicator.call(kind, T::DATA_TYPE, None, root, count, self.algorithm)
     }
 }
 

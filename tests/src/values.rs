@@ -3,8 +3,7 @@
 
 use std::ops::{DerefMut, Range};
 
-use half::bf16;
-use ringtree::{Algorithm, Communicator, DataType, Element, Op};
+use ringtree::{Algorithm, Communicator, DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
 use ringtree_plan::Collective;
 
 use crate::random::{Random, element};
@@ -42,28 +41,24 @@ pub fn algorithms(collective: Collective) -> Vec<Option<Algorithm>> {
     serving.map(Some).chain([None]).collect()
 }
 
-/// Every algorithm, type, operation and placement of all-reduce, each with another random count of
-/// at most `most` elements, in random order.
+/// Every algorithm, type and operation of all-reduce, each in place or not and with another random
+/// count of at most `most` elements, in random order.
 pub fn all_reduces(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
     let mut random = Random::new(seed);
     let mut cases = Vec::new();
     for algorithm in algorithms(Collective::AllReduce) {
-        for data_type in DataType::ALL {
-            for op in Op::ALL {
-                for place in [Place::In, Place::OutOf] {
-                    cases.push(Case {
-                        collective: Collective::AllReduce,
-                        algorithm,
-                        data_type,
-                        op,
-                        place,
-                        count: count(&mut random, ranks, most),
-                        offset: random.below(2),
-                        allocated: allocated(&mut random),
-                        seed: random.number(),
-                    });
-                }
-            }
+        for (data_type, op) in reductions() {
+            cases.push(Case {
+                collective: Collective::AllReduce,
+                algorithm,
+                data_type,
+                op,
+                place: random.pick(&[Place::In, Place::OutOf]),
+                count: count(&mut random, ranks, most),
+                offset: random.below(2),
+                allocated: allocated(&mut random),
+                seed: random.number(),
+            });
         }
     }
     random.shuffle(&mut cases);
@@ -86,11 +81,12 @@ pub fn others(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
                     if place == Place::In && !has_call_in_place(collective) {
                         continue;
                     }
+                    let (data_type, op) = random.pick(&reductions());
                     cases.push(Case {
                         collective,
                         algorithm,
-                        data_type: random.pick(&DataType::ALL),
-                        op: random.pick(&Op::ALL),
+                        data_type,
+                        op,
                         place,
                         count: count(&mut random, ranks, most / blocks),
                         offset: random.below(2),
@@ -103,6 +99,19 @@ pub fn others(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
     }
     random.shuffle(&mut cases);
     cases
+}
+
+/// Every type with every operation that it has.
+fn reductions() -> Vec<(DataType, Op)> {
+    let of = |data_type: DataType| {
+        Op::ALL.into_iter().filter(move |op| data_type.has(*op)).map(move |op| (data_type, op))
+    };
+    DataType::ALL.into_iter().flat_map(of).collect()
+}
+
+/// What a rank multiplies with where the operation has factors: exact in every type.
+fn factor(rank: u32) -> f64 {
+    [2.0, 1.0, -1.0][rank as usize % 3]
 }
 
 fn has_call_in_place(collective: Collective) -> bool {
@@ -119,7 +128,15 @@ pub fn check(communicator: &Communicator, case: Case) {
         DataType::F32 => check_as::<f32>(communicator, case),
         DataType::F64 => check_as::<f64>(communicator, case),
         DataType::Bf16 => check_as::<bf16>(communicator, case),
+        DataType::F16 => check_as::<f16>(communicator, case),
+        DataType::F8E4M3 => check_as::<F8E4M3>(communicator, case),
+        DataType::F8E5M2 => check_as::<F8E5M2>(communicator, case),
+        DataType::I8 => check_as::<i8>(communicator, case),
+        DataType::U8 => check_as::<u8>(communicator, case),
         DataType::I32 => check_as::<i32>(communicator, case),
+        DataType::U32 => check_as::<u32>(communicator, case),
+        DataType::I64 => check_as::<i64>(communicator, case),
+        DataType::U64 => check_as::<u64>(communicator, case),
     }
 }
 
@@ -178,7 +195,11 @@ fn parts(
 fn check_as<T: Sample>(communicator: &Communicator, case: Case) {
     let Case { collective, count, offset, seed, .. } = case;
     let (rank, ranks) = (communicator.rank(), communicator.ranks());
-    let value = |rank: u32, index: usize| T::exact(element(seed, rank, index));
+    let multiplies = collective.is_reduction() && case.op == Op::Product;
+    let value = |rank: u32, index: usize| match element(seed, rank, index) {
+        number if multiplies => T::exact_factor(number),
+        number => T::exact(number),
+    };
     let untouched = T::special(2);
     let framed = |part: &Range<usize>, fill: &dyn Fn(usize) -> T| {
         let mut buffer = buffer(communicator, case, offset + part.len() + 1);
@@ -208,7 +229,13 @@ fn check_as<T: Sample>(communicator: &Communicator, case: Case) {
             value((index / count) as u32, rank as usize * count + index % count)
         }
         _ => {
-            (1..ranks).fold(value(0, index), |sum, rank| T::fold(case.op, sum, value(rank, index)))
+            let given = |rank| match case.op {
+                Op::PreMulSum(_) => value(rank, index).multiplied(factor(rank)),
+                _ => value(rank, index),
+            };
+            let fold = |sum, rank| T::fold(case.op, sum, given(rank));
+            let folded = (1..ranks).fold(given(0), fold);
+            if case.op == Op::Average { folded.divided(ranks) } else { folded }
         }
     };
     let result = if case.place == Place::In { &input } else { &output };
@@ -239,13 +266,13 @@ fn call_in_place<T: Element>(
     case: Case,
     buffer: &mut [T],
 ) -> Result<(), ringtree::Error> {
-    let by = communicator.using(case.algorithm);
+    let (by, op) = (communicator.using(case.algorithm), own_op(communicator, case));
     match case.collective {
-        Collective::AllReduce => by.all_reduce(buffer, case.op),
+        Collective::AllReduce => by.all_reduce(buffer, op),
         Collective::Broadcast { root } => by.broadcast(buffer, root),
-        Collective::Reduce { root } => by.reduce(buffer, case.op, root),
+        Collective::Reduce { root } => by.reduce(buffer, op, root),
         Collective::AllGather => by.all_gather(buffer),
-        Collective::ReduceScatter => by.reduce_scatter(buffer, case.op),
+        Collective::ReduceScatter => by.reduce_scatter(buffer, op),
         other => panic!("{other:?} has no call in place"),
     }
 }
@@ -256,16 +283,24 @@ fn call_into<T: Element>(
     input: &[T],
     output: &mut [T],
 ) -> Result<(), ringtree::Error> {
-    let by = communicator.using(case.algorithm);
+    let (by, op) = (communicator.using(case.algorithm), own_op(communicator, case));
     match case.collective {
-        Collective::AllReduce => by.all_reduce_into(input, output, case.op),
+        Collective::AllReduce => by.all_reduce_into(input, output, op),
         Collective::Broadcast { root } => by.broadcast_into(input, output, root),
-        Collective::Reduce { root } => by.reduce_into(input, output, case.op, root),
+        Collective::Reduce { root } => by.reduce_into(input, output, op, root),
         Collective::AllGather => by.all_gather_into(input, output),
-        Collective::ReduceScatter => by.reduce_scatter_into(input, output, case.op),
+        Collective::ReduceScatter => by.reduce_scatter_into(input, output, op),
         Collective::Gather { root } => by.gather_into(input, output, root),
         Collective::Scatter { root } => by.scatter_into(input, output, root),
         Collective::AllToAll => by.all_to_all_into(input, output),
         Collective::Barrier => panic!("a barrier has no buffers"),
+    }
+}
+
+/// The operation, with this rank's factor.
+fn own_op(communicator: &Communicator, case: Case) -> Op {
+    match case.op {
+        Op::PreMulSum(_) => Op::PreMulSum(Factor::new(factor(communicator.rank()))),
+        op => op,
     }
 }

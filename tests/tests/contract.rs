@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use ringtree::{
-    Algorithm, Communicator, Costs, DataType, Error, Op, Pending, Settings, Transports,
+    Algorithm, Communicator, Costs, DataType, Error, Factor, Op, Pending, Settings, Transports,
 };
 use ringtree_tests::pages::bytes_in_large_pages;
 use ringtree_tests::random::Random;
@@ -430,6 +430,10 @@ fn a_call_that_makes_no_sense_is_refused_and_harms_nothing() {
             refused(tree.all_reduce_into(&b[..4], &mut a, Op::Sum), "tree does not serve");
             refused(tree.all_reduce_async(vec![1.0_f32], Op::Sum).map(drop), "tree");
             refused(tree.prepare_all_reduce(vec![1.0_f32], Op::Sum).map(drop), "tree");
+            refused(communicator.all_reduce(&mut a, Op::BitXor), "f32 has no xor");
+            refused(communicator.reduce(&mut [1_u8], Op::Average, 0), "u8 has no average");
+            let halves = Op::PreMulSum(Factor::new(0.5));
+            refused(communicator.reduce_scatter(&mut [1_i64; 3], halves), "i64 has no premulsum");
             refused(communicator.using(Algorithm::Ring).broadcast(&mut a, 0), "ring");
             refused(communicator.using(Algorithm::Dissemination).broadcast(&mut a, 0), "dissem");
         }

@@ -9,7 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use ringtree::executor::{Extent, Fault, Operation, Schedule, Status};
-use ringtree::{Algorithm, DataType, Op, reduce};
+use ringtree::{Algorithm, DataType, Op};
 use ringtree_plan::{Collective, lower};
 use ringtree_transport::shm::{BOARD_BYTES, Board};
 use ringtree_transport::sim::{
@@ -319,7 +319,6 @@ impl Rank {
     fn new(case: &Case, rank: u32, network: &Network, value: impl Fn(usize, usize) -> f32) -> Rank {
         let program = lower(&case.algorithm.plan(case.collective, rank, case.ranks));
         let (data_type, count) = (DataType::F32, count(case));
-        let kernel = reduce::kernel(data_type, Op::Sum);
         let extent = match case.collective.is_of_blocks() {
             true => Extent::Blocks(block(case) as u64),
             false => Extent::Whole(count as u64),
@@ -332,7 +331,7 @@ impl Rank {
             SCHEDULE
         };
         let mut operation =
-            Operation::new(program, data_type, kernel, extent, schedule, 0, TAG.digest);
+            Operation::new(program, data_type, Op::Sum, extent, schedule, 0, TAG.digest);
         if at_once {
             operation.exchange_at_once();
         }

@@ -138,7 +138,9 @@ fn every_type_and_operation_is_verified() {
             "bench all-reduce --ranks 3 -d all -o all --memory {memory} --sizes 4,70000 -n 1 -w 0 \
              --jsonl"
         ));
-        assert_eq!(records.len(), 4 * 2 * 2 * 2);
+        // Four floats with six operations, two fp8 with three, six integers with seven; two sizes, in
+        // place and out of place.
+        assert_eq!(records.len(), (4 * 6 + 2 * 3 + 6 * 7) * 2 * 2);
         let peer = if memory == "plain" { "ringtree" } else { "ringtree-reg" };
         assert!(records.iter().all(|record| record["ok"] == true && record["peer"] == peer));
     }
@@ -228,8 +230,12 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce -b 12Q", "write a number of bytes such as 8, 64K or 128M"),
         ("bench all-reduce -b 8M -e 1M", "-b 8388608 is above -e 1048576: swap them"),
         ("bench all-reduce -f 1", "-f at least 2"),
-        ("bench all-reduce -d half", "the types are float, double, bfloat16, int32 and all"),
-        ("bench all-reduce -o min", "the operations are sum, max and all"),
+        ("bench all-reduce -d bool", "the types are float, double, half, bfloat16, f8e4m3"),
+        (
+            "bench all-reduce -o mean",
+            "the operations are sum, product, min, max, average, premulsum",
+        ),
+        ("bench all-reduce -d float -o xor", "f32 has no such operation: it has sum, product"),
         ("bench all-reduce --algorithm tree", "write one of ring, double-tree"),
         ("bench all-reduce --algorithm rings", "write one of ring, double-tree"),
         ("bench broadcast --algorithm quux", "write one of tree"),

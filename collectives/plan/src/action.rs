@@ -66,6 +66,9 @@ pub enum Action {
         /// The own destination may be offered to the only arrival's sender when the round starts
         /// (see [`Step::Recv`](crate::Step::Recv)).
         early: bool,
+        /// Its result has the contributions of all ranks, and none of its operands has. An average is
+        /// divided here.
+        completes: bool,
     },
     /// As [`Step::Flush`](crate::Step::Flush).
     Flush {
@@ -102,6 +105,7 @@ pub(crate) struct Move<'a> {
     pub(crate) shape: Span,
     pub(crate) guarded: bool,
     pub(crate) early: bool,
+    pub(crate) completes: bool,
 }
 
 impl<'a> Move<'a> {
@@ -115,6 +119,7 @@ impl<'a> Move<'a> {
             shape,
             guarded,
             early,
+            completes,
         } = action
         else {
             return None;
@@ -126,6 +131,7 @@ impl<'a> Move<'a> {
             shape,
             guarded,
             early,
+            completes,
         })
     }
 

@@ -4,6 +4,7 @@
 //! - Receives into scratch that only the reduction after them reads become its operands.
 //! - A flush before a write of the same chunks becomes a guard of the write.
 //! - A span that only backs the sends of its action is marked so.
+//! - The reductions that complete a result are marked so.
 //!
 //! Two reductions are never merged, and the messages of a channel keep their order.
 
@@ -29,6 +30,7 @@ pub fn lower(plan: &Plan) -> Program {
         at = if guards { lowering.step(at + 1, true) } else { lowering.step(at, false) };
     }
     let mut program = lowering.program;
+    mark_completing(&mut program);
     mark_backing(&mut program);
     drop_unnamed_scratch(&mut program);
     program
@@ -237,7 +239,57 @@ impl<'a> Lowering<'a> {
             shape,
             guarded,
             early,
+            completes: false,
         });
+    }
+}
+
+/// Marks the reductions whose results this rank's output ends with, here or by a copy: each rank
+/// names only what it gets of the output, so these have everyone's contributions.
+fn mark_completing(program: &mut Program) {
+    // Whether a chunk holds, from here on, what the output ends with.
+    let mut is_final = Live {
+        data: vec![true; program.chunks as usize],
+        scratch: vec![false; program.scratch.len()],
+    };
+    let Program { actions, sources, destinations, .. } = program;
+    for action in actions.iter_mut().rev() {
+        let Action::Move {
+            first_source,
+            sources: source_count,
+            first_destination,
+            destinations: destination_count,
+            completes,
+            ..
+        } = action
+        else {
+            continue;
+        };
+        let range = |first: u32, count: u32| first as usize..first as usize + count as usize;
+        // What names operands that do not exist is left for the checker to find.
+        let (Some(sources), Some(destinations)) = (
+            sources.get(range(*first_source, *source_count)),
+            destinations.get(range(*first_destination, *destination_count)),
+        ) else {
+            continue;
+        };
+        let own = destinations.iter().find_map(|destination| match *destination {
+            Destination::Own(span) | Destination::Backing(span) => Some(span),
+            Destination::Send { .. } => None,
+        });
+        let Some(dst) = own else { continue };
+        let Some(chunks) = is_final.of(dst).get_mut(dst.chunks()) else { continue };
+        let ends = !chunks.is_empty() && chunks.iter().all(|chunk| *chunk);
+        chunks.fill(false);
+        match *sources {
+            [Source::Own(src)] if src.space != Space::Input => {
+                if let Some(chunks) = is_final.of(src).get_mut(src.chunks()) {
+                    chunks.fill(ends);
+                }
+            }
+            [_] => {}
+            _ => *completes = ends,
+        }
     }
 }
 

@@ -94,13 +94,15 @@ impl Program {
                 destinations,
                 guarded,
                 early,
+                completes,
                 ..
             } => format!(
-                "Move {} -> {}{}{}",
+                "Move {} -> {}{}{}{}",
                 list(operands(&self.sources, first_source, sources)),
                 list(operands(&self.destinations, first_destination, destinations)),
                 mark(guarded, " (guarded)"),
                 mark(early, " (early)"),
+                mark(completes, " (completes)"),
             ),
             Action::Flush { span } => format!("Flush {span}"),
         }
@@ -164,7 +166,7 @@ mod tests {
         let actions = [
             "Move In[0] -> Send 1 (settled)",
             "Move In[2], Recv 2 -> (Out[2]), Send 1 (settled)",
-            "Move In[1], Recv 2 -> Out[1], Send 1",
+            "Move In[1], Recv 2 -> Out[1], Send 1 (completes)",
             "Move Recv 2 -> Out[0], Send 1 (early)",
             "Move Recv 2 -> Out[2] (early)",
         ];
@@ -178,7 +180,7 @@ mod tests {
         let actions = [
             "Move In[2] -> Send 2 (settled)",
             "Move In[0] -> Send 0 (settled)",
-            "Move Recv 0, In[1], Recv 2 -> Out[1], Send 2, Send 0",
+            "Move Recv 0, In[1], Recv 2 -> Out[1], Send 2, Send 0 (completes)",
             "Move Recv 0 -> Out[0] (early)",
             "Move Recv 2 -> Out[2] (early)",
         ];
@@ -193,7 +195,7 @@ mod tests {
         let actions = [
             "Move In[0] -> Send 2",
             "Move In[0] -> Send 0",
-            "Move Recv 0, In[0], Recv 2 -> Out[0] (guarded)",
+            "Move Recv 0, In[0], Recv 2 -> Out[0] (guarded) (completes)",
         ];
         assert_eq!(lines(lower(&plan)), actions);
     }
@@ -203,7 +205,7 @@ mod tests {
         let actions = [
             "Move In[0], Recv 4 -> Out[0], Send 1",
             "Move Out[0], Recv 1 -> Out[0], Send 2 (guarded)",
-            "Move Out[0], Recv 2 -> Out[0], Send 4 (guarded)",
+            "Move Out[0], Recv 2 -> Out[0], Send 4 (guarded) (completes)",
         ];
         assert_eq!(lines(lower(&all_reduce(Algorithm::Doubling, 0, 5))), actions);
     }

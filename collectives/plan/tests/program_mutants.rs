@@ -1,7 +1,7 @@
 //! Programs with one fault each: the checker rejects them, or they are as good as the original.
 //!
-//! A fault is an action deleted, a guard taken away, an own result called backing, or a mark added:
-//! what lowering could get wrong. All of them for 2 to 9 ranks.
+//! A fault is an action deleted, a guard taken away, an own result called backing, a mark added, or
+//! the mark of a completing reduction turned: what lowering could get wrong. All of them for 2 to 9 ranks.
 //!
 //! As good as the original are only those that concern a barrier's empty messages.
 
@@ -17,6 +17,8 @@ enum Fault {
     /// The number of the destination that is called settled.
     CallSettled(usize),
     CallEarly,
+    /// A reduction that completes a result is said not to, or the other way round.
+    TurnCompletes,
 }
 
 #[test]
@@ -37,6 +39,16 @@ fn program_mutants_of_broadcast_and_barrier() {
     assert_eq!(survivors(Algorithm::Tree, every_root), 0);
     assert_eq!(survivors(Algorithm::Dissemination, |_| vec![Collective::Barrier]), 246);
     assert_eq!(survivors(Algorithm::OneShot, |_| vec![Collective::Barrier]), 240);
+}
+
+#[test]
+fn program_mutants_of_reductions_and_gathers() {
+    let every_root = |ranks| (0..ranks).map(|root| Collective::Reduce { root }).collect();
+    assert_eq!(survivors(Algorithm::Tree, every_root), 0);
+    for algorithm in [Algorithm::Ring, Algorithm::Direct] {
+        assert_eq!(survivors(algorithm, |_| vec![Collective::ReduceScatter]), 0);
+        assert_eq!(survivors(algorithm, |_| vec![Collective::AllGather]), 0);
+    }
 }
 
 /// How many mutants up to 9 ranks are as good as the original.
@@ -72,6 +84,9 @@ fn faults(programs: &[Program]) -> Vec<(usize, usize, Fault)> {
             };
             if guarded {
                 faults.push((rank, at, Fault::Unguard));
+            }
+            if sources > 1 {
+                faults.push((rank, at, Fault::TurnCompletes));
             }
             let destinations = destinations(program, at);
             let own = matches!(program.destinations[destinations.start], Destination::Own(_));
@@ -110,6 +125,7 @@ fn mutate(program: &mut Program, at: usize, fault: Fault) {
         (Fault::Delete, _) => drop(program.actions.remove(at)),
         (Fault::Unguard, Action::Move { guarded, .. }) => *guarded = false,
         (Fault::CallEarly, Action::Move { early, .. }) => *early = true,
+        (Fault::TurnCompletes, Action::Move { completes, .. }) => *completes = !*completes,
         (Fault::CallBacking, Action::Move { early, .. }) => {
             *early = false;
             let Destination::Own(span) = program.destinations[own] else {

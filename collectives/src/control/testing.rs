@@ -28,7 +28,7 @@ pub(super) fn all_reduce(count: u64) -> CallRecord {
     CallRecord {
         kind: CallKind::AllReduce,
         data_type: DataType::F32 as u8,
-        operation: Op::Sum as u8,
+        operation: Op::Sum.number(),
         algorithm: Algorithm::Ring as u8,
         root: u32::MAX,
         count,

@@ -167,7 +167,8 @@ impl Operation {
                 // which stay as they are until this rank goes on; the result is a span that `start`
                 // vouched for, and overlaps none of them unless it is the given one.
                 unsafe {
-                    self.kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
+                    let kernel = &self.kernels.completing;
+                    kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
                 }
             }
         }

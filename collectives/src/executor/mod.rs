@@ -17,8 +17,8 @@ pub use geometry::{ByteSpan, Extent, Geometry};
 use ringtree_plan::{Action, Destination, Program, Source, Span};
 use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
 
-use crate::DataType;
-use crate::reduce::Kernel;
+use crate::reduce::{self, Kernel};
+use crate::{DataType, Op};
 use exchange::Exchange;
 use lane::Lane;
 
@@ -66,7 +66,8 @@ pub enum Fault {
 pub struct Operation {
     program: Program,
     geometry: Geometry,
-    kernel: Kernel,
+    /// What reduces, and what completes a result.
+    kernels: Kernels,
     element_bytes: usize,
     lanes: Vec<Lane>,
     peers: Vec<u32>,
@@ -104,13 +105,17 @@ impl Operation {
     pub fn new(
         program: Program,
         data_type: DataType,
-        kernel: Kernel,
+        op: Op,
         extent: Extent,
         schedule: Schedule,
         first_channel: Channel,
         digest: u32,
     ) -> Operation {
         let element_bytes = data_type.size_bytes();
+        let kernels = Kernels {
+            partial: reduce::kernel(data_type, op.pass()),
+            completing: reduce::kernel(data_type, op.completing_pass(program.ranks)),
+        };
         let (chunks, scratch) = (program.chunks, &program.scratch);
         let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
         let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
@@ -128,7 +133,7 @@ impl Operation {
             slotted: Vec::with_capacity(program.ranks as usize),
             peers,
             geometry,
-            kernel,
+            kernels,
             element_bytes,
             exchange: None,
             is_thorough: false,
@@ -279,6 +284,22 @@ impl Operation {
             }
         }
         Ok(())
+    }
+}
+
+/// The reductions of an operation.
+#[derive(Clone, Copy, Debug)]
+struct Kernels {
+    /// For a result that goes on to be reduced.
+    partial: Kernel,
+    /// For a reduction that completes its result.
+    completing: Kernel,
+}
+
+impl Kernels {
+    #[inline]
+    fn of(&self, completes: bool) -> &Kernel {
+        if completes { &self.completing } else { &self.partial }
     }
 }
 

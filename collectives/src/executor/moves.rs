@@ -13,6 +13,7 @@ struct Move {
     destinations: (usize, usize),
     total_bytes: usize,
     guarded: bool,
+    completes: bool,
 }
 
 /// What became of an attempt.
@@ -58,12 +59,14 @@ impl Operation {
                     shape,
                     guarded,
                     early: _,
+                    completes,
                 }) => {
                     let total_bytes = self.geometry.bytes(self.lanes[lane].round, shape).len;
                     let sources = (first_source as usize, (first_source + sources) as usize);
                     let first = first_destination as usize;
                     let destinations = (first, first + destinations as usize);
-                    self.run(lane, Move { sources, destinations, total_bytes, guarded }, links)?
+                    let mv = Move { sources, destinations, total_bytes, guarded, completes };
+                    self.run(lane, mv, links)?
                 }
             };
             match outcome {
@@ -251,7 +254,7 @@ impl Operation {
         let distinct = self.sources.len() > 1
             || self.destinations.iter().any(|&d| d.cast_const() != self.sources[0]);
         if part > 0 && distinct {
-            self.fold(part);
+            self.fold(part, mv.completes);
         }
         self.pass_on(lane, mv, own, part, links)?;
         self.lanes[lane].done_bytes += part;
@@ -303,7 +306,7 @@ impl Operation {
 
     /// Folds `part` bytes of the sources into the destinations.
     #[inline]
-    fn fold(&self, part: usize) {
+    fn fold(&self, part: usize, completes: bool) {
         // SAFETY: each source has `part` readable bytes (an arrival's or a span's), each
         // destination room for as many (a slot's or a span's); spans lie in memory that `start`
         // vouched for, and the plan's proof says that nobody else writes them now.
@@ -312,7 +315,8 @@ impl Operation {
                 reduce::copy(source, &self.destinations, part);
             } else {
                 debug_assert_eq!(part % self.element_bytes, 0);
-                self.kernel.run(&self.sources, &self.destinations, part / self.element_bytes);
+                let kernel = self.kernels.of(completes);
+                kernel.run(&self.sources, &self.destinations, part / self.element_bytes);
             }
         }
     }

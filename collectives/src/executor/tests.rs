@@ -12,7 +12,7 @@ use ringtree_transport::{Link, Tag};
 
 use super::exchange::Exchange;
 use super::{Extent, Fault, Operation, Schedule, Status};
-use crate::{DataType, Op, reduce};
+use crate::{DataType, Op};
 
 /// All ranks of a communicator, with the links between every two of them.
 struct Mesh {
@@ -93,11 +93,10 @@ fn all_reduce(algorithm: Algorithm, counts: &[usize], mesh: &mut Mesh, in_place:
             let mut operations: Vec<Operation> = (0..ranks)
                 .map(|rank| {
                     let plan = algorithm.plan(Collective::AllReduce, rank as u32, ranks as u32);
-                    let kernel = reduce::kernel(DataType::F32, Op::Sum);
                     let mut operation = Operation::new(
                         lower(&plan),
                         DataType::F32,
-                        kernel,
+                        Op::Sum,
                         Extent::Whole(count as u64),
                         schedule,
                         0,
@@ -138,10 +137,9 @@ fn all_reduce(algorithm: Algorithm, counts: &[usize], mesh: &mut Mesh, in_place:
 #[test]
 fn an_operation_that_was_never_started_touches_nothing() {
     let plan = Algorithm::Ring.plan(Collective::AllReduce, 0, 2);
-    let kernel = reduce::kernel(DataType::F32, Op::Sum);
     let schedule = Schedule { lanes: 2, round_bytes: 64, attaches: true };
     let mut operation =
-        Operation::new(lower(&plan), DataType::F32, kernel, Extent::Whole(100), schedule, 0, 5);
+        Operation::new(lower(&plan), DataType::F32, Op::Sum, Extent::Whole(100), schedule, 0, 5);
     assert_eq!(operation.poll(&mut mesh(2, |_, _| false).links[0], 0), Ok(Status::Done));
 }
 
@@ -176,13 +174,12 @@ fn a_barrier_of_two_exchanges_needs_boards_or_links() {
         for ranks in [2, 3, 5] {
             let Mesh { mut links, mut boards } = mesh(ranks, is_far);
             let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
-            let kernel = reduce::kernel(DataType::F32, Op::Sum);
             let barrier = |rank| {
                 let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, ranks as u32);
                 let mut operation = Operation::new(
                     lower(&plan),
                     DataType::F32,
-                    kernel,
+                    Op::Sum,
                     Extent::Whole(0),
                     schedule,
                     0,
@@ -232,10 +229,9 @@ fn a_message_of_another_call_on_a_board_is_a_mismatch() {
     let mut buffers = [[1.0_f32], [2.0]];
     let mut operations = [0, 1].map(|rank| {
         let plan = Algorithm::OneShot.plan(Collective::AllReduce, rank, 2);
-        let kernel = reduce::kernel(DataType::F32, Op::Sum);
         let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
         let mut operation =
-            Operation::new(lower(&plan), DataType::F32, kernel, Extent::Whole(1), schedule, 0, 5);
+            Operation::new(lower(&plan), DataType::F32, Op::Sum, Extent::Whole(1), schedule, 0, 5);
         operation.exchange_at_once();
         operation
     });
@@ -256,13 +252,12 @@ fn a_message_of_another_call_on_a_board_is_a_mismatch() {
 #[test]
 fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
     let Mesh { mut links, mut boards } = mesh(2, |_, _| false);
-    let kernel = reduce::kernel(DataType::F32, Op::Sum);
     let schedule = Schedule { lanes: 1, round_bytes: 64, attaches: true };
     let mut buffers = [[1.0_f32], [2.0]];
     let mut barriers = [0, 1].map(|rank| {
         let plan = Algorithm::OneShot.plan(Collective::Barrier, rank, 2);
         let mut operation =
-            Operation::new(lower(&plan), DataType::F32, kernel, Extent::Whole(0), schedule, 0, 6);
+            Operation::new(lower(&plan), DataType::F32, Op::Sum, Extent::Whole(0), schedule, 0, 6);
         operation.exchange_at_once();
         operation
     });
@@ -275,7 +270,7 @@ fn a_message_that_nobody_took_shows_in_the_exchange_after_it() {
                 let mut operation = Operation::new(
                     lower(&plan),
                     DataType::F32,
-                    kernel,
+                    Op::Sum,
                     Extent::Whole(1),
                     schedule,
                     0,

@@ -2,8 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{Bf16x16, F32x8, F64x4, I32x8};
-use super::vector::{InstructionSet, Operation, Vector, fold};
+use super::avx2::{Bf16x16, F16x8, F32x8, F64x4};
+use super::narrow::{F8E4M3, F8E5M2, Narrow};
+use super::portable::{Lanes, no_bit_operations};
+use super::vector::{Combine, InstructionSet, Operation, Scale, Vector, fold};
 
 /// x86-64 with AVX-512 F, BW and DQ.
 pub(super) struct Avx512;
@@ -12,22 +14,34 @@ impl InstructionSet for Avx512 {
     type F32 = F32x16;
     type F64 = F64x8;
     type Bf16 = Bf16x32;
-    type I32 = I32x16;
+    type F16 = F16x16;
+    type F8E4M3 = Lanes<Narrow<F8E4M3>, 32>;
+    type F8E5M2 = Lanes<Narrow<F8E5M2>, 32>;
+    type I8 = Lanes<i8, 64>;
+    type U8 = Lanes<u8, 64>;
+    type I32 = Lanes<i32, 16>;
+    type U32 = Lanes<u32, 16>;
+    type I64 = Lanes<i64, 8>;
+    type U64 = Lanes<u64, 8>;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,f16c")]
     unsafe fn run<V: Vector, O: Operation>(
         sources: &[*const u8],
         destinations: &[*mut u8],
         count: usize,
+        scalar: f64,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { fold::<V, O>(sources, destinations, count) }
+        unsafe { fold::<V, O>(sources, destinations, count, scalar) }
     }
 }
 
 /// Controls `range`: the larger of two numbers, with the sign that the comparison gives. It knows
 /// that -0 is less than +0, and gives the number if one operand is a quiet NaN.
 const LARGER: i32 = 0b0101;
+
+/// The same, the smaller.
+const SMALLER: i32 = 0b0100;
 
 /// Controls `fixupimm`, a digit for each class of numbers: quiet and signalling NaN (the last two
 /// digits) give the first operand, all others the second.
@@ -50,18 +64,36 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    unsafe fn sum(self, other: Self) -> Self {
+    unsafe fn combine(self, other: Self, how: Combine) -> Self {
         // SAFETY: the caller's promise.
-        F32x16(unsafe { _mm512_add_ps(self.0, other.0) })
+        unsafe {
+            let unordered = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, other.0);
+            F32x16(match how {
+                Combine::Sum => _mm512_add_ps(self.0, other.0),
+                Combine::Product => _mm512_mul_ps(self.0, other.0),
+                Combine::Min => {
+                    let smaller = _mm512_range_ps::<SMALLER>(self.0, other.0);
+                    _mm512_mask_mov_ps(smaller, unordered, canonical_nan())
+                }
+                Combine::Max => {
+                    let larger = _mm512_range_ps::<LARGER>(self.0, other.0);
+                    _mm512_mask_mov_ps(larger, unordered, canonical_nan())
+                }
+                Combine::And | Combine::Or | Combine::Xor => no_bit_operations(),
+            })
+        }
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let larger = _mm512_range_ps::<LARGER>(self.0, other.0);
-            let unordered = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, other.0);
-            F32x16(_mm512_mask_mov_ps(larger, unordered, canonical_nan()))
+            let scalar = _mm512_set1_ps(scalar as f32);
+            F32x16(match scale {
+                Scale::Keep => self.0,
+                Scale::Times => _mm512_mul_ps(self.0, scalar),
+                Scale::Over => _mm512_div_ps(self.0, scalar),
+            })
         }
     }
 
@@ -104,18 +136,36 @@ impl Vector for F64x8 {
     }
 
     #[inline(always)]
-    unsafe fn sum(self, other: Self) -> Self {
+    unsafe fn combine(self, other: Self, how: Combine) -> Self {
         // SAFETY: the caller's promise.
-        F64x8(unsafe { _mm512_add_pd(self.0, other.0) })
+        unsafe {
+            let unordered = _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(self.0, other.0);
+            F64x8(match how {
+                Combine::Sum => _mm512_add_pd(self.0, other.0),
+                Combine::Product => _mm512_mul_pd(self.0, other.0),
+                Combine::Min => {
+                    let smaller = _mm512_range_pd::<SMALLER>(self.0, other.0);
+                    _mm512_mask_mov_pd(smaller, unordered, canonical_nan_f64())
+                }
+                Combine::Max => {
+                    let larger = _mm512_range_pd::<LARGER>(self.0, other.0);
+                    _mm512_mask_mov_pd(larger, unordered, canonical_nan_f64())
+                }
+                Combine::And | Combine::Or | Combine::Xor => no_bit_operations(),
+            })
+        }
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let larger = _mm512_range_pd::<LARGER>(self.0, other.0);
-            let unordered = _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(self.0, other.0);
-            F64x8(_mm512_mask_mov_pd(larger, unordered, canonical_nan_f64()))
+            let scalar = _mm512_set1_pd(scalar);
+            F64x8(match scale {
+                Scale::Keep => self.0,
+                Scale::Times => _mm512_mul_pd(self.0, scalar),
+                Scale::Over => _mm512_div_pd(self.0, scalar),
+            })
         }
     }
 
@@ -170,18 +220,24 @@ impl Vector for Bf16x32 {
     }
 
     #[inline(always)]
-    unsafe fn sum(self, other: Self) -> Self {
+    unsafe fn combine(self, other: Self, how: Combine) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            Bf16x32 { lower: self.lower.sum(other.lower), upper: self.upper.sum(other.upper) }
+            Bf16x32 {
+                lower: self.lower.combine(other.lower, how),
+                upper: self.upper.combine(other.upper, how),
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            Bf16x32 { lower: self.lower.max(other.lower), upper: self.upper.max(other.upper) }
+            Bf16x32 {
+                lower: self.lower.scale(scale, scalar),
+                upper: self.upper.scale(scale, scalar),
+            }
         }
     }
 
@@ -214,42 +270,47 @@ unsafe fn round(wide: F32x16) -> __m512i {
     }
 }
 
-/// 64 bytes of i32.
+/// 32 bytes of f16, widened by the processor.
 #[derive(Clone, Copy)]
-pub(super) struct I32x16(__m512i);
+pub(super) struct F16x16(F32x16);
 
-impl Vector for I32x16 {
-    const BYTES: usize = 64;
-    const ELEMENT_BYTES: usize = 4;
-    type Narrower = I32x8;
-    type Stored = __m512i;
+impl Vector for F16x16 {
+    const BYTES: usize = 32;
+    const ELEMENT_BYTES: usize = 2;
+    type Narrower = F16x8;
+    type Stored = __m256i;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self {
         // SAFETY: the caller's promise.
-        I32x16(unsafe { _mm512_loadu_si512(from.cast()) })
+        F16x16(F32x16(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }))
     }
 
     #[inline(always)]
-    unsafe fn sum(self, other: Self) -> Self {
+    unsafe fn combine(self, other: Self, how: Combine) -> Self {
         // SAFETY: the caller's promise.
-        I32x16(unsafe { _mm512_add_epi32(self.0, other.0) })
+        F16x16(unsafe { self.0.combine(other.0, how) })
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
         // SAFETY: the caller's promise.
-        I32x16(unsafe { _mm512_max_epi32(self.0, other.0) })
+        F16x16(unsafe { self.0.scale(scale, scalar) })
     }
 
     #[inline(always)]
-    unsafe fn finish(self) -> __m512i {
-        self.0
-    }
-
-    #[inline(always)]
-    unsafe fn store(stored: __m512i, to: *mut u8) {
+    unsafe fn finish(self) -> __m256i {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_si512(to.cast(), stored) }
+        unsafe {
+            // Canonical before rounding: infinity and NaN stay what they are.
+            let canonical = self.0.finish();
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(canonical)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(stored: __m256i, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), stored) }
     }
 }

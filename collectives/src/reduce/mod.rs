@@ -6,9 +6,10 @@
 //! made canonical) once and then stored to every destination. All levels give the same bits.
 //!
 //! What the bits are:
-//! - sources are folded left to right; integers wrap; bf16 is accumulated in single precision and
-//!   rounded once, to nearest even;
-//! - in a maximum -0 is less than +0 and NaN wins;
+//! - sources are folded left to right; integers wrap; f16, bf16 and fp8 are folded (and scaled) in
+//!   single precision and rounded once, to nearest even; what is too large becomes infinity, and NaN
+//!   in e4m3, which has no infinity;
+//! - in a minimum and a maximum -0 is less than +0 and NaN wins;
 //! - a NaN result is the positive quiet NaN without payload, whatever went in, so that operations
 //!   commute to the bit.
 
@@ -16,6 +17,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod narrow;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -23,14 +25,46 @@ mod vector;
 
 use std::ptr;
 
-use crate::{DataType, Op};
-use vector::{InstructionSet, Max, Run, Sum, Vector};
+use crate::DataType;
+use vector::{
+    And, InstructionSet, Max, Min, Multiple, Or, Product, Quotient, Run, Sum, Vector, Xor,
+};
+
+/// What one pass over memory does with the elements of its sources.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pass {
+    /// Adds; integers wrap.
+    Sum,
+    /// Multiplies; integers wrap.
+    Product,
+    /// The smallest; -0 is less than +0, and NaN wins.
+    Min,
+    /// The largest; -0 is less than +0, and NaN wins.
+    Max,
+    /// Of integers: the bits that all have.
+    BitAnd,
+    /// Of integers: the bits that any has.
+    BitOr,
+    /// Of integers: the bits that an odd number of them has.
+    BitXor,
+    /// Adds floats, and divides the sum.
+    Average {
+        /// By what.
+        ranks: u32,
+    },
+    /// Adds floats, and multiplies the sum: meant for a single source.
+    Scale {
+        /// By what.
+        factor: f64,
+    },
+}
 
 /// The reduction of one element type by one operation, chosen once and then called without
 /// dispatch.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     run: Run,
+    scalar: f64,
 }
 
 impl Kernel {
@@ -45,33 +79,39 @@ impl Kernel {
     pub unsafe fn run(&self, sources: &[*const u8], destinations: &[*mut u8], count: usize) {
         // SAFETY: kernels are only handed out where their instruction set was detected; the rest
         // is the caller's promise.
-        unsafe { (self.run)(sources, destinations, count) }
+        unsafe { (self.run)(sources, destinations, count, self.scalar) }
     }
 }
 
 /// The kernel with the widest vectors that this processor has.
-pub fn kernel(data_type: DataType, op: Op) -> Kernel {
+///
+/// # Panics
+/// If the type does not have the operation: see [`DataType::has`].
+pub fn kernel(data_type: DataType, pass: Pass) -> Kernel {
     #[cfg(target_arch = "x86_64")]
     for level in [Level::Avx512, Level::Avx2] {
-        if let Some(kernel) = kernel_at(level, data_type, op) {
+        if let Some(kernel) = kernel_at(level, data_type, pass) {
             return kernel;
         }
     }
-    select::<portable::Portable>(data_type, op)
+    select::<portable::Portable>(data_type, pass)
 }
 
 /// The kernel for a given instruction set; `None` where the processor lacks it. For tests and
 /// benchmarks: [`kernel`] chooses.
-pub fn kernel_at(level: Level, data_type: DataType, op: Op) -> Option<Kernel> {
+///
+/// # Panics
+/// As [`kernel`].
+pub fn kernel_at(level: Level, data_type: DataType, pass: Pass) -> Option<Kernel> {
     if !level.is_available() {
         return None;
     }
     match level {
-        Level::Portable => Some(select::<portable::Portable>(data_type, op)),
+        Level::Portable => Some(select::<portable::Portable>(data_type, pass)),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => Some(select::<avx2::Avx2>(data_type, op)),
+        Level::Avx2 => Some(select::<avx2::Avx2>(data_type, pass)),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => Some(select::<avx512::Avx512>(data_type, op)),
+        Level::Avx512 => Some(select::<avx512::Avx512>(data_type, pass)),
         #[cfg(not(target_arch = "x86_64"))]
         Level::Avx2 | Level::Avx512 => None,
     }
@@ -82,7 +122,7 @@ pub fn kernel_at(level: Level, data_type: DataType, op: Op) -> Option<Kernel> {
 pub enum Level {
     /// What the compiler's target has anyway.
     Portable,
-    /// x86-64 with AVX2.
+    /// x86-64 with AVX2 and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW and DQ.
     Avx512,
@@ -106,10 +146,11 @@ impl Level {
         match self {
             Level::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => is_x86_feature_detected!("avx2"),
+            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                is_x86_feature_detected!("avx512f")
+                Level::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
             }
@@ -146,19 +187,59 @@ pub unsafe fn copy(source: *const u8, destinations: &[*mut u8], len_bytes: usize
     }
 }
 
-fn select<I: InstructionSet>(data_type: DataType, op: Op) -> Kernel {
-    match data_type {
-        DataType::F32 => select_operation::<I, I::F32>(op),
-        DataType::F64 => select_operation::<I, I::F64>(op),
-        DataType::Bf16 => select_operation::<I, I::Bf16>(op),
-        DataType::I32 => select_operation::<I, I::I32>(op),
+fn select<I: InstructionSet>(data_type: DataType, pass: Pass) -> Kernel {
+    let run = match data_type {
+        DataType::F32 => float::<I, I::F32>(pass),
+        DataType::F64 => float::<I, I::F64>(pass),
+        DataType::Bf16 => float::<I, I::Bf16>(pass),
+        DataType::F16 => float::<I, I::F16>(pass),
+        DataType::F8E4M3 => small_float::<I, I::F8E4M3>(pass),
+        DataType::F8E5M2 => small_float::<I, I::F8E5M2>(pass),
+        DataType::I8 => integer::<I, I::I8, I::U8>(pass),
+        DataType::U8 => integer::<I, I::U8, I::U8>(pass),
+        DataType::I32 => integer::<I, I::I32, I::U32>(pass),
+        DataType::U32 => integer::<I, I::U32, I::U32>(pass),
+        DataType::I64 => integer::<I, I::I64, I::U64>(pass),
+        DataType::U64 => integer::<I, I::U64, I::U64>(pass),
+    };
+    let scalar = match pass {
+        Pass::Average { ranks } => f64::from(ranks),
+        Pass::Scale { factor } => factor,
+        _ => 1.0,
+    };
+    let run = run.unwrap_or_else(|| panic!("{} has no {pass:?}", data_type.name()));
+    Kernel { run, scalar }
+}
+
+fn float<I: InstructionSet, V: Vector>(pass: Pass) -> Option<Run> {
+    match pass {
+        Pass::Product => Some(I::run::<V, Product>),
+        Pass::Average { .. } => Some(I::run::<V, Quotient>),
+        Pass::Scale { .. } => Some(I::run::<V, Multiple>),
+        _ => small_float::<I, V>(pass),
     }
 }
 
-fn select_operation<I: InstructionSet, V: Vector>(op: Op) -> Kernel {
-    let run: Run = match op {
-        Op::Sum => I::run::<V, Sum>,
-        Op::Max => I::run::<V, Max>,
-    };
-    Kernel { run }
+/// What numbers of 8 bits have: of most others of the results, little would be left.
+fn small_float<I: InstructionSet, V: Vector>(pass: Pass) -> Option<Run> {
+    match pass {
+        Pass::Sum => Some(I::run::<V, Sum>),
+        Pass::Min => Some(I::run::<V, Min>),
+        Pass::Max => Some(I::run::<V, Max>),
+        _ => None,
+    }
+}
+
+/// `U` is the unsigned vector: where the sign makes no difference, one kernel serves both.
+fn integer<I: InstructionSet, V: Vector, U: Vector>(pass: Pass) -> Option<Run> {
+    match pass {
+        Pass::Sum => Some(I::run::<U, Sum>),
+        Pass::Product => Some(I::run::<U, Product>),
+        Pass::Min => Some(I::run::<V, Min>),
+        Pass::Max => Some(I::run::<V, Max>),
+        Pass::BitAnd => Some(I::run::<U, And>),
+        Pass::BitOr => Some(I::run::<U, Or>),
+        Pass::BitXor => Some(I::run::<U, Xor>),
+        Pass::Average { .. } | Pass::Scale { .. } => None,
+    }
 }

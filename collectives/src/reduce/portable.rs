@@ -1,7 +1,8 @@
 //! Kernels in plain Rust: arrays that the compiler turns into the vectors of its target, and single
 //! elements for what remains at the end of a buffer at every level.
 
-use super::vector::{InstructionSet, Operation, Vector, fold};
+use super::narrow::{F8E4M3, F8E5M2, F16, Narrow};
+use super::vector::{Combine, InstructionSet, Operation, Scale, Vector, fold};
 
 /// What the compiler's target has anyway.
 pub(super) struct Portable;
@@ -10,15 +11,24 @@ impl InstructionSet for Portable {
     type F32 = F32x4;
     type F64 = F64x2;
     type Bf16 = Bf16x8;
-    type I32 = I32x4;
+    type F16 = Lanes<Narrow<F16>, 8>;
+    type F8E4M3 = Lanes<Narrow<F8E4M3>, 8>;
+    type F8E5M2 = Lanes<Narrow<F8E5M2>, 8>;
+    type I8 = Lanes<i8, 16>;
+    type U8 = Lanes<u8, 16>;
+    type I32 = Lanes<i32, 4>;
+    type U32 = Lanes<u32, 4>;
+    type I64 = Lanes<i64, 2>;
+    type U64 = Lanes<u64, 2>;
 
     unsafe fn run<V: Vector, O: Operation>(
         sources: &[*const u8],
         destinations: &[*mut u8],
         count: usize,
+        scalar: f64,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { fold::<V, O>(sources, destinations, count) }
+        unsafe { fold::<V, O>(sources, destinations, count, scalar) }
     }
 }
 
@@ -28,8 +38,6 @@ pub(super) type F32x4 = Lanes<f32, 4>;
 pub(super) type F64x2 = Lanes<f64, 2>;
 /// 16 bytes of bf16.
 pub(super) type Bf16x8 = Lanes<WidenedPair, 4>;
-/// 16 bytes of i32.
-pub(super) type I32x4 = Lanes<i32, 4>;
 
 /// `N` elements while they are folded.
 #[derive(Clone, Copy)]
@@ -48,19 +56,16 @@ impl<T: Lane, const N: usize> Vector for Lanes<T, N> {
     }
 
     #[inline(always)]
-    unsafe fn sum(mut self, other: Self) -> Self {
+    unsafe fn combine(mut self, other: Self, how: Combine) -> Self {
         for (lane, other) in self.0.iter_mut().zip(other.0) {
-            *lane = lane.sum(other);
+            *lane = lane.combine(other, how);
         }
         self
     }
 
     #[inline(always)]
-    unsafe fn max(mut self, other: Self) -> Self {
-        for (lane, other) in self.0.iter_mut().zip(other.0) {
-            *lane = lane.max(other);
-        }
-        self
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
+        Lanes(self.0.map(|lane| lane.scale(scale, scalar)))
     }
 
     #[inline(always)]
@@ -83,35 +88,49 @@ pub(super) trait Lane: Copy {
     type Single: Lane;
 
     fn widen(stored: Self::Stored) -> Self;
-    fn sum(self, other: Self) -> Self;
-    fn max(self, other: Self) -> Self;
+    fn combine(self, other: Self, how: Combine) -> Self;
+    fn scale(self, scale: Scale, scalar: f64) -> Self;
     fn finish(self) -> Self::Stored;
 }
 
-impl Lane for i32 {
-    type Stored = i32;
-    type Single = i32;
+macro_rules! integer_lane {
+    ($($integer:ty),*) => {$(
+        impl Lane for $integer {
+            type Stored = $integer;
+            type Single = $integer;
 
-    #[inline(always)]
-    fn widen(stored: i32) -> i32 {
-        stored
-    }
+            #[inline(always)]
+            fn widen(stored: $integer) -> $integer {
+                stored
+            }
 
-    #[inline(always)]
-    fn sum(self, other: i32) -> i32 {
-        self.wrapping_add(other)
-    }
+            #[inline(always)]
+            fn combine(self, other: $integer, how: Combine) -> $integer {
+                match how {
+                    Combine::Sum => self.wrapping_add(other),
+                    Combine::Product => self.wrapping_mul(other),
+                    Combine::Min => Ord::min(self, other),
+                    Combine::Max => Ord::max(self, other),
+                    Combine::And => self & other,
+                    Combine::Or => self | other,
+                    Combine::Xor => self ^ other,
+                }
+            }
 
-    #[inline(always)]
-    fn max(self, other: i32) -> i32 {
-        Ord::max(self, other)
-    }
+            #[inline(always)]
+            fn scale(self, _: Scale, _: f64) -> $integer {
+                self
+            }
 
-    #[inline(always)]
-    fn finish(self) -> i32 {
-        self
-    }
+            #[inline(always)]
+            fn finish(self) -> $integer {
+                self
+            }
+        }
+    )*};
 }
+
+integer_lane!(i8, u8, i32, u32, i64, u64);
 
 macro_rules! float_lane {
     ($float:ty, $canonical_nan:expr) => {
@@ -125,18 +144,41 @@ macro_rules! float_lane {
             }
 
             #[inline(always)]
-            fn sum(self, other: $float) -> $float {
-                self + other
+            fn combine(self, other: $float, how: Combine) -> $float {
+                // Written without branches: it must become vectors.
+                let extreme = |bits| {
+                    if self.is_nan() | other.is_nan() {
+                        $canonical_nan
+                    } else {
+                        <$float>::from_bits(bits)
+                    }
+                };
+                match how {
+                    Combine::Sum => self + other,
+                    Combine::Product => self * other,
+                    Combine::Min => {
+                        // Equal numbers differ at most in the sign of zero: minus, if one has it.
+                        let either = if self < other { self } else { other };
+                        let or_either = if other < self { other } else { self };
+                        extreme(either.to_bits() | or_either.to_bits())
+                    }
+                    Combine::Max => {
+                        // Minus only if both have it.
+                        let either = if self > other { self } else { other };
+                        let or_either = if other > self { other } else { self };
+                        extreme(either.to_bits() & or_either.to_bits())
+                    }
+                    Combine::And | Combine::Or | Combine::Xor => no_bit_operations(),
+                }
             }
 
             #[inline(always)]
-            fn max(self, other: $float) -> $float {
-                // Equal numbers differ at most in the sign of zero, which the conjunction clears
-                // unless both have it. Written without branches: it must become vectors.
-                let either = if self > other { self } else { other };
-                let or_either = if other > self { other } else { self };
-                let larger = <$float>::from_bits(either.to_bits() & or_either.to_bits());
-                if self.is_nan() | other.is_nan() { $canonical_nan } else { larger }
+            fn scale(self, scale: Scale, scalar: f64) -> $float {
+                match scale {
+                    Scale::Keep => self,
+                    Scale::Times => self * scalar as $float,
+                    Scale::Over => self / scalar as $float,
+                }
             }
 
             #[inline(always)]
@@ -149,6 +191,12 @@ macro_rules! float_lane {
 
 float_lane!(f32, f32::from_bits(0x7FC0_0000));
 float_lane!(f64, f64::from_bits(0x7FF8_0000_0000_0000));
+
+/// What a float's vector answers to an operation that only integers have.
+#[cold]
+pub(super) fn no_bit_operations() -> ! {
+    unreachable!("floating-point types have no bit operations")
+}
 
 /// A bf16 number in single precision.
 #[derive(Clone, Copy)]
@@ -164,13 +212,13 @@ impl Lane for WidenedBf16 {
     }
 
     #[inline(always)]
-    fn sum(self, other: Self) -> Self {
-        WidenedBf16(self.0 + other.0)
+    fn combine(self, other: Self, how: Combine) -> Self {
+        WidenedBf16(self.0.combine(other.0, how))
     }
 
     #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        WidenedBf16(Lane::max(self.0, other.0))
+    fn scale(self, scale: Scale, scalar: f64) -> Self {
+        WidenedBf16(self.0.scale(scale, scalar))
     }
 
     #[inline(always)]
@@ -210,13 +258,19 @@ impl Lane for WidenedPair {
     }
 
     #[inline(always)]
-    fn sum(self, other: Self) -> Self {
-        WidenedPair { lower: self.lower.sum(other.lower), upper: self.upper.sum(other.upper) }
+    fn combine(self, other: Self, how: Combine) -> Self {
+        WidenedPair {
+            lower: self.lower.combine(other.lower, how),
+            upper: self.upper.combine(other.upper, how),
+        }
     }
 
     #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        WidenedPair { lower: self.lower.max(other.lower), upper: self.upper.max(other.upper) }
+    fn scale(self, scale: Scale, scalar: f64) -> Self {
+        WidenedPair {
+            lower: self.lower.scale(scale, scalar),
+            upper: self.upper.scale(scale, scalar),
+        }
     }
 
     #[inline(always)]

@@ -3,19 +3,35 @@
 //! Everything here and in the implementations of [`Vector`] is `inline(always)`: it becomes part of
 //! [`InstructionSet::run`], the only function that is compiled for the instruction set.
 
-/// A compiled kernel: sources, destinations, elements.
-pub(super) type Run = unsafe fn(&[*const u8], &[*mut u8], usize);
+/// A compiled kernel: sources, destinations, elements, and the number that scales the result.
+pub(super) type Run = unsafe fn(&[*const u8], &[*mut u8], usize, f64);
 
 /// An instruction set: its register types, and the entry point compiled for it.
 pub(super) trait InstructionSet {
-    /// A register of single-precision numbers.
+    /// Single-precision numbers.
     type F32: Vector;
-    /// A register of double-precision numbers.
+    /// Double-precision numbers.
     type F64: Vector;
-    /// Registers of bf16 numbers, widened to single precision.
+    /// bf16 numbers, widened to single precision.
     type Bf16: Vector;
-    /// A register of 32-bit integers.
+    /// f16 numbers, widened to single precision.
+    type F16: Vector;
+    /// fp8 numbers with four bits of exponent, widened to single precision.
+    type F8E4M3: Vector;
+    /// fp8 numbers with five bits of exponent, widened to single precision.
+    type F8E5M2: Vector;
+    /// Signed integers.
+    type I8: Vector;
+    /// Unsigned integers.
+    type U8: Vector;
+    /// Signed integers.
     type I32: Vector;
+    /// Unsigned integers.
+    type U32: Vector;
+    /// Signed integers.
+    type I64: Vector;
+    /// Unsigned integers.
+    type U64: Vector;
 
     /// [`fold`], compiled for this instruction set.
     ///
@@ -25,7 +41,38 @@ pub(super) trait InstructionSet {
         sources: &[*const u8],
         destinations: &[*mut u8],
         count: usize,
+        scalar: f64,
     );
+}
+
+/// How two elements become one.
+#[derive(Clone, Copy)]
+pub(super) enum Combine {
+    /// Adds; integers wrap.
+    Sum,
+    /// Multiplies; integers wrap.
+    Product,
+    /// The smaller: -0 is less than +0.
+    Min,
+    /// The larger: -0 is less than +0.
+    Max,
+    /// Of integers, each bit that both have.
+    And,
+    /// Of integers, each bit that one of them has.
+    Or,
+    /// Of integers, each bit that one of them has and the other has not.
+    Xor,
+}
+
+/// What is done to a folded element before it is finished.
+#[derive(Clone, Copy)]
+pub(super) enum Scale {
+    /// Nothing.
+    Keep,
+    /// Multiplied by the scalar.
+    Times,
+    /// Divided by the scalar.
+    Over,
 }
 
 /// One register of elements, or several that work as one.
@@ -45,42 +92,55 @@ pub(super) trait Vector: Copy {
     type Stored: Copy;
 
     unsafe fn load(from: *const u8) -> Self;
-    /// Adds; integers wrap. Any NaN will do for NaN.
-    unsafe fn sum(self, other: Self) -> Self;
-    /// The larger: -0 is less than +0, and any NaN will do if either is NaN.
-    unsafe fn max(self, other: Self) -> Self;
+    /// Any NaN will do if either is NaN. `how` is a constant in every kernel; operations that the
+    /// type does not have never come ([`crate::DataType::has`]).
+    unsafe fn combine(self, other: Self, how: Combine) -> Self;
+    /// As `scale` says, in the precision that is folded in. Integers are never scaled.
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self;
     /// Rounds to the precision of memory and makes NaN canonical.
     unsafe fn finish(self) -> Self::Stored;
     unsafe fn store(stored: Self::Stored, to: *mut u8);
 }
 
-/// How two vectors become one.
+/// What a kernel does: constants, so that each is compiled alone.
 pub(super) trait Operation {
-    /// # Safety
-    /// As for the methods of [`Vector`].
-    unsafe fn apply<V: Vector>(left: V, right: V) -> V;
+    const COMBINE: Combine;
+    const SCALE: Scale = Scale::Keep;
 }
 
-/// [`crate::Op::Sum`].
-pub(super) struct Sum;
+macro_rules! operation {
+    ($name:ident, $combine:ident) => {
+        /// The fold of that name.
+        pub(super) struct $name;
 
-impl Operation for Sum {
-    #[inline(always)]
-    unsafe fn apply<V: Vector>(left: V, right: V) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { left.sum(right) }
-    }
+        impl Operation for $name {
+            const COMBINE: Combine = Combine::$combine;
+        }
+    };
 }
 
-/// [`crate::Op::Max`].
-pub(super) struct Max;
+operation!(Sum, Sum);
+operation!(Product, Product);
+operation!(Min, Min);
+operation!(Max, Max);
+operation!(And, And);
+operation!(Or, Or);
+operation!(Xor, Xor);
 
-impl Operation for Max {
-    #[inline(always)]
-    unsafe fn apply<V: Vector>(left: V, right: V) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { left.max(right) }
-    }
+/// The sum, divided by the scalar.
+pub(super) struct Quotient;
+
+impl Operation for Quotient {
+    const COMBINE: Combine = Combine::Sum;
+    const SCALE: Scale = Scale::Over;
+}
+
+/// The sum, usually of one source, multiplied by the scalar.
+pub(super) struct Multiple;
+
+impl Operation for Multiple {
+    const COMBINE: Combine = Combine::Sum;
+    const SCALE: Scale = Scale::Times;
 }
 
 /// Folds `sources` into every destination: what each [`InstructionSet::run`] inlines.
@@ -94,16 +154,17 @@ pub(super) unsafe fn fold<V: Vector, O: Operation>(
     sources: &[*const u8],
     destinations: &[*mut u8],
     count: usize,
+    scalar: f64,
 ) {
     let len_bytes = count * V::ELEMENT_BYTES;
     // SAFETY: the caller's promise.
     unsafe {
         match (sources, destinations) {
-            (&[a, b], &[x]) => sweep::<Four<V>, O>(&[a, b], &[x], 0, len_bytes),
-            (&[a, b], &[x, y]) => sweep::<Four<V>, O>(&[a, b], &[x, y], 0, len_bytes),
-            (&[a, b, c], &[x]) => sweep::<Four<V>, O>(&[a, b, c], &[x], 0, len_bytes),
-            (&[a, b, c, d], &[x]) => sweep::<Four<V>, O>(&[a, b, c, d], &[x], 0, len_bytes),
-            _ => sweep::<Four<V>, O>(sources, destinations, 0, len_bytes),
+            (&[a, b], &[x]) => sweep::<Four<V>, O>(&[a, b], &[x], 0, len_bytes, scalar),
+            (&[a, b], &[x, y]) => sweep::<Four<V>, O>(&[a, b], &[x, y], 0, len_bytes, scalar),
+            (&[a, b, c], &[x]) => sweep::<Four<V>, O>(&[a, b, c], &[x], 0, len_bytes, scalar),
+            (&[a, b, c, d], &[x]) => sweep::<Four<V>, O>(&[a, b, c, d], &[x], 0, len_bytes, scalar),
+            _ => sweep::<Four<V>, O>(sources, destinations, 0, len_bytes, scalar),
         }
     }
 }
@@ -115,6 +176,7 @@ unsafe fn sweep<V: Vector, O: Operation>(
     destinations: &[*mut u8],
     mut start: usize,
     end: usize,
+    scalar: f64,
 ) {
     let Some((first, others)) = sources.split_first() else { return };
     while end - start >= V::BYTES {
@@ -123,9 +185,9 @@ unsafe fn sweep<V: Vector, O: Operation>(
         unsafe {
             let mut folded = V::load(first.add(start));
             for source in others {
-                folded = O::apply(folded, V::load(source.add(start)));
+                folded = folded.combine(V::load(source.add(start)), O::COMBINE);
             }
-            let finished = folded.finish();
+            let finished = folded.scale(O::SCALE, scalar).finish();
             for destination in destinations {
                 V::store(finished, destination.add(start));
             }
@@ -134,7 +196,7 @@ unsafe fn sweep<V: Vector, O: Operation>(
     }
     if const { V::BYTES > V::ELEMENT_BYTES } {
         // SAFETY: as above.
-        unsafe { sweep::<V::Narrower, O>(sources, destinations, start, end) }
+        unsafe { sweep::<V::Narrower, O>(sources, destinations, start, end, scalar) }
     }
 }
 
@@ -163,18 +225,28 @@ impl<V: Vector> Vector for Four<V> {
     }
 
     #[inline(always)]
-    unsafe fn sum(self, other: Self) -> Self {
+    unsafe fn combine(self, other: Self, how: Combine) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            Four(self.0.sum(other.0), self.1.sum(other.1), self.2.sum(other.2), self.3.sum(other.3))
+            Four(
+                self.0.combine(other.0, how),
+                self.1.combine(other.1, how),
+                self.2.combine(other.2, how),
+                self.3.combine(other.3, how),
+            )
         }
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
+    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            Four(self.0.max(other.0), self.1.max(other.1), self.2.max(other.2), self.3.max(other.3))
+            Four(
+                self.0.scale(scale, scalar),
+                self.1.scale(scale, scalar),
+                self.2.scale(scale, scalar),
+                self.3.scale(scale, scalar),
+            )
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use ringtree::{Communicator, DataType, Error, Memory, Op};
 
 use super::options::{self, Iterations, Measured, Measurement, Placement};
-use super::pattern::{Pattern, Patterned, Rule, unwritten};
+use super::pattern::{Pattern, Patterned, Rule, with_factor};
 use super::statistics::{self, Timing};
 
 /// Elements behind a buffer that no call may touch.
@@ -104,10 +104,10 @@ impl<'a, T: Patterned> Meter<'a, T> {
         let pattern = Pattern::<T>::new(case.rule(), rank, ranks);
         let (count, end) = (case.count, case.count + GUARD);
         let out_of_place = placement == Placement::OutOfPlace;
-        self.output[..end].fill(unwritten());
+        self.output[..end].fill(T::UNWRITTEN);
         if out_of_place {
             pattern.fill(&mut self.input[..count]);
-            self.input[count..end].fill(unwritten());
+            self.input[count..end].fill(T::UNWRITTEN);
         } else if case.root.is_none_or(|root| root == rank) {
             pattern.fill(&mut self.output[..count]);
         }
@@ -210,7 +210,7 @@ impl<'a, T: Patterned> Meter<'a, T> {
         let input =
             if placement == Placement::OutOfPlace { &self.input[..case.count] } else { &[] };
         let output = &mut self.output[..case.count];
-        let op = case.op.unwrap_or(Op::Sum);
+        let op = with_factor(case.op.unwrap_or(Op::Sum), communicator.rank());
         let root = case.root.unwrap_or_default();
         let forced = self.measurement.algorithm.map(|algorithm| communicator.using(algorithm));
         match (self.measurement.collective, placement, forced) {
@@ -236,7 +236,7 @@ impl<'a, T: Patterned> Meter<'a, T> {
 
 /// How many elements of a guard were written.
 fn written<T: Patterned>(guard: &[T]) -> u64 {
-    guard.iter().filter(|&&element| element != unwritten()).count() as u64
+    guard.iter().filter(|&&element| element != T::UNWRITTEN).count() as u64
 }
 
 /// A buffer with its guard.

@@ -17,8 +17,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use half::bf16;
-use ringtree::{Communicator, DataType, Op, Settings};
+use ringtree::{Communicator, DataType, F8E4M3, F8E5M2, Op, Settings, bf16, f16};
 use ringtree_transport::endpoint::Transports;
 
 use crate::run::{LaunchError, LaunchOptions, end_by_broken_pipe, launch, report};
@@ -126,7 +125,15 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
             DataType::F32 => sweep.run::<f32>(output.as_mut()),
             DataType::F64 => sweep.run::<f64>(output.as_mut()),
             DataType::Bf16 => sweep.run::<bf16>(output.as_mut()),
+            DataType::F16 => sweep.run::<f16>(output.as_mut()),
+            DataType::F8E4M3 => sweep.run::<F8E4M3>(output.as_mut()),
+            DataType::F8E5M2 => sweep.run::<F8E5M2>(output.as_mut()),
+            DataType::I8 => sweep.run::<i8>(output.as_mut()),
+            DataType::U8 => sweep.run::<u8>(output.as_mut()),
             DataType::I32 => sweep.run::<i32>(output.as_mut()),
+            DataType::U32 => sweep.run::<u32>(output.as_mut()),
+            DataType::I64 => sweep.run::<i64>(output.as_mut()),
+            DataType::U64 => sweep.run::<u64>(output.as_mut()),
         }?;
     }
     // Rank 0 knows of everyone's, and speaks for all.
@@ -186,7 +193,8 @@ impl Sweep<'_> {
         let data_type = T::DATA_TYPE;
         let kinds: Vec<(Option<Op>, Option<u32>)> = match self.measurement.collective {
             Measured::AllReduce => {
-                self.measurement.ops.iter().map(|&op| (Some(op), None)).collect()
+                let ops = self.measurement.ops.iter().filter(|op| data_type.has(**op));
+                ops.map(|&op| (Some(op), None)).collect()
             }
             Measured::Broadcast => {
                 let all = 0..self.communicator.ranks();

@@ -69,10 +69,11 @@ pub struct BenchArguments {
     /// How often to check the result of each row; 0 leaves it out
     #[arg(short = 'c', long = "check", value_name = "COUNT", default_value_t = 1)]
     checks: u32,
-    /// Operation: sum, max or all
+    /// Operation: sum, product, min, max, average, premulsum, and, or, xor, or all that the type has
     #[arg(short = 'o', long = "op", value_name = "OP", default_value = "sum", value_parser = ops)]
     ops: Ops,
-    /// Type of the elements: float, double, bfloat16, int32 (f32, f64, bf16, i32) or all
+    /// Type of the elements: float, double, half, bfloat16, f8e4m3, f8e5m2, int8, uint8, int32, uint32,
+    /// int64, uint64 (or f32, f16, i8 and so on) or all
     #[arg(short = 'd', long = "datatype", value_name = "TYPE", default_value = "float",
           value_parser = data_types)]
     data_types: DataTypes,
@@ -247,6 +248,14 @@ pub enum OptionError {
         /// Size of one.
         element_bytes: usize,
     },
+    /// Nothing to measure.
+    #[error("{name} has no such operation: it has {has}")]
+    NoOperation {
+        /// Type of the elements.
+        name: &'static str,
+        /// The operations that it has.
+        has: String,
+    },
     /// No such rank.
     #[error("-r {root} is not below --ranks {ranks}: ranks count from 0")]
     Root {
@@ -289,6 +298,15 @@ impl BenchArguments {
             if let Some(&bytes) = sizes_bytes.iter().find(too_small) {
                 return Err(OptionError::NoElement { bytes, name, element_bytes });
             }
+        }
+        // Of all types, those that have the operation are measured.
+        let has_any = |t: &DataType| is_broadcast || self.ops.0.iter().any(|op| t.has(*op));
+        if let (Some(data_type), false) =
+            (self.data_types.0.first(), self.data_types.0.iter().any(has_any))
+        {
+            let has = Op::ALL.into_iter().filter(|op| data_type.has(*op));
+            let has: Vec<&str> = has.map(Op::name).collect();
+            return Err(OptionError::NoOperation { name: data_type.name(), has: has.join(", ") });
         }
         Ok(Measurement {
             collective: self.collective,
@@ -409,18 +427,42 @@ fn data_types(text: &str) -> Result<DataTypes, String> {
         "float" | "f32" | "float32" => DataType::F32,
         "double" | "f64" | "float64" => DataType::F64,
         "bfloat16" | "bf16" => DataType::Bf16,
+        "half" | "f16" | "float16" => DataType::F16,
+        "f8e4m3" | "fp8_e4m3" => DataType::F8E4M3,
+        "f8e5m2" | "fp8_e5m2" => DataType::F8E5M2,
+        "int8" | "i8" | "char" => DataType::I8,
+        "uint8" | "u8" => DataType::U8,
         "int32" | "i32" | "int" => DataType::I32,
+        "uint32" | "u32" => DataType::U32,
+        "int64" | "i64" => DataType::I64,
+        "uint64" | "u64" => DataType::U64,
         "all" => return Ok(DataTypes(DataType::ALL.to_vec())),
-        _ => return Err("the types are float, double, bfloat16, int32 and all".into()),
+        _ => {
+            return Err(
+                "the types are float, double, half, bfloat16, f8e4m3, f8e5m2, int8, uint8, \
+                        int32, uint32, int64, uint64 and all"
+                    .into(),
+            );
+        }
     }]))
 }
 
 fn ops(text: &str) -> Result<Ops, String> {
+    // As nccl-tests calls them.
+    let text = match text {
+        "prod" => "product",
+        "avg" => "average",
+        "mulsum" => "premulsum",
+        _ => text,
+    };
     match text {
         "all" => Ok(Ops(Op::ALL.to_vec())),
         _ => match Op::ALL.into_iter().find(|op| op.name() == text) {
             Some(op) => Ok(Ops(vec![op])),
-            None => Err("the operations are sum, max and all".into()),
+            None => {
+                let names: Vec<&str> = Op::ALL.into_iter().map(Op::name).collect();
+                Err(format!("the operations are {} and all", names.join(", ")))
+            }
         },
     }
 }

@@ -1,32 +1,99 @@
 //! Inputs whose sums are exact in every type and in whatever order they are added, so that every
 //! element of a result can be compared with what it must be.
 
-use half::bf16;
-use ringtree::{DataType, Element, Op};
+use ringtree::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
 
 /// Elements are of one of so many kinds; the kind changes without a period from one to the next.
 const KINDS: usize = 64;
 
 /// An element type that the patterns are written in.
 pub trait Patterned: Element {
-    /// The number as an element; exact within [`exact_limit`].
+    /// What an element holds that nobody has written: equal to no input and hardly any result.
+    const UNWRITTEN: Self;
+
+    /// The number as an element: exact within [`exact_limit`], and an integer's low bits.
     fn from_number(number: i64) -> Self;
+
+    /// What the elements of two ranks become; of an average, their sum.
+    fn combine(self, other: Self, op: Op) -> Self;
+
+    /// Multiplied, where the type has factors.
+    fn times(self, factor: f64) -> Self;
+
+    /// Divided, where the type has averages.
+    fn over(self, ranks: u32) -> Self;
 }
 
-macro_rules! patterned {
-    ($type:ty, $number:ident => $element:expr) => {
+macro_rules! patterned_float {
+    ($type:ident, $unwritten:expr, $wide:ident, $widen:expr, $narrow:expr) => {
         impl Patterned for $type {
-            fn from_number($number: i64) -> Self {
-                $element
+            const UNWRITTEN: Self = $unwritten;
+
+            fn from_number(number: i64) -> Self {
+                $narrow(number as $wide)
+            }
+
+            fn combine(self, other: Self, op: Op) -> Self {
+                let (a, b) = ($widen(self), $widen(other));
+                $narrow(match op {
+                    Op::Max => a.max(b),
+                    Op::Min => a.min(b),
+                    Op::Product => a * b,
+                    _ => a + b,
+                })
+            }
+
+            fn times(self, factor: f64) -> Self {
+                $narrow($widen(self) * factor as $wide)
+            }
+
+            fn over(self, ranks: u32) -> Self {
+                $narrow($widen(self) / ranks as $wide)
             }
         }
     };
 }
 
-patterned!(f32, number => number as f32);
-patterned!(f64, number => number as f64);
-patterned!(bf16, number => bf16::from_f32(number as f32));
-patterned!(i32, number => number as i32);
+patterned_float!(f32, -3_145_728.0, f32, |x: f32| x, |x: f32| x);
+patterned_float!(f64, -3_145_728.0, f64, |x: f64| x, |x: f64| x);
+patterned_float!(bf16, bf16::MIN, f32, bf16::to_f32, bf16::from_f32);
+patterned_float!(f16, f16::MIN, f32, f16::to_f32, f16::from_f32);
+patterned_float!(F8E4M3, F8E4M3::from_bits(0xFE), f32, |x: F8E4M3| x.to_f32(), F8E4M3::from_f32);
+patterned_float!(F8E5M2, F8E5M2::from_bits(0xFB), f32, |x: F8E5M2| x.to_f32(), F8E5M2::from_f32);
+
+macro_rules! patterned_integer {
+    ($($type:ident $unwritten:expr),*) => {$(
+        impl Patterned for $type {
+            const UNWRITTEN: Self = $unwritten;
+
+            fn from_number(number: i64) -> Self {
+                number as $type
+            }
+
+            fn combine(self, other: Self, op: Op) -> Self {
+                match op {
+                    Op::Max => self.max(other),
+                    Op::Min => self.min(other),
+                    Op::Product => self.wrapping_mul(other),
+                    Op::BitAnd => self & other,
+                    Op::BitOr => self | other,
+                    Op::BitXor => self ^ other,
+                    Op::Sum | Op::Average | Op::PreMulSum(_) => self.wrapping_add(other),
+                }
+            }
+
+            fn times(self, _: f64) -> Self {
+                self
+            }
+
+            fn over(self, _: u32) -> Self {
+                self
+            }
+        }
+    )*};
+}
+
+patterned_integer!(i8 -128, u8 128, i32 -3 << 20, u32 3 << 29, i64 -3 << 20, u64 3 << 61);
 
 /// What a rank puts in, and what comes out.
 pub struct Pattern<T> {
@@ -46,17 +113,26 @@ pub enum Rule {
 impl<T: Patterned> Pattern<T> {
     /// The pattern of `rank` among `ranks`.
     pub fn new(rule: Rule, rank: u32, ranks: u32) -> Pattern<T> {
-        let number = |kind: usize, rank: u32| number(T::DATA_TYPE, kind, rank, ranks);
+        let input = |kind: usize, rank: u32| {
+            T::from_number(match rule {
+                Rule::Reduced(Op::Product) => factor(kind, rank),
+                _ => number(T::DATA_TYPE, kind, rank, ranks),
+            })
+        };
         let result = |kind: usize| match rule {
-            Rule::Reduced(Op::Sum) => (0..ranks).map(|rank| number(kind, rank)).sum(),
-            Rule::Reduced(Op::Max) => {
-                (0..ranks).map(|rank| number(kind, rank)).max().unwrap_or_default()
+            Rule::Reduced(op) => {
+                let given = |rank| match with_factor(op, rank) {
+                    Op::PreMulSum(factor) => input(kind, rank).times(factor.get()),
+                    _ => input(kind, rank),
+                };
+                let folded = (1..ranks).fold(given(0), |all, rank| all.combine(given(rank), op));
+                if op == Op::Average { folded.over(ranks) } else { folded }
             }
-            Rule::From(root) => number(kind, root),
+            Rule::From(root) => input(kind, root),
         };
         Pattern {
-            inputs: std::array::from_fn(|kind| T::from_number(number(kind, rank))),
-            results: std::array::from_fn(|kind| T::from_number(result(kind))),
+            inputs: std::array::from_fn(|kind| input(kind, rank)),
+            results: std::array::from_fn(result),
         }
     }
 
@@ -78,10 +154,13 @@ impl<T: Patterned> Pattern<T> {
     }
 }
 
-/// What an element holds that nobody has written: equal to no input and no result.
-pub fn unwritten<T: Patterned>() -> T {
-    // Every input and result is a whole multiple of its kind's power of two, within its limit.
-    T::from_number(-3 << 20)
+/// The operation, with a factor of the rank's own where it has factors: every sum stays exact.
+pub fn with_factor(op: Op, rank: u32) -> Op {
+    match op {
+        Op::PreMulSum(_) if rank.is_multiple_of(2) => Op::PreMulSum(Factor::new(0.5)),
+        Op::PreMulSum(_) => Op::PreMulSum(Factor::new(-0.5)),
+        op => op,
+    }
 }
 
 fn count_where<T: Copy>(elements: &[T], differs: impl Fn(usize, T) -> bool) -> u64 {
@@ -105,13 +184,23 @@ fn number(data_type: DataType, kind: usize, rank: u32, ranks: u32) -> i64 {
     if is_counted { sign * (count << (kind % 5)) } else { 0 }
 }
 
+/// One rank's number of one kind for products, which are whole and at most 8.
+fn factor(kind: usize, rank: u32) -> i64 {
+    let sign = if (kind + rank as usize).is_multiple_of(3) { -1 } else { 1 };
+    if rank < 3 { sign * (1 + (kind as i64 + i64::from(rank)) % 2) } else { sign }
+}
+
 /// All whole numbers up to this one are represented exactly, by themselves and times 16.
 fn exact_limit(data_type: DataType) -> i64 {
     match data_type {
         DataType::F32 => 1 << 24,
         DataType::F64 => 1 << 53,
         DataType::Bf16 => 1 << 8,
-        DataType::I32 => 1 << 26,
+        DataType::F16 => 1 << 11,
+        DataType::F8E4M3 => 1 << 4,
+        DataType::F8E5M2 => 1 << 3,
+        DataType::I8 | DataType::U8 => 6,
+        DataType::I32 | DataType::U32 | DataType::I64 | DataType::U64 => 1 << 26,
     }
 }
 
@@ -119,26 +208,51 @@ fn exact_limit(data_type: DataType) -> i64 {
 mod tests {
     use super::*;
 
-    fn sums_are_exact<T: Patterned + std::ops::Add<Output = T>>() {
+    fn reductions_are_exact<T: Patterned>() {
+        for op in Op::ALL.into_iter().filter(|op| T::DATA_TYPE.has(*op)) {
+            reduction_is_exact::<T>(op);
+        }
+    }
+
+    fn reduction_is_exact<T: Patterned>(op: Op) {
         for ranks in [1, 2, 3, 7, 64, 255, 256, 257, 1000] {
             let patterns: Vec<Pattern<T>> =
-                (0..ranks).map(|rank| Pattern::new(Rule::Reduced(Op::Sum), rank, ranks)).collect();
+                (0..ranks).map(|rank| Pattern::new(Rule::Reduced(op), rank, ranks)).collect();
             for kind in 0..KINDS {
-                let upwards = patterns.iter().map(|p| p.inputs[kind]).reduce(|a, b| a + b);
-                let downwards = patterns.iter().rev().map(|p| p.inputs[kind]).reduce(|a, b| a + b);
-                assert_eq!(upwards, Some(patterns[0].results[kind]), "{ranks} ranks");
+                let given = |rank: u32| match with_factor(op, rank) {
+                    Op::PreMulSum(factor) => {
+                        patterns[rank as usize].inputs[kind].times(factor.get())
+                    }
+                    _ => patterns[rank as usize].inputs[kind],
+                };
+                let end = |sum: T| if op == Op::Average { sum.over(ranks) } else { sum };
+                let combine = |a: T, b: T| a.combine(b, op);
+                let upwards = (0..ranks).map(given).reduce(combine).map(end);
+                let downwards = (0..ranks).rev().map(given).reduce(combine).map(end);
+                let result = patterns[0].results[kind];
+                assert_eq!(upwards, Some(result), "{op:?} of {ranks} {}", T::DATA_TYPE.name());
                 assert_eq!(downwards, upwards);
-                assert_ne!(patterns[0].results[kind], unwritten());
+                assert!(patterns.iter().all(|p| p.inputs[kind] != T::UNWRITTEN));
+                let collides = matches!(op, Op::BitAnd | Op::BitOr | Op::BitXor);
+                assert!(collides || result != T::UNWRITTEN, "{op:?} of {ranks}");
             }
         }
     }
 
     #[test]
-    fn sums_are_exact_in_every_type() {
-        sums_are_exact::<f32>();
-        sums_are_exact::<f64>();
-        sums_are_exact::<bf16>();
-        sums_are_exact::<i32>();
+    fn reductions_are_exact_in_every_type() {
+        reductions_are_exact::<f32>();
+        reductions_are_exact::<f64>();
+        reductions_are_exact::<bf16>();
+        reductions_are_exact::<f16>();
+        reductions_are_exact::<F8E4M3>();
+        reductions_are_exact::<F8E5M2>();
+        reductions_are_exact::<i8>();
+        reductions_are_exact::<u8>();
+        reductions_are_exact::<i32>();
+        reductions_are_exact::<u32>();
+        reductions_are_exact::<i64>();
+        reductions_are_exact::<u64>();
     }
 
     #[test]
@@ -161,7 +275,7 @@ mod tests {
         let mut elements = vec![0.0; 1000];
         pattern.fill(&mut elements);
         assert_eq!((pattern.wrong(&elements), pattern.altered(&elements)), (0, 0));
-        elements[0] = unwritten();
+        elements[0] = f32::UNWRITTEN;
         elements[999] += 1.0;
         assert_eq!((pattern.wrong(&elements), pattern.altered(&elements)), (2, 2));
     }

@@ -70,7 +70,15 @@ pub fn type_name(data_type: DataType) -> &'static str {
         DataType::F32 => "float",
         DataType::F64 => "double",
         DataType::Bf16 => "bfloat16",
+        DataType::F16 => "half",
+        DataType::F8E4M3 => "f8e4m3",
+        DataType::F8E5M2 => "f8e5m2",
+        DataType::I8 => "int8",
+        DataType::U8 => "uint8",
         DataType::I32 => "int32",
+        DataType::U32 => "uint32",
+        DataType::I64 => "int64",
+        DataType::U64 => "uint64",
     }
 }
 

@@ -97,6 +97,11 @@ pub enum Fault {
         /// The other one.
         other: String,
     },
+    /// It completes a result and is not marked so, or the other way round.
+    NotAsMarked {
+        /// Whether it completes a result.
+        completes: bool,
+    },
     /// After it the rank leaves the barrier, before a peer is known to have come.
     NotHeard {
         /// The peer.
@@ -151,6 +156,12 @@ impl fmt::Display for Fault {
             }
             Fault::Disagrees { expression, other } => {
                 write!(f, "the result is {expression} here and {other} on another rank")
+            }
+            Fault::NotAsMarked { completes: true } => {
+                write!(f, "completes a result and is not marked so")
+            }
+            Fault::NotAsMarked { completes: false } => {
+                write!(f, "is marked to complete a result, which it does not")
             }
             Fault::NotHeard { peer } => {
                 write!(f, "leaves the barrier before rank {peer} is known to have come")

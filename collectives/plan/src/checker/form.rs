@@ -61,6 +61,7 @@ fn push(
         shape,
         guarded: false,
         early,
+        completes: false,
     });
     program.sources.extend_from_slice(sources);
     program.destinations.push(destination);

@@ -72,7 +72,7 @@ pub fn check(
 ) -> Result<Report, CheckError> {
     let programs: Vec<Program> = plans.iter().map(form::verbatim).collect();
     let describe = |rank: usize, step: usize| plans[rank].describe(step);
-    run::run(collective, &programs, conditions, &describe)
+    run::run(collective, &programs, false, conditions, &describe)
 }
 
 /// Checks the programs of all ranks, in the order of the ranks.
@@ -92,7 +92,7 @@ pub fn check_programs(
     conditions: Conditions,
 ) -> Result<Report, CheckError> {
     let describe = |rank: usize, action: usize| programs[rank].describe(action);
-    run::run(collective, programs, conditions, &describe)
+    run::run(collective, programs, true, conditions, &describe)
 }
 
 /// Checks the plans of all ranks, and what they are lowered to, under every combination of

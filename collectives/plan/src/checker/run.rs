@@ -18,10 +18,11 @@ pub(super) type Describe<'a> = &'a dyn Fn(usize, usize) -> String;
 pub(super) fn run(
     collective: Collective,
     programs: &[Program],
+    is_lowered: bool,
     conditions: Conditions,
     describe: Describe,
 ) -> Result<Report, CheckError> {
-    let mut run = Run::new(collective, programs, conditions, describe);
+    let mut run = Run::new(collective, programs, is_lowered, conditions, describe);
     run.inspect()?;
     (0..programs.len()).for_each(|rank| run.begin_round(rank));
     loop {
@@ -40,6 +41,8 @@ pub(super) fn run(
 pub(super) struct Run<'a> {
     pub(super) collective: Collective,
     pub(super) programs: &'a [Program],
+    /// Lowering has marked the moves that complete a result.
+    pub(super) is_lowered: bool,
     pub(super) conditions: Conditions,
     pub(super) describe: Describe<'a>,
     pub(super) expressions: Expressions,
@@ -102,6 +105,7 @@ impl<'a> Run<'a> {
     fn new(
         collective: Collective,
         programs: &'a [Program],
+        is_lowered: bool,
         conditions: Conditions,
         describe: Describe<'a>,
     ) -> Run<'a> {
@@ -125,6 +129,7 @@ impl<'a> Run<'a> {
         Run {
             collective,
             programs,
+            is_lowered,
             conditions,
             describe,
             expressions: Expressions::new(ranks as u32, chunks),
@@ -270,10 +275,13 @@ impl<'a> Run<'a> {
         if values.is_empty() {
             return Ok(None);
         }
-        self.expressions
-            .fold(&values)
-            .map(Some)
-            .map_err(|ranks| self.error_here(rank, dst, Fault::CountedTwice { ranks }))
+        let folded = (self.expressions.fold(&values))
+            .map_err(|ranks| self.error_here(rank, dst, Fault::CountedTwice { ranks }))?;
+        let completes = values.len() > 1 && self.expressions.is_complete(folded);
+        if self.is_lowered && parts.completes != completes {
+            return Err(self.error_here(rank, dst, Fault::NotAsMarked { completes }));
+        }
+        Ok(Some(folded))
     }
 
     fn read(
