@@ -11,9 +11,9 @@ use super::portable::Lane;
 use super::vector::{Combine, Scale};
 
 /// Where the fields of a number are.
-pub(super) trait Format: Copy {
+pub(super) trait Format: Copy + Default {
     /// The number as memory has it.
-    type Bits: Copy + Into<u32>;
+    type Bits: Copy + Default + Into<u32>;
     /// Bits of the mantissa.
     const MANTISSA: u32;
     /// What is added to the exponent.
@@ -29,7 +29,7 @@ pub(super) trait Format: Copy {
 macro_rules! format {
     ($(#[$doc:meta])* $name:ident, $bits:ty, $mantissa:expr, $bias:expr, $special:expr, $nan:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy)]
+        #[derive(Clone, Copy, Default)]
         pub(super) struct $name;
 
         impl Format for $name {
@@ -61,7 +61,7 @@ format!(
 );
 
 /// A number of a narrow format, in single precision.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Narrow<F>(f32, PhantomData<F>);
 
 impl<F: Format> Narrow<F> {

@@ -39,7 +39,8 @@ pub(super) type F64x2 = Lanes<f64, 2>;
 /// 16 bytes of bf16.
 pub(super) type Bf16x8 = Lanes<WidenedPair, 4>;
 
-/// `N` elements while they are folded.
+/// `N` elements while they are folded. Written in loops: of longer arrays, `array::map` does not become
+/// vectors.
 #[derive(Clone, Copy)]
 pub(super) struct Lanes<T, const N: usize>([T; N]);
 
@@ -52,7 +53,12 @@ impl<T: Lane, const N: usize> Vector for Lanes<T, N> {
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self {
         // SAFETY: the caller's promise.
-        Lanes(unsafe { from.cast::<[T::Stored; N]>().read_unaligned() }.map(T::widen))
+        let stored = unsafe { from.cast::<[T::Stored; N]>().read_unaligned() };
+        let mut lanes = [T::default(); N];
+        for (lane, stored) in lanes.iter_mut().zip(stored) {
+            *lane = T::widen(stored);
+        }
+        Lanes(lanes)
     }
 
     #[inline(always)]
@@ -64,13 +70,20 @@ impl<T: Lane, const N: usize> Vector for Lanes<T, N> {
     }
 
     #[inline(always)]
-    unsafe fn scale(self, scale: Scale, scalar: f64) -> Self {
-        Lanes(self.0.map(|lane| lane.scale(scale, scalar)))
+    unsafe fn scale(mut self, scale: Scale, scalar: f64) -> Self {
+        for lane in &mut self.0 {
+            *lane = lane.scale(scale, scalar);
+        }
+        self
     }
 
     #[inline(always)]
     unsafe fn finish(self) -> Self::Stored {
-        self.0.map(T::finish)
+        let mut stored = [T::Stored::default(); N];
+        for (stored, lane) in stored.iter_mut().zip(self.0) {
+            *stored = lane.finish();
+        }
+        stored
     }
 
     #[inline(always)]
@@ -81,9 +94,9 @@ impl<T: Lane, const N: usize> Vector for Lanes<T, N> {
 }
 
 /// What one lane folds: [`Vector`] for a single number, or for a pair.
-pub(super) trait Lane: Copy {
+pub(super) trait Lane: Copy + Default {
     /// The lane's content as memory has it.
-    type Stored: Copy;
+    type Stored: Copy + Default;
     /// The lane for one element.
     type Single: Lane;
 
@@ -199,7 +212,7 @@ pub(super) fn no_bit_operations() -> ! {
 }
 
 /// A bf16 number in single precision.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct WidenedBf16(f32);
 
 impl Lane for WidenedBf16 {
@@ -239,7 +252,7 @@ impl WidenedBf16 {
 }
 
 /// The two bf16 numbers of a 32-bit word, so that all lanes have 32 bits and nothing is shuffled.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct WidenedPair {
     lower: WidenedBf16,
     upper: WidenedBf16,
