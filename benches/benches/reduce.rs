@@ -16,7 +16,7 @@ const MIB: usize = 1 << 20;
 /// Every type, operation, instruction set and number of sources; large buffers for some.
 fn reduce(criterion: &mut Criterion) {
     for data_type in DataType::ALL {
-        for op in Op::ALL.into_iter().filter(|op| data_type.has(*op)) {
+        for op in data_type.ops() {
             for level in Level::ALL {
                 let name = format!("reduce/{}/{}/{}", data_type.name(), op.name(), level.name());
                 let kind = (data_type, op.completing_pass(2));

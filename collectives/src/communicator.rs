@@ -549,8 +549,7 @@ impl Communicator {
             return Err(Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}")));
         }
         if let Some(op) = op.filter(|op| !data_type.has(*op)) {
-            let has = Op::ALL.into_iter().filter(|op| data_type.has(*op));
-            let has: Vec<&str> = has.map(Op::name).collect();
+            let has: Vec<&str> = data_type.ops().map(Op::name).collect();
             let (name, op, has) = (data_type.name(), op.name(), has.join(", "));
             return Err(Error::Argument(format!("{name} has no {op}: it has {has}")));
         }

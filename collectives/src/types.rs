@@ -95,6 +95,11 @@ impl DataType {
         }
     }
 
+    /// The operations that it has.
+    pub fn ops(self) -> impl Iterator<Item = Op> {
+        Op::ALL.into_iter().filter(move |op| self.has(*op))
+    }
+
     const fn is_integer(self) -> bool {
         use DataType::*;
         matches!(self, I8 | U8 | I32 | U32 | I64 | U64)

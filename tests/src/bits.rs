@@ -38,7 +38,7 @@ pub fn outcomes<T: Sample>(
 ) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for algorithm in algorithms(Collective::AllReduce).into_iter().flatten() {
-        for op in Op::ALL.into_iter().filter(|op| T::DATA_TYPE.has(*op)) {
+        for op in T::DATA_TYPE.ops() {
             for inputs in [Inputs::Inexact, Inputs::Special] {
                 // Special values need no long buffers, and take longest to check.
                 let counts = counts.iter().filter(|&&c| inputs == Inputs::Inexact || c < 10_000);

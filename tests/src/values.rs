@@ -103,9 +103,7 @@ pub fn others(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
 
 /// Every type with every operation that it has.
 fn reductions() -> Vec<(DataType, Op)> {
-    let of = |data_type: DataType| {
-        Op::ALL.into_iter().filter(move |op| data_type.has(*op)).map(move |op| (data_type, op))
-    };
+    let of = |data_type: DataType| data_type.ops().map(move |op| (data_type, op));
     DataType::ALL.into_iter().flat_map(of).collect()
 }
 

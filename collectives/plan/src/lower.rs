@@ -266,26 +266,19 @@ fn mark_completing(program: &mut Program) {
             continue;
         };
         let range = |first: u32, count: u32| first as usize..first as usize + count as usize;
-        // What names operands that do not exist is left for the checker to find.
-        let (Some(sources), Some(destinations)) = (
-            sources.get(range(*first_source, *source_count)),
-            destinations.get(range(*first_destination, *destination_count)),
-        ) else {
-            continue;
-        };
+        let sources = &sources[range(*first_source, *source_count)];
+        let destinations = &destinations[range(*first_destination, *destination_count)];
         let own = destinations.iter().find_map(|destination| match *destination {
             Destination::Own(span) | Destination::Backing(span) => Some(span),
             Destination::Send { .. } => None,
         });
         let Some(dst) = own else { continue };
-        let Some(chunks) = is_final.of(dst).get_mut(dst.chunks()) else { continue };
+        let chunks = &mut is_final.of(dst)[dst.chunks()];
         let ends = !chunks.is_empty() && chunks.iter().all(|chunk| *chunk);
         chunks.fill(false);
         match *sources {
             [Source::Own(src)] if src.space != Space::Input => {
-                if let Some(chunks) = is_final.of(src).get_mut(src.chunks()) {
-                    chunks.fill(ends);
-                }
+                is_final.of(src)[src.chunks()].fill(ends);
             }
             [_] => {}
             _ => *completes = ends,

@@ -167,6 +167,7 @@ impl Operation {
                 // which stay as they are until this rank goes on; the result is a span that `start`
                 // vouched for, and overlaps none of them unless it is the given one.
                 unsafe {
+                    // All operands at once: there is nothing partial.
                     let kernel = &self.kernels.completing;
                     kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
                 }

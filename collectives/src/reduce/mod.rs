@@ -220,7 +220,7 @@ fn float<I: InstructionSet, V: Vector>(pass: Pass) -> Option<Run> {
     }
 }
 
-/// What numbers of 8 bits have: of most others of the results, little would be left.
+/// What fp8 has: a product or a quotient of three digits would tell little.
 fn small_float<I: InstructionSet, V: Vector>(pass: Pass) -> Option<Run> {
     match pass {
         Pass::Sum => Some(I::run::<V, Sum>),

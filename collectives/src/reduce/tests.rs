@@ -32,7 +32,7 @@ fn every_level_gives_the_bits_of_the_reference() {
 /// Everything that a type has.
 fn passes(data_type: DataType) -> Vec<Pass> {
     let mut passes = vec![];
-    for op in Op::ALL.into_iter().filter(|op| data_type.has(*op)) {
+    for op in data_type.ops() {
         passes.push(match op {
             Op::PreMulSum(_) => Pass::Scale { factor: -0.7 },
             _ => op.completing_pass(3),

@@ -304,8 +304,7 @@ impl BenchArguments {
         if let (Some(data_type), false) =
             (self.data_types.0.first(), self.data_types.0.iter().any(has_any))
         {
-            let has = Op::ALL.into_iter().filter(|op| data_type.has(*op));
-            let has: Vec<&str> = has.map(Op::name).collect();
+            let has: Vec<&str> = data_type.ops().map(Op::name).collect();
             return Err(OptionError::NoOperation { name: data_type.name(), has: has.join(", ") });
         }
         Ok(Measurement {
