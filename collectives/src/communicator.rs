@@ -526,6 +526,7 @@ impl Communicator {
     }
 
     /// The call with its choice of algorithm.
+    #[inline]
     pub(crate) fn call(
         &self,
         kind: CallKind,
@@ -536,25 +537,41 @@ impl Communicator {
         forced: Option<Algorithm>,
     ) -> Result<Call, Error> {
         let collective = kind.collective(root).expect("a collective");
+        let is_served = forced.is_none_or(|algorithm| algorithm.serves(collective));
+        let is_root = collective.root().is_none_or(|root| root < self.ranks());
+        let is_had = op.is_none_or(|op| data_type.has(op));
+        if !(is_served && is_root && is_had) {
+            return Err(self.refused(collective, data_type, op, forced));
+        }
+        let (stream, count) = (Stream::Collective, count as u64);
+        Ok(Call { stream, kind, data_type, op, root, count, forced })
+    }
+
+    /// Why a call cannot be made.
+    #[cold]
+    fn refused(
+        &self,
+        collective: Collective,
+        data_type: DataType,
+        op: Option<Op>,
+        forced: Option<Algorithm>,
+    ) -> Error {
         if let Some(algorithm) = forced.filter(|algorithm| !algorithm.serves(collective)) {
             let serving = Algorithm::ALL.into_iter().filter(|a| a.serves(collective));
             let serving: Vec<&str> = serving.map(Algorithm::name).collect();
             let (name, serving) = (collective.name(), serving.join(", "));
-            return Err(Error::Argument(format!(
+            return Error::Argument(format!(
                 "{algorithm} does not serve {name}, which takes one of: {serving}"
-            )));
-        }
-        if let Some(root) = collective.root().filter(|root| *root >= self.ranks()) {
-            let last = self.ranks() - 1;
-            return Err(Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}")));
+            ));
         }
         if let Some(op) = op.filter(|op| !data_type.has(*op)) {
             let has: Vec<&str> = data_type.ops().map(Op::name).collect();
             let (name, op, has) = (data_type.name(), op.name(), has.join(", "));
-            return Err(Error::Argument(format!("{name} has no {op}: it has {has}")));
+            return Error::Argument(format!("{name} has no {op}: it has {has}"));
         }
-        let (stream, count) = (Stream::Collective, count as u64);
-        Ok(Call { stream, kind, data_type, op, root, count, forced })
+        let root = collective.root().unwrap_or(NO_ROOT);
+        let last = self.ranks() - 1;
+        Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}"))
     }
 
     pub(crate) fn barrier_call(&self) -> Result<Call, Error> {

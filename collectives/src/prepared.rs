@@ -101,16 +101,21 @@ impl Part {
 
 impl Prepared {
     /// The index of a call's operation, which is made if it is new.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
         if self.operations.get(self.last).is_some_and(|entry| entry.call == *call) {
             return self.last;
         }
-        self.last = match self.by_call.get(call) {
+        self.last = self.find_other(call, wiring, shape);
+        self.last
+    }
+
+    #[cold]
+    fn find_other(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
+        match self.by_call.get(call) {
             Some(&index) => index,
             None => self.add(call, wiring, shape),
-        };
-        self.last
+        }
     }
 
     fn add(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
