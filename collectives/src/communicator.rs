@@ -352,9 +352,7 @@ impl Communicator {
     /// # Errors
     /// See [`Error`].
     pub fn barrier(&self) -> Result<(), Error> {
-        let call = self.barrier_call()?;
-        // SAFETY: a barrier touches no memory.
-        unsafe { self.engine().run(&call, std::ptr::null(), std::ptr::null_mut()) }
+        self.chosen().barrier()
     }
 
     /// Sends `buffer` to `peer`, which calls [`Communicator::receive`] with the same count and
@@ -504,11 +502,17 @@ impl Communicator {
         Ok(guard)
     }
 
-    /// Which algorithm an all-reduce of `count` elements would use: all candidates with their
-    /// predicted times, best first. Print it.
-    pub fn explain_all_reduce(&self, count: usize, data_type: DataType) -> Explanation {
-        let bytes = count as u64 * data_type.size_bytes() as u64;
-        selection::explain(Collective::AllReduce, bytes, self.inner.shape, None)
+    /// Which algorithm a collective of `count` elements would use, or of so many in each block where
+    /// it has blocks: all candidates with their predicted times, best first. Print it.
+    pub fn explain(
+        &self,
+        collective: Collective,
+        count: usize,
+        data_type: DataType,
+    ) -> Explanation {
+        let blocks = if collective.is_of_blocks() { u64::from(self.ranks()) } else { 1 };
+        let bytes = blocks * count as u64 * data_type.size_bytes() as u64;
+        selection::explain(collective, bytes, self.inner.shape, None)
     }
 
     /// Ends the communicator for every rank: their running or next calls return an error that
@@ -574,8 +578,8 @@ impl Communicator {
         Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}"))
     }
 
-    pub(crate) fn barrier_call(&self) -> Result<Call, Error> {
-        self.call(CallKind::Barrier, DataType::F32, None, NO_ROOT, 0, None)
+    pub(crate) fn barrier_call(&self, by: Option<Algorithm>) -> Result<Call, Error> {
+        self.call(CallKind::Barrier, DataType::F32, None, NO_ROOT, 0, by)
     }
 
     pub(crate) fn send_call<T: Element>(&self, count: usize, to: u32) -> Result<Call, Error> {

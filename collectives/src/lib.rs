@@ -44,7 +44,7 @@ pub use costs::{Costs, LinkCosts};
 pub use error::Error;
 pub use memory::{Memory, Registered};
 pub use progress::Pending;
-pub use ringtree_plan::Algorithm;
+pub use ringtree_plan::{Algorithm, Collective};
 pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;
 pub use ringtree_transport::secure::{Job, Secret};

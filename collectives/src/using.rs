@@ -208,6 +208,16 @@ impl<'a> Using<'a> {
         self.run_into(&call, input, output)
     }
 
+    /// See [`Communicator::barrier`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn barrier(&self) -> Result<(), Error> {
+        let call = self.communicator.barrier_call(self.algorithm)?;
+        // SAFETY: a barrier touches no memory.
+        unsafe { self.communicator.engine().run(&call, std::ptr::null(), std::ptr::null_mut()) }
+    }
+
     /// Runs a call whose buffers are as long as this rank's part of it says.
     fn run_into<T: Element>(
         &self,
@@ -374,7 +384,7 @@ impl Communicator {
     /// # Errors
     /// See [`Error`].
     pub fn barrier_async(&self) -> Result<Pending<()>, Error> {
-        Ok(self.post::<Nothing, _>(self.barrier_call()?, ()))
+        Ok(self.post::<Nothing, _>(self.barrier_call(None)?, ()))
     }
 
     /// As [`Communicator::send`], of a buffer that the call owns until [`Pending::wait`] gives it

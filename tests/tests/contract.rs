@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use ringtree::{
-    Algorithm, Communicator, Costs, DataType, Error, Factor, Op, Pending, Settings, Transports,
+    Algorithm, Collective, Communicator, Costs, DataType, Error, Factor, Op, Pending, Settings,
+    Transports,
 };
 use ringtree_tests::pages::bytes_in_large_pages;
 use ringtree_tests::random::Random;
@@ -57,7 +58,7 @@ fn all_ranks_choose_by_the_costs_of_rank_0() {
             Communicator::in_process_with(4, |settings| settings.costs = costs(settings.rank));
         let chosen = Mutex::new(Vec::new());
         each(communicators.expect("communicators"), |communicator| {
-            let explanation = communicator.explain_all_reduce(1 << 22, DataType::F32);
+            let explanation = communicator.explain(Collective::AllReduce, 1 << 22, DataType::F32);
             chosen.lock().expect("no thread panicked").push(explanation.candidates[0].choice);
             works(&communicator, 1 << 22, 1.0);
         });

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cli;
+mod collective;
 mod plan;
 mod run;
 mod words;

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use indicatif::ProgressBar;
 use ringtree_plan::{Algorithm, Collective, Plan, prove};
 
+use crate::collective::{CollectiveName, algorithm, algorithm_names, all_algorithm_names, serving};
 use crate::run::report;
 use crate::words::counted;
 
@@ -24,10 +24,10 @@ use crate::words::counted;
 pub struct PlanArguments {
     /// What all ranks do together
     #[arg(value_name = "COLLECTIVE")]
-    collective: Kind,
+    collective: CollectiveName,
     #[arg(long, value_name = "NAME", help = format!(
         "How: {}. A hierarchical plan is that of two ranks a host",
-        Collective::all(0).map(|c| format!("for {} {}", c.name(), names(c))).join("; ")
+        all_algorithm_names()
     ))]
     algorithm: Option<String>,
     /// How many ranks take part
@@ -46,19 +46,6 @@ pub struct PlanArguments {
 
 /// More ranks than any machine has; a ring's plan of one rank still prints at once.
 const MAX_RANKS: i64 = 65_536;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    AllReduce,
-    Broadcast,
-    Barrier,
-    AllGather,
-    ReduceScatter,
-    Reduce,
-    Gather,
-    Scatter,
-    AllToAll,
-}
 
 /// Why no plan can be shown.
 #[derive(Debug, thiserror::Error)]
@@ -106,18 +93,6 @@ fn say(text: &str, status: u8) -> ExitCode {
     }
 }
 
-/// The algorithm called `name`, if it serves the collective; else the names of those that do.
-pub fn algorithm(name: &str, collective: Collective) -> Result<Algorithm, String> {
-    let named = Algorithm::from_name(name).filter(|algorithm| algorithm.serves(collective));
-    named.ok_or_else(|| names(collective))
-}
-
-/// The algorithms of a collective, for a sentence.
-pub fn names(collective: Collective) -> String {
-    let serving = Algorithm::ALL.into_iter().filter(|algorithm| algorithm.serves(collective));
-    serving.map(Algorithm::name).collect::<Vec<_>>().join(", ")
-}
-
 fn chosen(arguments: &PlanArguments) -> Result<(Algorithm, Collective), PlanError> {
     let &PlanArguments { ranks, rank, root, .. } = arguments;
     if rank >= ranks {
@@ -126,29 +101,18 @@ fn chosen(arguments: &PlanArguments) -> Result<(Algorithm, Collective), PlanErro
     if root >= ranks {
         return Err(PlanError::Root { root, ranks });
     }
-    let collective = match arguments.collective {
-        Kind::AllReduce => Collective::AllReduce,
-        Kind::Broadcast => Collective::Broadcast { root },
-        Kind::Barrier => Collective::Barrier,
-        Kind::AllGather => Collective::AllGather,
-        Kind::ReduceScatter => Collective::ReduceScatter,
-        Kind::Reduce => Collective::Reduce { root },
-        Kind::Gather => Collective::Gather { root },
-        Kind::Scatter => Collective::Scatter { root },
-        Kind::AllToAll => Collective::AllToAll,
-    };
+    let collective = arguments.collective.with_root(root);
     if root != 0 && collective.root().is_none() {
         return Err(PlanError::NoRoot);
     }
-    let serving: Vec<Algorithm> =
-        Algorithm::ALL.into_iter().filter(|algorithm| algorithm.serves(collective)).collect();
+    let serving: Vec<Algorithm> = serving(collective).collect();
     match (&arguments.algorithm, serving.as_slice()) {
         (Some(name), _) => match algorithm(name, collective) {
             Ok(algorithm) => Ok((algorithm, collective)),
             Err(valid) => Err(PlanError::OtherCollective { algorithm: name.clone(), valid }),
         },
         (None, &[only]) => Ok((only, collective)),
-        (None, _) => Err(PlanError::NoAlgorithm { valid: names(collective) }),
+        (None, _) => Err(PlanError::NoAlgorithm { valid: algorithm_names(collective) }),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
+use ringtree_plan::{Algorithm, Collective};
 use serde_json::Value;
 
 /// The fields of a line of `--jsonl`, in their order: other programs read them.
@@ -77,23 +78,59 @@ fn each_line_of_jsonl_has_exactly_the_agreed_fields() {
 }
 
 #[test]
-fn every_algorithm_is_verified_over_every_transport() {
-    for ranks in [2, 3, 4, 7] {
-        for transport in ["shm", "tcp"] {
-            for algorithm in ["ring", "double-tree", "doubling", "one-shot", "two-shot", "star"] {
+fn every_algorithm_of_every_collective_is_verified_over_every_transport() {
+    for collective in Collective::all(0) {
+        for algorithm in Algorithm::ALL.into_iter().filter(|a| a.serves(collective)) {
+            for (ranks, transport) in
+                [2, 3, 4, 7].into_iter().flat_map(|n| [(n, "shm"), (n, "tcp")])
+            {
+                let name = collective.name();
                 let records = records(&format!(
-                    "bench all-reduce --ranks {ranks} --transport {transport} --algorithm \
-                     {algorithm} --sizes 0,4,12,1000,65536,1000004 -n 2 -w 1 --jsonl"
+                    "bench {name} --ranks {ranks} --transport {transport} --algorithm {algorithm} \
+                     --sizes 0,4,12,1000,65536,1000004 -n 2 -w 1 --jsonl"
                 ));
-                assert_eq!(records.len(), 12);
+                let sizes = if collective == Collective::Barrier { 1 } else { 6 };
+                assert!([sizes, 2 * sizes].contains(&records.len()), "{name}: {}", records.len());
                 for record in records {
                     assert_eq!(record["ok"], true, "{record}");
-                    assert_eq!(record["algorithm"], algorithm);
+                    assert_eq!(record["collective"], name);
+                    assert_eq!(record["algorithm"], algorithm.name());
                     assert_eq!(record["transport"], transport);
                 }
             }
         }
     }
+}
+
+#[test]
+fn every_collective_is_verified_from_every_root() {
+    for collective in Collective::all(0) {
+        for (ranks, data_type) in [2, 3, 7].into_iter().flat_map(|n| [(n, "f32"), (n, "bf16")]) {
+            let name = collective.name();
+            let records = records(&format!(
+                "bench {name} --ranks {ranks} -d {data_type} -r -1 --sizes 0,12,1000004 -n 1 -w 0 \
+                 --jsonl"
+            ));
+            let is_rooted = collective.root().is_some();
+            assert!(!is_rooted || records.len() >= 3 * ranks, "{name}: {}", records.len());
+            assert!(records.iter().all(|record| record["ok"] == true), "{name} of {ranks}");
+        }
+    }
+}
+
+#[test]
+fn sizes_of_blocks_are_those_of_all_ranks() {
+    let output = ringtree("bench all-gather --ranks 3 --sizes 1000 --in-place -n 1");
+    assert!(
+        text(&output.stderr).contains("1000 bytes are not 3 equal blocks of f32: measuring 996")
+    );
+    let table = text(&output.stdout);
+    assert!(table.contains("\n         996            83     float    none      -1"), "{table}");
+    let records = records("bench all-gather --ranks 4 --sizes 1M --in-place -n 3 --jsonl");
+    let number = |field: &str| records[0][field].as_f64().unwrap();
+    let bandwidth = 1_048_576.0 / number("median_us") / 1000.0;
+    assert!((number("algbw_GBps") / bandwidth - 1.0).abs() < 0.01);
+    assert!((number("busbw_GBps") / number("algbw_GBps") - 0.75).abs() < 0.01);
 }
 
 #[test]
@@ -253,6 +290,7 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce --inplace", "did you mean --in-place?"),
         ("bench all-reduce --sizes 8 -b 8", "leave one out"),
         ("bench broadcast --ranks 2 -r 2", "-r 2 is not below --ranks 2"),
+        ("bench all-to-all --in-place", "all-to-all is not offered in place"),
         ("plan all-reduce --ranks 4", "give --algorithm NAME, one of: ring, double-tree"),
         ("plan all-reduce --ranks 4 --algorithm tree", "write one of ring"),
         ("plan broadcast --ranks 4 --rank 4", "--rank 4 is not below --ranks 4"),

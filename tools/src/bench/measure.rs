@@ -3,10 +3,11 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
-use ringtree::{Communicator, DataType, Error, Memory, Op};
+use ringtree::{Collective, Communicator, DataType, Error, Memory, Op};
 
-use super::options::{self, Iterations, Measured, Measurement, Placement};
-use super::pattern::{Pattern, Patterned, Rule, with_factor};
+use super::layout::Layout;
+use super::options::{self, Iterations, Measurement, Placement};
+use super::pattern::{Pattern, Patterned, with_factor};
 use super::statistics::{self, Timing};
 
 /// Elements behind a buffer that no call may touch.
@@ -18,27 +19,50 @@ const ALIGNMENT_BYTES: usize = 4096;
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
+    /// What is called, with its root.
+    pub collective: Collective,
     /// Type of the elements.
     pub data_type: DataType,
-    /// How they are reduced; a broadcast has none.
+    /// How they are reduced, where they are.
     pub op: Option<Op>,
-    /// Who broadcasts; an all-reduce has none.
-    pub root: Option<u32>,
-    /// Elements.
+    /// Elements, or elements of a block.
     pub count: usize,
+    /// Blocks of the longer buffer: as many as there are ranks, or 1 where there are none.
+    pub blocks: usize,
 }
 
 impl Case {
-    /// Size of the buffer.
-    pub fn bytes(&self) -> u64 {
-        self.count as u64 * self.data_type.size_bytes() as u64
+    /// All cases of one type among `ranks`, in the order of nccl-tests: operation by operation, root
+    /// by root, size by size.
+    pub fn all(measurement: &Measurement, data_type: DataType, ranks: u32) -> Vec<Case> {
+        let Measurement { collective, ref ops, root, ref sizes_bytes, .. } = *measurement;
+        let has_roots = collective.with_root(0).root().is_some();
+        let roots = match root {
+            Some(root) => root..root + 1,
+            None if has_roots => 0..ranks,
+            None => 0..1,
+        };
+        let ops: Vec<Option<Op>> = match collective.with_root(0).is_reduction() {
+            true => ops.iter().filter(|op| data_type.has(**op)).copied().map(Some).collect(),
+            false => vec![None],
+        };
+        let blocks = measurement.blocks(ranks);
+        let mut cases = Vec::new();
+        for &op in &ops {
+            for root in roots.clone() {
+                let collective = collective.with_root(root);
+                cases.extend(sizes_bytes.iter().map(|&bytes| {
+                    let count = bytes as usize / data_type.size_bytes() / blocks;
+                    Case { collective, data_type, op, count, blocks }
+                }));
+            }
+        }
+        cases
     }
 
-    fn rule(&self) -> Rule {
-        match (self.op, self.root) {
-            (Some(op), _) => Rule::Reduced(op),
-            (None, root) => Rule::From(root.unwrap_or_default()),
-        }
+    /// Size of the longer buffer.
+    pub fn bytes(&self) -> u64 {
+        (self.blocks * self.count * self.data_type.size_bytes()) as u64
     }
 }
 
@@ -61,7 +85,7 @@ pub struct Meter<'a, T: Patterned> {
 }
 
 impl<'a, T: Patterned> Meter<'a, T> {
-    /// Allocates buffers for cases of at most `largest` elements.
+    /// Allocates buffers for cases of at most `largest` elements in all blocks.
     pub fn new(
         communicator: &'a Communicator,
         measurement: &'a Measurement,
@@ -84,37 +108,45 @@ impl<'a, T: Patterned> Meter<'a, T> {
             let more = self.check(case, placement)?;
             wrong = Some(wrong.unwrap_or(0) + more);
         }
+        let layout = self.layout(case, placement);
         // The values must not grow from call to call.
-        self.zero(case, placement);
-        Ok(Outcome { timing: self.time(case, placement)?, wrong })
+        self.zero(&layout);
+        let timing = Timed { meter: self, case, layout, placement }.time()?;
+        Ok(Outcome { timing, wrong })
+    }
+
+    fn layout(&self, case: Case, placement: Placement) -> Layout {
+        let (rank, ranks) = (self.communicator.rank(), self.communicator.ranks());
+        Layout::new(case.collective, rank, ranks, case.count, placement)
     }
 
     /// Writes zeros into the buffers of a case.
-    fn zero(&mut self, case: Case, placement: Placement) {
-        if placement == Placement::OutOfPlace {
-            self.input[..case.count].fill(T::default());
-        }
-        self.output[..case.count].fill(T::default());
+    fn zero(&mut self, layout: &Layout) {
+        self.input[..layout.input_count].fill(T::default());
+        self.output[..layout.output_count].fill(T::default());
     }
 
     /// How many elements are wrong: in the result, in the input that should have stayed as it was,
     /// and behind both.
     fn check(&mut self, case: Case, placement: Placement) -> Result<u64, Error> {
-        let (rank, ranks) = (self.communicator.rank(), self.communicator.ranks());
-        let pattern = Pattern::<T>::new(case.rule(), rank, ranks);
-        let (count, end) = (case.count, case.count + GUARD);
-        let out_of_place = placement == Placement::OutOfPlace;
-        self.output[..end].fill(T::UNWRITTEN);
-        if out_of_place {
-            pattern.fill(&mut self.input[..count]);
-            self.input[count..end].fill(T::UNWRITTEN);
-        } else if case.root.is_none_or(|root| root == rank) {
-            pattern.fill(&mut self.output[..count]);
+        let layout = self.layout(case, placement);
+        let pattern = Pattern { op: case.op, ranks: self.communicator.ranks() };
+        let Layout { input_count, output_count, given, after } = &layout;
+        let output_end = output_count + GUARD;
+        self.output[..output_end].fill(T::UNWRITTEN);
+        let in_place = placement == Placement::InPlace;
+        if in_place {
+            pattern.fill(&mut self.output, given);
+        } else {
+            self.input[..input_count + GUARD].fill(T::UNWRITTEN);
+            pattern.fill(&mut self.input, given);
         }
-        self.call(case, placement)?;
-        let mut wrong = pattern.wrong(&self.output[..count]) + written(&self.output[count..end]);
-        if out_of_place {
-            wrong += pattern.altered(&self.input[..count]) + written(&self.input[count..end]);
+        self.call(case, &layout, placement)?;
+        let mut wrong = pattern.wrong(&self.output, after);
+        wrong += written(&self.output[*output_count..output_end]);
+        if !in_place {
+            wrong += pattern.wrong(&self.input, given);
+            wrong += written(&self.input[*input_count..input_count + GUARD]);
         }
         self.total(wrong)
     }
@@ -136,13 +168,48 @@ impl<'a, T: Patterned> Meter<'a, T> {
         Ok(total)
     }
 
-    fn time(&mut self, case: Case, placement: Placement) -> Result<Timing, Error> {
-        let warm_up = self.measurement.warm_up.unwrap_or(statistics::warm_up_calls(case.bytes()));
-        self.repeat(case, placement, warm_up)?;
+    fn call(&mut self, case: Case, layout: &Layout, placement: Placement) -> Result<(), Error> {
+        let communicator = self.communicator;
+        let by = communicator.using(self.measurement.algorithm);
+        let input = &self.input[..layout.input_count];
+        let output = &mut self.output[..layout.output_count];
+        let op = with_factor(case.op.unwrap_or(Op::Sum), communicator.rank());
+        let in_place = placement == Placement::InPlace;
+        match case.collective {
+            Collective::AllReduce if in_place => by.all_reduce(output, op),
+            Collective::AllReduce => by.all_reduce_into(input, output, op),
+            Collective::Broadcast { root } if in_place => by.broadcast(output, root),
+            Collective::Broadcast { root } => by.broadcast_into(input, output, root),
+            Collective::Barrier => by.barrier(),
+            Collective::AllGather if in_place => by.all_gather(output),
+            Collective::AllGather => by.all_gather_into(input, output),
+            Collective::ReduceScatter if in_place => by.reduce_scatter(output, op),
+            Collective::ReduceScatter => by.reduce_scatter_into(input, output, op),
+            Collective::Reduce { root } if in_place => by.reduce(output, op, root),
+            Collective::Reduce { root } => by.reduce_into(input, output, op, root),
+            Collective::Gather { root } => by.gather_into(input, output, root),
+            Collective::Scatter { root } => by.scatter_into(input, output, root),
+            Collective::AllToAll => by.all_to_all_into(input, output),
+        }
+    }
+}
+
+/// One case while it is timed.
+struct Timed<'m, 'a, T: Patterned> {
+    meter: &'m mut Meter<'a, T>,
+    case: Case,
+    layout: Layout,
+    placement: Placement,
+}
+
+impl<T: Patterned> Timed<'_, '_, T> {
+    fn time(&mut self) -> Result<Timing, Error> {
+        let Measurement { warm_up, iterations, .. } = *self.meter.measurement;
+        self.repeat(warm_up.unwrap_or(statistics::warm_up_calls(self.case.bytes())))?;
         let mut times_us = Vec::new();
-        match self.measurement.iterations {
+        match iterations {
             Iterations::Fixed(count) => {
-                self.one_by_one_us(case, placement, count, &mut times_us)?;
+                self.one_by_one_us(count, &mut times_us)?;
             }
             Iterations::TimeMs(time_ms) => {
                 // The other half is for the other loop.
@@ -150,87 +217,52 @@ impl<'a, T: Patterned> Meter<'a, T> {
                 let mut spent_us = 0.0;
                 let mut done = 0;
                 while let Some(more) = statistics::next_batch(done, spent_us, limit_us) {
-                    spent_us += self.one_by_one_us(case, placement, more, &mut times_us)?;
+                    spent_us += self.one_by_one_us(more, &mut times_us)?;
                     done += more;
                 }
             }
         }
-        self.communicator.all_reduce(&mut times_us, Op::Max)?;
+        self.meter.communicator.all_reduce(&mut times_us, Op::Max)?;
         // Without a barrier before each, so many take no longer.
-        let loop_us = self.back_to_back_us(case, placement, times_us.len() as u32)?;
+        let loop_us = self.back_to_back_us(times_us.len() as u32)?;
         Ok(Timing::new(times_us, loop_us))
     }
 
     /// Adds the times of single calls, each after a barrier. Returns the time of all, which is the
     /// same on every rank.
-    fn one_by_one_us(
-        &mut self,
-        case: Case,
-        placement: Placement,
-        iterations: u32,
-        times_us: &mut Vec<f64>,
-    ) -> Result<f64, Error> {
+    fn one_by_one_us(&mut self, iterations: u32, times_us: &mut Vec<f64>) -> Result<f64, Error> {
         times_us.reserve(iterations as usize);
         let begin = Instant::now();
         for _ in 0..iterations {
-            if self.measurement.touch {
-                self.zero(case, placement);
+            if self.meter.measurement.touch {
+                self.meter.zero(&self.layout);
             }
-            self.communicator.barrier()?;
+            self.meter.communicator.barrier()?;
             let start = Instant::now();
-            self.call(case, placement)?;
+            self.call()?;
             times_us.push(start.elapsed().as_nanos() as f64 / 1e3);
         }
         let mut spent_us = [begin.elapsed().as_nanos() as f64 / 1e3];
-        self.communicator.all_reduce(&mut spent_us, Op::Max)?;
+        self.meter.communicator.all_reduce(&mut spent_us, Op::Max)?;
         Ok(spent_us[0])
     }
 
     /// Mean time of a call when they follow one another: of the slowest rank.
-    fn back_to_back_us(
-        &mut self,
-        case: Case,
-        placement: Placement,
-        iterations: u32,
-    ) -> Result<f64, Error> {
-        self.communicator.barrier()?;
+    fn back_to_back_us(&mut self, iterations: u32) -> Result<f64, Error> {
+        self.meter.communicator.barrier()?;
         let start = Instant::now();
-        self.repeat(case, placement, iterations)?;
+        self.repeat(iterations)?;
         let mut time_us = [start.elapsed().as_nanos() as f64 / 1e3 / f64::from(iterations)];
-        self.communicator.all_reduce(&mut time_us, Op::Max)?;
+        self.meter.communicator.all_reduce(&mut time_us, Op::Max)?;
         Ok(time_us[0])
     }
 
-    fn repeat(&mut self, case: Case, placement: Placement, calls: u32) -> Result<(), Error> {
-        (0..calls).try_for_each(|_| self.call(case, placement))
+    fn repeat(&mut self, calls: u32) -> Result<(), Error> {
+        (0..calls).try_for_each(|_| self.call())
     }
 
-    fn call(&mut self, case: Case, placement: Placement) -> Result<(), Error> {
-        let communicator = self.communicator;
-        let input =
-            if placement == Placement::OutOfPlace { &self.input[..case.count] } else { &[] };
-        let output = &mut self.output[..case.count];
-        let op = with_factor(case.op.unwrap_or(Op::Sum), communicator.rank());
-        let root = case.root.unwrap_or_default();
-        let forced = self.measurement.algorithm.map(|algorithm| communicator.using(algorithm));
-        match (self.measurement.collective, placement, forced) {
-            (Measured::AllReduce, Placement::InPlace, None) => communicator.all_reduce(output, op),
-            (Measured::AllReduce, Placement::InPlace, Some(by)) => by.all_reduce(output, op),
-            (Measured::AllReduce, Placement::OutOfPlace, None) => {
-                communicator.all_reduce_into(input, output, op)
-            }
-            (Measured::AllReduce, Placement::OutOfPlace, Some(by)) => {
-                by.all_reduce_into(input, output, op)
-            }
-            (Measured::Broadcast, Placement::InPlace, None) => communicator.broadcast(output, root),
-            (Measured::Broadcast, Placement::InPlace, Some(by)) => by.broadcast(output, root),
-            (Measured::Broadcast, Placement::OutOfPlace, None) => {
-                communicator.broadcast_into(input, output, root)
-            }
-            (Measured::Broadcast, Placement::OutOfPlace, Some(by)) => {
-                by.broadcast_into(input, output, root)
-            }
-        }
+    fn call(&mut self) -> Result<(), Error> {
+        self.meter.call(self.case, &self.layout, self.placement)
     }
 }
 

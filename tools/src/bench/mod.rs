@@ -1,5 +1,6 @@
 //! `ringtree bench`: measures a collective between processes.
 
+mod layout;
 mod measure;
 mod options;
 mod output;
@@ -17,13 +18,15 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use ringtree::{Communicator, DataType, F8E4M3, F8E5M2, Op, Settings, bf16, f16};
+use ringtree::{
+    Algorithm, Communicator, DataType, Explanation, F8E4M3, F8E5M2, Settings, bf16, f16,
+};
 use ringtree_transport::endpoint::Transports;
 
 use crate::run::{LaunchError, LaunchOptions, end_by_broken_pipe, launch, report};
 use measure::{Case, Meter};
 pub use options::BenchArguments;
-use options::{Measured, Measurement, OptionError, Transport};
+use options::{CutSize, Measurement, OptionError, Transport};
 use output::Output;
 use pattern::Patterned;
 use summary::Summary;
@@ -78,10 +81,13 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let ranks = arguments.ranks.unwrap_or(processors.max(2) as u32);
     // A mistake is told once, and not by every rank.
     let measurement = arguments.decide(ranks)?;
-    for (bytes, data_type) in measurement.cut_sizes() {
-        let (name, element_bytes) = (data_type.name(), data_type.size_bytes() as u64);
-        let whole = bytes / element_bytes * element_bytes;
-        report(&format!("{bytes} bytes are no whole number of {name}: measuring {whole}"));
+    for CutSize { bytes, measured_bytes, data_type, blocks } in measurement.cut_sizes(ranks) {
+        let name = data_type.name();
+        let what = match blocks {
+            1 => format!("no whole number of {name}"),
+            _ => format!("not {blocks} equal blocks of {name}"),
+        };
+        report(&format!("{bytes} bytes are {what}: measuring {measured_bytes}"));
     }
     if let Some(path) = &arguments.json {
         output::check_file(path)?;
@@ -165,8 +171,8 @@ struct Sweep<'a> {
 impl Sweep<'_> {
     /// Measures them, and returns how many elements were wrong. `output` is there on rank 0 only.
     fn run<T: Patterned>(&self, mut output: Option<&mut Output>) -> Result<u64, BenchError> {
-        let cases = self.cases::<T>();
-        let largest = cases.iter().map(|case| case.count).max().unwrap_or(0);
+        let cases = Case::all(self.measurement, T::DATA_TYPE, self.communicator.ranks());
+        let largest = cases.iter().map(|case| case.blocks * case.count).max().unwrap_or(0);
         let mut meter = Meter::<T>::new(self.communicator, self.measurement, largest)?;
         let mut wrong = 0;
         for case in cases {
@@ -188,48 +194,17 @@ impl Sweep<'_> {
         Ok(wrong)
     }
 
-    /// In the order of nccl-tests: operation by operation, root by root, size by size.
-    fn cases<T: Patterned>(&self) -> Vec<Case> {
-        let data_type = T::DATA_TYPE;
-        let kinds: Vec<(Option<Op>, Option<u32>)> = match self.measurement.collective {
-            Measured::AllReduce => {
-                let ops = self.measurement.ops.iter().filter(|op| data_type.has(**op));
-                ops.map(|&op| (Some(op), None)).collect()
-            }
-            Measured::Broadcast => {
-                let all = 0..self.communicator.ranks();
-                let roots = self.measurement.root.map_or(all, |root| root..root + 1);
-                roots.map(|root| (None, Some(root))).collect()
-            }
-        };
-        let sizes = &self.measurement.sizes_bytes;
-        let of_kind = |(op, root)| {
-            sizes.iter().map(move |bytes| {
-                let count = *bytes as usize / data_type.size_bytes();
-                Case { data_type, op, root, count }
-            })
-        };
-        kinds.into_iter().flat_map(of_kind).collect()
-    }
-
     /// The algorithm that a case is carried out by.
     fn algorithm(&self, case: Case) -> &'static str {
-        let explained = || {
-            let explanation = self.communicator.explain_all_reduce(case.count, case.data_type);
-            explanation.candidates.first().map(|candidate| candidate.choice.algorithm)
-        };
-        let algorithm = match (self.measurement.algorithm, self.measurement.collective) {
-            (Some(forced), _) => Some(forced),
-            (None, Measured::AllReduce) => explained(),
-            (None, Measured::Broadcast) => Some(ringtree::Algorithm::Tree),
-        };
-        algorithm.map_or("none", ringtree::Algorithm::name)
+        let chosen = || Some(self.explain(case).candidates.first()?.choice.algorithm);
+        self.measurement.algorithm.or_else(chosen).map_or("none", Algorithm::name)
     }
 
     fn explanation(&self, case: Case) -> Option<String> {
-        let is_wanted =
-            self.measurement.explain && self.measurement.collective == Measured::AllReduce;
-        let explanation = || self.communicator.explain_all_reduce(case.count, case.data_type);
-        is_wanted.then(|| explanation().to_string())
+        self.measurement.explain.then(|| self.explain(case).to_string())
+    }
+
+    fn explain(&self, case: Case) -> Explanation {
+        self.communicator.explain(case.collective, case.count, case.data_type)
     }
 }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use ringtree::{Algorithm, DataType, MAX_SOCKETS, Op};
+use ringtree::{Algorithm, Collective, DataType, MAX_SOCKETS, Op};
 use serde::{Serialize, Serializer};
 
 use super::sizes::{self, SizesError, Step};
-use crate::plan;
+use crate::collective::{CollectiveName, algorithm, all_algorithm_names};
 use crate::run::Binding;
 
 /// The sweep that is measured unless another is asked for: 12 sizes, a few seconds.
@@ -23,7 +23,8 @@ const TIME_MS: f64 = 100.0;
 /// Alone it starts the ranks itself, as processes of this host. Under a launcher (ringtree run,
 /// torchrun) it joins them. Without sizes it measures 8 bytes to 32 MiB, each size four times the
 /// last, in a few seconds. The table and the options -b to -r are those of nccl-tests; a time is
-/// the median over iterations of the slowest rank's time, with a barrier before each.
+/// the median over iterations of the slowest rank's time, with a barrier before each. Where buffers
+/// are cut into a block for each rank, a size is that of all blocks, and the count that of one.
 ///
 /// The exit status is 1 if an element was wrong.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,7 +34,7 @@ const TIME_MS: f64 = 100.0;
 pub struct BenchArguments {
     /// What to measure
     #[arg(value_name = "COLLECTIVE")]
-    pub collective: Measured,
+    pub collective: CollectiveName,
     /// How many processes to start [default: one a processor, at least 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub ranks: Option<u32>,
@@ -77,7 +78,7 @@ pub struct BenchArguments {
     #[arg(short = 'd', long = "datatype", value_name = "TYPE", default_value = "float",
           value_parser = data_types)]
     data_types: DataTypes,
-    /// Root of a broadcast; -1 means each rank in turn. An all-reduce has none
+    /// Root of a broadcast, reduce, gather or scatter; -1 means each rank in turn
     #[arg(short = 'r', long = "root", value_name = "RANK", default_value_t = 0,
           allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     root: i64,
@@ -108,11 +109,8 @@ pub struct BenchArguments {
     /// Measure out of place only
     #[arg(long)]
     out_of_place: bool,
-    #[arg(long, value_name = "NAME", help = format!(
-        "Use this algorithm: {}; {} to broadcast",
-        plan::names(ringtree_plan::Collective::AllReduce),
-        plan::names(ringtree_plan::Collective::Broadcast { root: 0 })
-    ))]
+    #[arg(long, value_name = "NAME",
+          help = format!("Use this algorithm: {}", all_algorithm_names()))]
     algorithm: Option<String>,
     /// Milliseconds for each row and placement [default: 100]
     #[arg(long, value_name = "MS", conflicts_with = "iterations", allow_negative_numbers = true)]
@@ -126,16 +124,6 @@ pub struct BenchArguments {
     /// Also print which algorithms could be used, and how long each should take
     #[arg(long)]
     explain: bool,
-}
-
-/// A collective that can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Measured {
-    /// All-reduce
-    AllReduce,
-    /// Broadcast
-    Broadcast,
 }
 
 /// Transports by name.
@@ -184,16 +172,16 @@ pub enum Iterations {
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
     /// The collective.
-    pub collective: Measured,
+    pub collective: CollectiveName,
     /// Sizes, in the order in which they are measured.
     pub sizes_bytes: Vec<u64>,
     /// Types of the elements.
     #[serde(serialize_with = "type_names")]
     pub data_types: Vec<DataType>,
-    /// Operations; none for a broadcast.
+    /// Operations; none where nothing is reduced.
     #[serde(serialize_with = "op_names")]
     pub ops: Vec<Op>,
-    /// Root of a broadcast; `None`: each rank in turn.
+    /// The root; `None`: each rank in turn, or there is none.
     pub root: Option<u32>,
     /// Out of place, in place.
     pub placements: Vec<Placement>,
@@ -222,6 +210,19 @@ pub struct Measurement {
     /// Explain the choice of the algorithm.
     #[serde(skip)]
     pub explain: bool,
+}
+
+/// A size that cannot be measured as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct CutSize {
+    /// What was asked for.
+    pub bytes: u64,
+    /// What is measured.
+    pub measured_bytes: u64,
+    /// Type of the elements.
+    pub data_type: DataType,
+    /// Equal blocks that it is cut into.
+    pub blocks: usize,
 }
 
 /// Why a measurement makes no sense.
@@ -264,6 +265,12 @@ pub enum OptionError {
         /// How many ranks there are.
         ranks: u32,
     },
+    /// Not this way.
+    #[error("{name} is not offered in place: leave --in-place out")]
+    InPlace {
+        /// The collective.
+        name: &'static str,
+    },
     /// No time to measure in.
     #[error("--time-ms must be above 0")]
     Time,
@@ -287,7 +294,7 @@ impl BenchArguments {
         if time_ms.is_nan() || time_ms <= 0.0 {
             return Err(OptionError::Time);
         }
-        let is_broadcast = self.collective == Measured::Broadcast;
+        let collective = self.collective.with_root(0);
         if self.root >= i64::from(ranks) {
             return Err(OptionError::Root { root: self.root, ranks });
         }
@@ -300,7 +307,8 @@ impl BenchArguments {
             }
         }
         // Of all types, those that have the operation are measured.
-        let has_any = |t: &DataType| is_broadcast || self.ops.0.iter().any(|op| t.has(*op));
+        let reduces = collective.is_reduction();
+        let has_any = |t: &DataType| !reduces || self.ops.0.iter().any(|op| t.has(*op));
         if let (Some(data_type), false) =
             (self.data_types.0.first(), self.data_types.0.iter().any(has_any))
         {
@@ -311,9 +319,9 @@ impl BenchArguments {
             collective: self.collective,
             sizes_bytes,
             data_types: self.data_types.0.clone(),
-            ops: if is_broadcast { Vec::new() } else { self.ops.0.clone() },
-            root: u32::try_from(self.root).ok().filter(|_| is_broadcast),
-            placements: self.placements(),
+            ops: if reduces { self.ops.0.clone() } else { Vec::new() },
+            root: u32::try_from(self.root).ok().filter(|_| collective.root().is_some()),
+            placements: self.placements(collective)?,
             memory: self.memory,
             touch: self.touch,
             transport: self.transport,
@@ -332,6 +340,9 @@ impl BenchArguments {
     }
 
     fn sizes(&self) -> Result<Vec<u64>, OptionError> {
+        if self.collective == CollectiveName::Barrier {
+            return Ok(vec![0]);
+        }
         if let Some(list) = &self.list {
             return Ok(list.clone());
         }
@@ -346,35 +357,64 @@ impl BenchArguments {
         Ok(sizes::sweep(first, last, step)?)
     }
 
-    fn placements(&self) -> Vec<Placement> {
-        match (self.in_place, self.out_of_place) {
+    fn placements(&self, collective: Collective) -> Result<Vec<Placement>, OptionError> {
+        let mut placements = match (self.in_place, self.out_of_place) {
             (true, false) => vec![Placement::InPlace],
             (false, true) => vec![Placement::OutOfPlace],
             _ => vec![Placement::OutOfPlace, Placement::InPlace],
+        };
+        placements.retain(|placement| placement.is_of(collective));
+        if placements.is_empty() {
+            return Err(OptionError::InPlace { name: collective.name() });
         }
+        Ok(placements)
     }
 
     fn algorithm(&self) -> Result<Option<Algorithm>, OptionError> {
-        let collective = self.collective.collective();
+        let collective = self.collective.with_root(0);
         let named = |name: &String| {
-            plan::algorithm(name, collective).map_err(|valid| {
-                let algorithm = name.clone();
-                OptionError::Algorithm { algorithm, valid }
-            })
+            algorithm(name, collective)
+                .map_err(|valid| OptionError::Algorithm { algorithm: name.clone(), valid })
         };
         self.algorithm.as_ref().map(named).transpose()
     }
 }
 
 impl Measurement {
-    /// The sizes that are no whole number of a type's elements.
-    pub fn cut_sizes(&self) -> impl Iterator<Item = (u64, DataType)> {
-        let is_cut =
-            |bytes: u64, data_type: DataType| !bytes.is_multiple_of(data_type.size_bytes() as u64);
+    /// The sizes that are no whole number of a type's elements, or of equal blocks of them for
+    /// `ranks`.
+    pub fn cut_sizes(&self, ranks: u32) -> impl Iterator<Item = CutSize> {
+        let blocks = self.blocks(ranks);
+        let cut_size = move |bytes: u64, data_type: DataType| {
+            let unit_bytes = (data_type.size_bytes() * blocks) as u64;
+            let measured_bytes = bytes / unit_bytes * unit_bytes;
+            CutSize { bytes, measured_bytes, data_type, blocks }
+        };
         self.data_types.iter().flat_map(move |&data_type| {
-            let sizes = self.sizes_bytes.iter().copied();
-            sizes.filter(move |&b| is_cut(b, data_type)).map(move |b| (b, data_type))
+            let sizes = self.sizes_bytes.iter().map(move |&bytes| cut_size(bytes, data_type));
+            sizes.filter(|size| size.measured_bytes != size.bytes)
         })
+    }
+
+    /// Blocks of the longer buffer among `ranks`.
+    pub fn blocks(&self, ranks: u32) -> usize {
+        if self.collective.with_root(0).is_of_blocks() { ranks as usize } else { 1 }
+    }
+}
+
+impl Placement {
+    /// Whether a collective can be called so.
+    pub const fn is_of(self, collective: Collective) -> bool {
+        match self {
+            Placement::OutOfPlace => true,
+            Placement::InPlace => !matches!(
+                collective,
+                Collective::Gather { .. }
+                    | Collective::Scatter { .. }
+                    | Collective::AllToAll
+                    | Collective::Barrier
+            ),
+        }
     }
 }
 
@@ -388,28 +428,17 @@ impl Memory {
     }
 }
 
-impl Measured {
-    /// Name in tables and records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Measured::AllReduce => "all-reduce",
-            Measured::Broadcast => "broadcast",
-        }
-    }
-
-    /// What bus bandwidth is to algorithm bandwidth, as nccl-tests counts it.
-    pub fn bus_factor(self, ranks: u32) -> f64 {
-        match self {
-            Measured::AllReduce => 2.0 * f64::from(ranks - 1) / f64::from(ranks),
-            Measured::Broadcast => 1.0,
-        }
-    }
-
-    fn collective(self) -> ringtree_plan::Collective {
-        match self {
-            Measured::AllReduce => ringtree_plan::Collective::AllReduce,
-            Measured::Broadcast => ringtree_plan::Collective::Broadcast { root: 0 },
-        }
+/// What bus bandwidth is to algorithm bandwidth among `ranks`, as nccl-tests counts it.
+pub fn bus_factor(collective: Collective, ranks: u32) -> f64 {
+    let others = f64::from(ranks - 1) / f64::from(ranks);
+    match collective {
+        Collective::AllReduce => 2.0 * others,
+        Collective::Broadcast { .. } | Collective::Reduce { .. } | Collective::Barrier => 1.0,
+        Collective::AllGather
+        | Collective::ReduceScatter
+        | Collective::Gather { .. }
+        | Collective::Scatter { .. }
+        | Collective::AllToAll => others,
     }
 }
 

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::BenchError;
 use super::measure::{Case, Outcome};
-use super::options::Measurement;
+use super::options::{Measurement, bus_factor};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
 use super::table;
@@ -32,7 +32,8 @@ impl<'a> Output<'a> {
         let create = |path| File::create(path).map_err(file_error(path));
         let file = json.map(create).transpose()?;
         let document = json.map(Path::to_owned).zip(file);
-        let bar = bar(&summary, measurement);
+        let cases_of = |&data_type| Case::all(measurement, data_type, summary.ranks).len();
+        let bar = bar(measurement.data_types.iter().map(cases_of).sum());
         let output = Output { summary, measurement, rows: Vec::new(), bar, document };
         if !measurement.jsonl {
             let heading = output.summary.heading(measurement);
@@ -77,7 +78,7 @@ impl<'a> Output<'a> {
                 .collect();
             self.print(&lines.map_err(|error| BenchError::Print(error.into()))?)
         } else {
-            let bus_factor = measurement.collective.bus_factor(summary.ranks);
+            let bus_factor = bus_factor(case.collective, summary.ranks);
             self.print(&format!("{}\n", table::row(case, outcomes, bus_factor)))
         }
     }
@@ -119,13 +120,7 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> BenchError {
 }
 
 /// A bar on standard error if that is a terminal, else nothing.
-fn bar(summary: &Summary, measurement: &Measurement) -> ProgressBar {
-    let kinds = match (measurement.root, measurement.ops.len()) {
-        (Some(_), _) => 1,
-        (None, 0) => summary.ranks as usize,
-        (None, ops) => ops,
-    };
-    let cases = measurement.data_types.len() * kinds * measurement.sizes_bytes.len();
+fn bar(cases: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(cases as u64).with_style(style)

@@ -3,6 +3,8 @@
 
 use ringtree::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
 
+use super::layout::{Origin, Piece};
+
 /// Elements are of one of so many kinds; the kind changes without a period from one to the next.
 const KINDS: usize = 64;
 
@@ -95,62 +97,58 @@ macro_rules! patterned_integer {
 
 patterned_integer!(i8 -128, u8 128, i32 -3 << 20, u32 3 << 29, i64 -3 << 20, u64 3 << 61);
 
-/// What a rank puts in, and what comes out.
-pub struct Pattern<T> {
-    inputs: [T; KINDS],
-    results: [T; KINDS],
+/// What the ranks of a call put in, and what comes out.
+#[derive(Clone, Copy, Debug)]
+pub struct Pattern {
+    /// What reduces, if anything does.
+    pub op: Option<Op>,
+    /// How many ranks there are.
+    pub ranks: u32,
 }
 
-/// Where a result comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// From all ranks.
-    Reduced(Op),
-    /// From this one.
-    From(u32),
-}
-
-impl<T: Patterned> Pattern<T> {
-    /// The pattern of `rank` among `ranks`.
-    pub fn new(rule: Rule, rank: u32, ranks: u32) -> Pattern<T> {
-        let input = |kind: usize, rank: u32| {
-            T::from_number(match rule {
-                Rule::Reduced(Op::Product) => factor(kind, rank),
-                _ => number(T::DATA_TYPE, kind, rank, ranks),
-            })
-        };
-        let result = |kind: usize| match rule {
-            Rule::Reduced(op) => {
-                let given = |rank| match with_factor(op, rank) {
-                    Op::PreMulSum(factor) => input(kind, rank).times(factor.get()),
-                    _ => input(kind, rank),
-                };
-                let folded = (1..ranks).fold(given(0), |all, rank| all.combine(given(rank), op));
-                if op == Op::Average { folded.over(ranks) } else { folded }
-            }
-            Rule::From(root) => input(kind, root),
-        };
-        Pattern {
-            inputs: std::array::from_fn(|kind| input(kind, rank)),
-            results: std::array::from_fn(result),
+impl Pattern {
+    /// What elements of each kind are.
+    fn values<T: Patterned>(self, origin: Origin) -> [T; KINDS] {
+        match (origin, self.op) {
+            (Origin::Rank(rank), _) => std::array::from_fn(|kind| self.given(kind, rank)),
+            (Origin::Reduced, Some(op)) => std::array::from_fn(|kind| self.reduced(kind, op)),
+            (Origin::Reduced, None) => unreachable!("an operation reduces"),
         }
     }
 
-    /// Writes this rank's input.
-    pub fn fill(&self, input: &mut [T]) {
-        for (index, element) in input.iter_mut().enumerate() {
-            *element = self.inputs[kind(index)];
+    fn given<T: Patterned>(self, kind: usize, rank: u32) -> T {
+        T::from_number(match self.op {
+            Some(Op::Product) => factor(kind, rank),
+            _ => number(T::DATA_TYPE, kind, rank, self.ranks),
+        })
+    }
+
+    fn reduced<T: Patterned>(self, kind: usize, op: Op) -> T {
+        let given = |rank| match with_factor(op, rank) {
+            Op::PreMulSum(factor) => self.given::<T>(kind, rank).times(factor.get()),
+            _ => self.given(kind, rank),
+        };
+        let folded = (1..self.ranks).fold(given(0), |all, rank| all.combine(given(rank), op));
+        if op == Op::Average { folded.over(self.ranks) } else { folded }
+    }
+
+    /// Writes pieces of a buffer.
+    pub fn fill<T: Patterned>(self, buffer: &mut [T], pieces: &[Piece]) {
+        for piece in pieces {
+            let values = self.values::<T>(piece.origin);
+            let elements = buffer[piece.place.clone()].iter_mut().zip(piece.index..);
+            elements.for_each(|(element, index)| *element = values[kind(index)]);
         }
     }
 
-    /// How many elements differ from the result.
-    pub fn wrong(&self, output: &[T]) -> u64 {
-        count_where(output, |index, element| element != self.results[kind(index)])
-    }
-
-    /// How many elements differ from what [`Pattern::fill`] wrote.
-    pub fn altered(&self, input: &[T]) -> u64 {
-        count_where(input, |index, element| element != self.inputs[kind(index)])
+    /// How many elements of a buffer differ from what the pieces say.
+    pub fn wrong<T: Patterned>(self, buffer: &[T], pieces: &[Piece]) -> u64 {
+        let wrong = pieces.iter().map(|piece| {
+            let values = self.values::<T>(piece.origin);
+            let elements = buffer[piece.place.clone()].iter().zip(piece.index..);
+            elements.filter(|&(element, index)| *element != values[kind(index)]).count() as u64
+        });
+        wrong.sum()
     }
 }
 
@@ -161,10 +159,6 @@ pub fn with_factor(op: Op, rank: u32) -> Op {
         Op::PreMulSum(_) => Op::PreMulSum(Factor::new(-0.5)),
         op => op,
     }
-}
-
-fn count_where<T: Copy>(elements: &[T], differs: impl Fn(usize, T) -> bool) -> u64 {
-    elements.iter().enumerate().filter(|&(index, &element)| differs(index, element)).count() as u64
 }
 
 /// The kind of an element: the upper bits of its index times the golden ratio.
@@ -216,23 +210,21 @@ mod tests {
 
     fn reduction_is_exact<T: Patterned>(op: Op) {
         for ranks in [1, 2, 3, 7, 64, 255, 256, 257, 1000] {
-            let patterns: Vec<Pattern<T>> =
-                (0..ranks).map(|rank| Pattern::new(Rule::Reduced(op), rank, ranks)).collect();
-            for kind in 0..KINDS {
+            let pattern = Pattern { op: Some(op), ranks };
+            let results = pattern.values::<T>(Origin::Reduced);
+            for (kind, result) in results.into_iter().enumerate() {
                 let given = |rank: u32| match with_factor(op, rank) {
-                    Op::PreMulSum(factor) => {
-                        patterns[rank as usize].inputs[kind].times(factor.get())
-                    }
-                    _ => patterns[rank as usize].inputs[kind],
+                    Op::PreMulSum(factor) => pattern.given::<T>(kind, rank).times(factor.get()),
+                    _ => pattern.given(kind, rank),
                 };
                 let end = |sum: T| if op == Op::Average { sum.over(ranks) } else { sum };
                 let combine = |a: T, b: T| a.combine(b, op);
                 let upwards = (0..ranks).map(given).reduce(combine).map(end);
                 let downwards = (0..ranks).rev().map(given).reduce(combine).map(end);
-                let result = patterns[0].results[kind];
                 assert_eq!(upwards, Some(result), "{op:?} of {ranks} {}", T::DATA_TYPE.name());
                 assert_eq!(downwards, upwards);
-                assert!(patterns.iter().all(|p| p.inputs[kind] != T::UNWRITTEN));
+                let is_written = |rank| pattern.given::<T>(kind, rank) != T::UNWRITTEN;
+                assert!((0..ranks).all(is_written));
                 let collides = matches!(op, Op::BitAnd | Op::BitOr | Op::BitXor);
                 assert!(collides || result != T::UNWRITTEN, "{op:?} of {ranks}");
             }
@@ -257,35 +249,38 @@ mod tests {
 
     #[test]
     fn maxima_and_roots_are_found() {
-        let patterns: Vec<Pattern<i32>> =
-            (0..5).map(|rank| Pattern::new(Rule::Reduced(Op::Max), rank, 5)).collect();
-        for kind in 0..KINDS {
-            let largest = patterns.iter().map(|p| p.inputs[kind]).max();
-            assert_eq!(largest, Some(patterns[0].results[kind]));
+        let pattern = Pattern { op: Some(Op::Max), ranks: 5 };
+        let maxima = pattern.values::<i32>(Origin::Reduced);
+        for (kind, maximum) in maxima.into_iter().enumerate() {
+            let given = (0..5).map(|rank| pattern.given::<i32>(kind, rank));
+            assert_eq!(given.max(), Some(maximum));
         }
-        let root = Pattern::<f32>::new(Rule::From(3), 3, 5);
-        let other = Pattern::<f32>::new(Rule::From(3), 1, 5);
-        assert_eq!(root.inputs, other.results);
-        assert_ne!(root.inputs, other.inputs);
+        let pattern = Pattern { op: None, ranks: 5 };
+        assert_ne!(pattern.values::<f32>(Origin::Rank(3)), pattern.values::<f32>(Origin::Rank(1)));
+    }
+
+    fn piece(len: usize, index: usize, origin: Origin) -> [Piece; 1] {
+        [Piece { place: 0..len, index, origin }]
     }
 
     #[test]
     fn every_wrong_element_counts() {
-        let pattern = Pattern::<f32>::new(Rule::From(0), 0, 2);
+        let pattern = Pattern { op: None, ranks: 2 };
+        let pieces = piece(1000, 0, Origin::Rank(0));
         let mut elements = vec![0.0; 1000];
-        pattern.fill(&mut elements);
-        assert_eq!((pattern.wrong(&elements), pattern.altered(&elements)), (0, 0));
+        pattern.fill(&mut elements, &pieces);
+        assert_eq!(pattern.wrong(&elements, &pieces), 0);
         elements[0] = f32::UNWRITTEN;
         elements[999] += 1.0;
-        assert_eq!((pattern.wrong(&elements), pattern.altered(&elements)), (2, 2));
+        assert_eq!(pattern.wrong(&elements, &pieces), 2);
     }
 
     #[test]
     fn a_shifted_result_is_wrong_nearly_everywhere() {
-        let pattern = Pattern::<f32>::new(Rule::Reduced(Op::Sum), 0, 4);
-        let mut elements = vec![0.0; 1001];
-        elements.iter_mut().enumerate().for_each(|(i, e)| *e = pattern.results[kind(i)]);
-        assert_eq!(pattern.wrong(&elements), 0);
-        assert!(pattern.wrong(&elements[1..]) > 900);
+        let pattern = Pattern { op: Some(Op::Sum), ranks: 4 };
+        let mut elements = vec![0.0_f32; 1000];
+        pattern.fill(&mut elements, &piece(1000, 1, Origin::Reduced));
+        assert_eq!(pattern.wrong(&elements, &piece(1000, 1, Origin::Reduced)), 0);
+        assert!(pattern.wrong(&elements, &piece(1000, 0, Origin::Reduced)) > 900);
     }
 }

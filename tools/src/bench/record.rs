@@ -4,7 +4,7 @@ use ringtree::Op;
 use serde::Serialize;
 
 use super::measure::{Case, Outcome};
-use super::options::{Measurement, Memory, Placement};
+use super::options::{Measurement, Memory, Placement, bus_factor};
 use super::statistics::algorithm_bandwidth;
 use super::summary::Summary;
 use super::table::type_name;
@@ -48,14 +48,13 @@ impl Record {
     ) -> Record {
         let timing = outcome.timing;
         let algbw = algorithm_bandwidth(case.bytes(), timing.median_us);
-        let collective = measurement.collective;
         Record {
             peer: match measurement.memory {
                 Memory::Plain => "ringtree",
                 Memory::Registered => "ringtree-reg",
             },
             version: VERSION,
-            collective: collective.name(),
+            collective: case.collective.name(),
             algorithm,
             transport: summary.transport,
             ranks: summary.ranks,
@@ -66,7 +65,7 @@ impl Record {
             p95_us: rounded(timing.p95_us, 100.0),
             loop_us: rounded(timing.loop_us, 100.0),
             algbw_gbps: rounded(algbw, 10_000.0),
-            busbw_gbps: rounded(algbw * collective.bus_factor(summary.ranks), 10_000.0),
+            busbw_gbps: rounded(algbw * bus_factor(case.collective, summary.ranks), 10_000.0),
             inplace: placement == Placement::InPlace,
             ok: outcome.wrong.map(|wrong| wrong == 0),
         }
@@ -95,7 +94,7 @@ impl Row {
             count: case.count,
             data_type: type_name(case.data_type),
             redop: case.op.map(Op::name),
-            root: case.root,
+            root: case.collective.root(),
             wrong: outcome.wrong,
         }
     }

@@ -33,7 +33,7 @@ fn line_start(size: &str, count: &str, data_type: &str, op: &str, root: &str) ->
 /// A row: one case, and one outcome a placement. `bus_factor` is the ratio of bus bandwidth to
 /// algorithm bandwidth.
 pub fn row(case: Case, outcomes: &[Outcome], bus_factor: f64) -> String {
-    let root = case.root.map_or(-1, i64::from);
+    let root = case.collective.root().map_or(-1, i64::from);
     let mut row = format!(
         "{:>12}  {:>12}  {:>8}  {:>6}  {root:>6}",
         case.bytes(),
@@ -93,6 +93,8 @@ fn time(time_us: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ringtree::Collective;
+
     use super::super::statistics::Timing;
     use super::*;
 
@@ -102,14 +104,26 @@ mod tests {
 
     #[test]
     fn rows_are_those_of_nccl_tests() {
-        let case = Case { data_type: DataType::F32, op: Some(Op::Sum), root: None, count: 262_144 };
+        let case = Case {
+            collective: Collective::AllReduce,
+            data_type: DataType::F32,
+            op: Some(Op::Sum),
+            count: 262_144,
+            blocks: 1,
+        };
         let outcomes = [outcome(1048.576, Some(0)), outcome(99.994, Some(12))];
         assert_eq!(
             row(case, &outcomes, 1.5),
             "     1048576        262144     float     sum      -1   1048.6    1.00    1.50      0    \
              99.99   10.49   15.73     12"
         );
-        let case = Case { data_type: DataType::Bf16, op: None, root: Some(3), count: 0 };
+        let case = Case {
+            collective: Collective::Broadcast { root: 3 },
+            data_type: DataType::Bf16,
+            op: None,
+            count: 0,
+            blocks: 1,
+        };
         assert_eq!(
             row(case, &[outcome(12_345.6, None)], 1.0),
             "           0             0  bfloat16    none       3    12346    0.00    0.00    N/A"
