@@ -43,7 +43,7 @@ impl Shape {
     }
 }
 
-/// One message as a whole: send and receive.
+/// All at once: send and receive, and plans that take one round.
 pub(crate) const WHOLE: Schedule =
     Schedule { lanes: 1, round_bytes: usize::MAX / 4, attaches: true };
 
@@ -182,7 +182,7 @@ fn links_all(algorithm: Algorithm) -> bool {
 }
 
 fn candidate(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
-    let schedule = schedule(algorithm, bytes, shape);
+    let schedule = schedule(collective, algorithm, bytes, shape);
     let runs = f64::from(algorithm.runs_per_call(collective));
     let predicted_s = runs * predict(collective, algorithm, bytes as f64, shape);
     Candidate { choice: Choice { algorithm, schedule }, predicted_s }
@@ -207,7 +207,16 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shap
         Algorithm::Direct => (1.0, n - 1.0, part, reduced_once(part)),
         Algorithm::Pairwise => (n - 1.0, n - 1.0, part, 0.0),
         Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
+        Algorithm::DoubleTree if collective.root().is_some() => {
+            (depth + 1.0, 2.0 * part, 2.0, reduced_once(1.0))
+        }
         Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
+        Algorithm::HalvingDoubling if collective.is_of_blocks() => {
+            (depth, depth, part, reduced_once(part))
+        }
+        Algorithm::HalvingDoubling => (2.0 * depth, 2.0 * depth, 2.0 * part, part),
+        Algorithm::Chain => (n - 1.0, part, 1.0, reduced_once(1.0)),
+        Algorithm::Tree if collective.is_of_blocks() => (depth, depth, 1.5 * part, 0.0),
         Algorithm::Doubling => (depth, depth, depth, depth),
         Algorithm::OneShot => (1.0, n - 1.0, n - 1.0, n - 1.0),
         Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
@@ -259,10 +268,12 @@ fn leaving(algorithm: Algorithm, n: f64, hosts: f64, moved: f64) -> f64 {
     let locals = n / hosts;
     match algorithm {
         // Only the last rank of a host has its neighbour elsewhere.
-        Algorithm::Ring => moved,
+        Algorithm::Ring | Algorithm::Chain => moved,
         Algorithm::Hierarchical => 2.0 * (hosts - 1.0) / hosts,
         Algorithm::Doubling | Algorithm::Dissemination => locals * hosts.log2().ceil(),
         Algorithm::DoubleTree | Algorithm::Tree => moved,
+        // The first turns, in which most is sent, go farthest.
+        Algorithm::HalvingDoubling => locals * moved * (hosts - 1.0) / hosts,
         // To and from the host of the one that everyone speaks with.
         Algorithm::Star => n - locals,
         Algorithm::OneShot | Algorithm::TwoShot | Algorithm::Direct | Algorithm::Pairwise => {
@@ -277,13 +288,18 @@ fn depth(ranks: u32) -> u32 {
 }
 
 /// Lanes and rounds of an algorithm.
-fn schedule(algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
+fn schedule(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
+    if algorithm.takes_one_round(collective) {
+        return WHOLE;
+    }
     let depth = depth(shape.ranks) as usize;
     // Among ranks that take turns on their processors copying is faster for large buffers that stay in
     // small pages: 128 MiB of 4 ranks on 2 processors take 72 ms by slots, 88 in place, and 65 in
     // place where the pages are large.
     let attaches = shape.crowding() < 2.0 || shape.large_pages || bytes <= MOST_ATTACHED_BYTES;
     let (lanes, round_bytes) = match algorithm {
+        // All links of a chain are busy when as many rounds are under way.
+        Algorithm::Chain => ((shape.ranks as usize).clamp(2, 16), 256 << 10),
         // Trees need twice their depth in flight to keep every level busy.
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),
         Algorithm::Tree => (depth.clamp(2, 8), 256 << 10),

@@ -83,6 +83,62 @@ fn a_reduction_takes_what_the_formula_says() {
 }
 
 #[test]
+fn a_tree_of_blocks_takes_what_the_formula_says() {
+    let ranks = [1, 2, 4, 8, 16, 32, 64, 128];
+    one_round_agrees(Algorithm::Tree, Collective::Gather { root: 0 }, &ranks);
+    one_round_agrees(Algorithm::Tree, Collective::Scatter { root: 0 }, &ranks);
+}
+
+/// Of other numbers, ranks whose messages come in two pieces run ahead and meet others' at a port.
+#[test]
+fn halving_doubling_takes_what_the_formula_says() {
+    let powers = [1, 2, 4, 8, 16, 32, 64];
+    one_round_agrees(Algorithm::HalvingDoubling, Collective::AllReduce, &powers);
+    one_round_agrees(Algorithm::HalvingDoubling, Collective::AllGather, &powers);
+    one_round_agrees(Algorithm::HalvingDoubling, Collective::ReduceScatter, &powers);
+    for ranks in 3..=64 {
+        let programs = programs(Algorithm::HalvingDoubling, Collective::AllReduce, ranks);
+        for machine in MACHINES {
+            let work = Work::whole(1e6);
+            let formula_s = Algorithm::HalvingDoubling.closed_form(
+                Collective::AllReduce,
+                ranks,
+                &machine,
+                &work,
+            );
+            let ratio = predict(&programs, machine, work) / formula_s;
+            assert!((0.7..1.5).contains(&ratio), "{ranks} ranks, {machine:?}: {ratio}");
+        }
+    }
+}
+
+#[test]
+fn a_chain_takes_what_the_formula_says() {
+    let ranks = [1, 2, 3, 4, 7, 16, 33, 64];
+    one_round_agrees(Algorithm::Chain, Collective::Broadcast { root: 0 }, &ranks);
+    one_round_agrees(Algorithm::Chain, Collective::Reduce { root: 0 }, &ranks);
+}
+
+#[test]
+fn a_double_tree_from_or_to_a_root_takes_what_the_formula_says_to_two_messages() {
+    for collective in [Collective::Broadcast { root: 0 }, Collective::Reduce { root: 0 }] {
+        for ranks in [2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 100, 128] {
+            let programs = programs(Algorithm::DoubleTree, collective, ranks);
+            for machine in MACHINES {
+                let work = Work::whole(1e8);
+                let formula_s =
+                    Algorithm::DoubleTree.closed_form(collective, ranks, &machine, &work);
+                let reduction_s = machine.reduction_s(work.bytes / 2.0, 2);
+                let message_s = machine.transfer_s(work.bytes / 2.0)
+                    + if collective.is_reduction() { reduction_s } else { 0.0 };
+                let error_s = (predict(&programs, machine, work) - formula_s).abs();
+                assert!(error_s <= 2.0 * message_s, "{collective:?}, {ranks} ranks, {machine:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn doubling_takes_what_the_formula_says() {
     one_round_agrees(Algorithm::Doubling, Collective::AllReduce, &[1, 2, 4, 8, 16, 32, 64]);
 }

@@ -4,11 +4,12 @@
 //! shifted by one chunk (to another space where there is one chunk only), or a mark added. All of
 //! them for 2 to 9 ranks, and 200 drawn with a fixed seed at each of 16, 33 and 64.
 //!
-//! How many are as good as the original is fixed here. They are sends of one span in another order,
+//! How many are as good as the original is fixed here. They are sends and copies of one span in another order,
 //! flushes of the output instead of the input (which differ only out of place, where nothing needs
 //! them), sends and receives of all-to-all in another order, and marks that are true: of receives into
-//! scratch that nothing touched before, of messages of a barrier, and of the first half of the turns of
-//! the pairwise exchange.
+//! scratch that nothing touched before, of messages of a barrier, of the first half of the turns of the
+//! pairwise exchange, and of the first message of a half of halving and doubling where its peer is met
+//! again.
 
 use ringtree_plan::{
     Algorithm, CheckError, Collective, Conditions, Credits, Plan, Space, Span, Step, check, prove,
@@ -50,6 +51,15 @@ fn mutants_of_the_two_shot() {
 }
 
 #[test]
+fn mutants_of_halving_doubling() {
+    assert_eq!(survivors(Algorithm::HalvingDoubling, all_reduce), [30, 0, 5, 0]);
+    let all_gather = |_| vec![Collective::AllGather];
+    assert_eq!(survivors(Algorithm::HalvingDoubling, all_gather), [30, 0, 4, 0]);
+    let reduce_scatter = |_| vec![Collective::ReduceScatter];
+    assert_eq!(survivors(Algorithm::HalvingDoubling, reduce_scatter), [38, 0, 6, 0]);
+}
+
+#[test]
 fn mutants_of_the_star() {
     assert_eq!(survivors(Algorithm::Star, all_reduce), [64, 35, 35, 33]);
 }
@@ -62,6 +72,8 @@ fn mutants_of_the_hierarchy() {
 #[test]
 fn mutants_of_the_broadcast() {
     assert_eq!(survivors(Algorithm::Tree, every_root), [154, 14, 10, 18]);
+    assert_eq!(survivors(Algorithm::Chain, every_root), [44, 1, 2, 0]);
+    assert_eq!(survivors(Algorithm::DoubleTree, every_root), [216, 16, 18, 20]);
 }
 
 #[test]
@@ -92,15 +104,26 @@ fn mutants_of_all_to_all() {
     assert_eq!(survivors(Algorithm::Direct, all_to_all), [0, 0, 0, 0]);
 }
 
+fn every(ranks: u32, collective: fn(u32) -> Collective) -> Vec<Collective> {
+    (0..ranks).map(collective).collect()
+}
+
 #[test]
-fn mutants_of_what_has_a_root() {
-    let every = |ranks, collective: fn(u32) -> Collective| (0..ranks).map(collective).collect();
+fn mutants_of_reduce() {
     let reduce = |ranks| every(ranks, |root| Collective::Reduce { root });
     assert_eq!(survivors(Algorithm::Tree, reduce), [0, 0, 0, 0]);
+    assert_eq!(survivors(Algorithm::Chain, reduce), [0, 0, 0, 0]);
+    assert_eq!(survivors(Algorithm::DoubleTree, reduce), [0, 0, 0, 0]);
+}
+
+#[test]
+fn mutants_of_gather_and_scatter() {
     let gather = |ranks| every(ranks, |root| Collective::Gather { root });
     assert_eq!(survivors(Algorithm::Direct, gather), [0, 0, 0, 0]);
+    assert_eq!(survivors(Algorithm::Tree, gather), [0, 0, 0, 0]);
     let scatter = |ranks| every(ranks, |root| Collective::Scatter { root });
     assert_eq!(survivors(Algorithm::Direct, scatter), [0, 0, 0, 0]);
+    assert_eq!(survivors(Algorithm::Tree, scatter), [0, 0, 0, 0]);
 }
 
 fn every_root(ranks: u32) -> Vec<Collective> {

@@ -3,7 +3,9 @@
 //! A fault is an action deleted, a guard taken away, an own result called backing, a mark added, or
 //! the mark of a completing reduction turned: what lowering could get wrong. All of them for 2 to 9 ranks.
 //!
-//! As good as the original are only those that concern a barrier's empty messages.
+//! As good as the original are only those that concern a barrier's empty messages, and marks that are
+//! true: of the first message of a half of halving and doubling, where the number of ranks is no power of
+//! two, so that the peer is met again.
 
 use ringtree_plan::{
     Action, Algorithm, Collective, Destination, Program, Source, lower, prove_programs,
@@ -31,12 +33,15 @@ fn program_mutants_of_all_reduces() {
     assert_eq!(survivors(Algorithm::TwoShot), 0);
     assert_eq!(survivors(Algorithm::Hierarchical), 0);
     assert_eq!(survivors(Algorithm::Star), 0);
+    assert_eq!(survivors(Algorithm::HalvingDoubling), 30);
 }
 
 #[test]
 fn program_mutants_of_broadcast_and_barrier() {
     let every_root = |ranks| (0..ranks).map(|root| Collective::Broadcast { root }).collect();
-    assert_eq!(survivors(Algorithm::Tree, every_root), 0);
+    for algorithm in [Algorithm::Tree, Algorithm::Chain, Algorithm::DoubleTree] {
+        assert_eq!(survivors(algorithm, every_root), 0);
+    }
     assert_eq!(survivors(Algorithm::Dissemination, |_| vec![Collective::Barrier]), 246);
     assert_eq!(survivors(Algorithm::OneShot, |_| vec![Collective::Barrier]), 240);
 }
@@ -44,7 +49,15 @@ fn program_mutants_of_broadcast_and_barrier() {
 #[test]
 fn program_mutants_of_reductions_and_gathers() {
     let every_root = |ranks| (0..ranks).map(|root| Collective::Reduce { root }).collect();
+    for algorithm in [Algorithm::Tree, Algorithm::Chain, Algorithm::DoubleTree] {
+        assert_eq!(survivors(algorithm, every_root), 0);
+    }
+    let every_root = |ranks| (0..ranks).map(|root| Collective::Gather { root }).collect();
     assert_eq!(survivors(Algorithm::Tree, every_root), 0);
+    let every_root = |ranks| (0..ranks).map(|root| Collective::Scatter { root }).collect();
+    assert_eq!(survivors(Algorithm::Tree, every_root), 0);
+    assert_eq!(survivors(Algorithm::HalvingDoubling, |_| vec![Collective::ReduceScatter]), 38);
+    assert_eq!(survivors(Algorithm::HalvingDoubling, |_| vec![Collective::AllGather]), 30);
     for algorithm in [Algorithm::Ring, Algorithm::Direct] {
         assert_eq!(survivors(algorithm, |_| vec![Collective::ReduceScatter]), 0);
         assert_eq!(survivors(algorithm, |_| vec![Collective::AllGather]), 0);

@@ -32,12 +32,28 @@ all_reduce! {
     one_shot_is_proved: Algorithm::OneShot,
     two_shot_is_proved: Algorithm::TwoShot,
     star_is_proved: Algorithm::Star,
+    halving_doubling_is_proved: Algorithm::HalvingDoubling,
 }
 
-#[test]
-fn broadcast_is_proved_from_every_root() {
-    let every_root = |ranks| (0..ranks).map(|root| Collective::Broadcast { root }).collect();
-    prove_up_to_64(Algorithm::Tree, every_root);
+macro_rules! from_and_to_every_root {
+    ($($name:ident: $collective:ident,)*) => {$(
+        #[test]
+        fn $name() {
+            let serves = |a: &Algorithm| a.serves(Collective::$collective { root: 0 });
+            for algorithm in Algorithm::ALL.into_iter().filter(serves) {
+                prove_up_to_64(algorithm, |ranks| {
+                    (0..ranks).map(|root| Collective::$collective { root }).collect()
+                });
+            }
+        }
+    )*};
+}
+
+from_and_to_every_root! {
+    broadcast_is_proved: Broadcast,
+    reduce_is_proved: Reduce,
+    gather_is_proved: Gather,
+    scatter_is_proved: Scatter,
 }
 
 #[test]
@@ -47,16 +63,6 @@ fn exchanges_of_blocks_are_proved() {
             prove_up_to_64(algorithm, |_| vec![collective]);
         }
     }
-}
-
-#[test]
-fn what_has_a_root_is_proved_from_and_to_every_root() {
-    let prove_each = |algorithm, collective: fn(u32) -> Collective| {
-        prove_up_to_64(algorithm, |ranks| (0..ranks).map(collective).collect());
-    };
-    prove_each(Algorithm::Tree, |root| Collective::Reduce { root });
-    prove_each(Algorithm::Direct, |root| Collective::Gather { root });
-    prove_each(Algorithm::Direct, |root| Collective::Scatter { root });
 }
 
 #[test]

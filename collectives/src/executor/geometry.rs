@@ -65,7 +65,10 @@ impl Geometry {
             scratch_stride_bytes: 0,
         };
         let longest = geometry.longest_chunk_bytes() as u64;
-        geometry.scratch_stride_bytes = longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES);
+        // Blocks that are one round follow one another as they do in the caller's buffers.
+        let joins = is_of_blocks && geometry.rounds() == 1;
+        geometry.scratch_stride_bytes =
+            if joins { longest } else { longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES) };
         geometry
     }
 
@@ -79,14 +82,15 @@ impl Geometry {
         self.scratch.len() * self.scratch_stride_bytes as usize
     }
 
-    /// Where a span of a round lies. A span of scratch has at most one chunk, and one of blocks as well
-    /// where there are several rounds.
+    /// Where a span of a round lies. Of blocks that are one round any run is a span; else a span of scratch
+    /// has at most one chunk, and one of blocks as well.
     pub fn bytes(&self, round: u64, span: Span) -> ByteSpan {
         let start = round * self.round_elements;
         let len = self.round_elements.min(self.count - start.min(self.count));
         let (offset, elements) = match span.space {
             Space::Scratch => {
-                debug_assert!(span.len <= 1, "scratch chunks are not contiguous");
+                let joins = self.is_of_blocks && len == self.count;
+                debug_assert!(span.len <= 1 || joins, "scratch chunks are not contiguous");
                 let offset = u64::from(span.start) * self.scratch_stride_bytes;
                 let like = u64::from(self.scratch[span.start as usize]);
                 let elements = match self.is_of_blocks {

@@ -1,4 +1,4 @@
-//! All-reduce over two binary trees, each of which carries half of the data.
+//! All-reduce, broadcast and reduction over two binary trees, each of which carries half of the data.
 //!
 //! Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and
 //! scan", Parallel Computing 35 (2009); NCCL's double binary trees are the same.
@@ -16,7 +16,11 @@
 //!     / \                 / \
 //!    0   2               1   3
 //! ```
+//!
+//! A broadcast and a reduction take the two trees of all ranks but the root, which gives to the roots of
+//! both, or gets from them.
 
+use super::{after, before};
 use crate::{Machine, Plan, Span, Step, Work};
 
 /// Rank `rank`'s plan; at least 2 ranks.
@@ -33,6 +37,75 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
     }
     steps.extend(leaves().map(|leaf| leaf.comes_down()));
     Plan { rank, ranks, chunks: 2, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Rank `rank`'s plan to receive, or to give, what `root` has; at least 2 ranks.
+pub(super) fn broadcast(root: u32, rank: u32, ranks: u32) -> Plan {
+    let mut steps = vec![];
+    if rank == root {
+        for chunk in 0..2 {
+            let first = Node::first(chunk, root, ranks);
+            steps.push(Step::send(first, Span::input(chunk, 1)));
+        }
+        steps.push(Step::Copy { src: Span::input(0, 2), dst: Span::output(0, 2) });
+    } else {
+        let mut nodes = Node::among_others(root, rank, ranks);
+        // What others wait for is first.
+        nodes.sort_by_key(Node::is_leaf);
+        for node in nodes {
+            steps.push(node.comes_down());
+            let got = Span::output(node.chunk, 1);
+            steps.extend(node.children.iter().flatten().map(|&child| Step::send(child, got)));
+        }
+    }
+    Plan { rank, ranks, chunks: 2, scratch: vec![], steps, sources: vec![] }
+}
+
+/// Rank `rank`'s plan to have all ranks' inputs reduced at `root`; at least 2 ranks.
+pub(super) fn reduce(root: u32, rank: u32, ranks: u32) -> Plan {
+    let (mut steps, mut scratch) = (vec![], vec![]);
+    if rank == root {
+        for chunk in 0..2 {
+            let (own, sum) = (Span::input(chunk, 1), Span::output(chunk, 1));
+            steps.push(Step::recv_reduce(Node::first(chunk, root, ranks), own, sum));
+        }
+    } else {
+        let mut nodes = Node::among_others(root, rank, ranks);
+        // What waits for nothing is first.
+        nodes.sort_by_key(|node| !node.is_leaf());
+        for node in nodes {
+            let mut own = Span::input(node.chunk, 1);
+            let sum = Span::scratch(scratch.len() as u32, 1);
+            for &child in node.children.iter().flatten() {
+                steps.push(Step::recv_reduce(child, own, sum));
+                own = sum;
+            }
+            if own == sum {
+                scratch.push(node.chunk);
+            }
+            let parent = node.parent.expect("the root is above");
+            steps.push(Step::send(parent, own));
+        }
+    }
+    Plan { rank, ranks, chunks: 2, scratch, steps, sources: vec![] }
+}
+
+/// Seconds for a round of a broadcast or a reduction that is alone. The root passes both chunks through
+/// its port; below it `d = floor(log2 (n - 1))` levels follow, and most of them pass a port that serves
+/// two children: `(d + 1) a + (2 d + 1) t`, and `(2 d + 1) f` more for a reduction, with `t` and `f` for
+/// the transfer and the reduction of a chunk. The trees meet at ports, and levels need not be full: that
+/// may cost, or spare, some transfers and reductions.
+pub(super) fn closed_form_of_half(
+    ranks: u32,
+    machine: &Machine,
+    round_bytes: f64,
+    is_reduced: bool,
+) -> f64 {
+    let depth = f64::from((ranks - 1).ilog2());
+    let chunk_bytes = round_bytes / 2.0;
+    let reduction_s = if is_reduced { machine.reduction_s(chunk_bytes, 2) } else { 0.0 };
+    let message_s = machine.transfer_s(chunk_bytes) + reduction_s;
+    (depth + 1.0) * machine.latency_s + (2.0 * depth + 1.0) * message_s
 }
 
 /// Seconds for all rounds, pipelined over the lanes.
@@ -112,6 +185,29 @@ impl Node {
             parent: parent(number, ranks).map(rank_of),
             children: children(number, ranks).map(|child| child.map(rank_of)),
         }
+    }
+
+    /// A rank's place in the trees of all ranks but `root`, which is the parent of both first ones.
+    fn among_others(root: u32, rank: u32, ranks: u32) -> [Node; 2] {
+        let place = before(rank, root, ranks) - 1;
+        let actual = |place| after(root, place + 1, ranks);
+        [Tree::A, Tree::B].map(|tree| {
+            let node = Node::new(tree, place, ranks - 1);
+            Node {
+                chunk: node.chunk,
+                parent: Some(node.parent.map_or(root, actual)),
+                children: node.children.map(|child| child.map(actual)),
+            }
+        })
+    }
+
+    /// The first rank of the tree that carries `chunk` to or from all but `root`.
+    fn first(chunk: u32, root: u32, ranks: u32) -> u32 {
+        let tree = if chunk == 0 { Tree::A } else { Tree::B };
+        let others = ranks - 1;
+        // The highest power of two has no parent.
+        let top = 1 << others.ilog2();
+        after(root, tree.rank(top, others) + 1, ranks)
     }
 
     fn is_leaf(&self) -> bool {

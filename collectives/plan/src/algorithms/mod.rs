@@ -2,12 +2,14 @@
 
 use std::fmt;
 
-use crate::{Collective, Machine, Plan, Span, Step, Work};
+use crate::{Collective, Machine, Plan, Space, Span, Step, Work};
 
+mod chain;
 mod direct;
 mod dissemination;
 mod double_tree;
 mod doubling;
+mod halving_doubling;
 mod hierarchical;
 mod one_shot;
 mod pairwise;
@@ -22,7 +24,7 @@ mod two_shot;
 pub enum Algorithm {
     /// All-reduce, reduce-scatter or all-gather around a ring.
     Ring = 1,
-    /// All-reduce over two binary trees.
+    /// All-reduce, broadcast or reduction over two binary trees.
     DoubleTree = 2,
     /// All-reduce by recursive doubling.
     Doubling = 3,
@@ -30,7 +32,7 @@ pub enum Algorithm {
     OneShot = 4,
     /// All-reduce: each rank reduces its part from all and sends it to all.
     TwoShot = 5,
-    /// Broadcast down a binomial tree, or reduction up.
+    /// Broadcast or scatter down a binomial tree, reduction or gather up.
     Tree = 6,
     /// Barrier by dissemination.
     Dissemination = 7,
@@ -42,11 +44,15 @@ pub enum Algorithm {
     Direct = 10,
     /// All-to-all in pairs.
     Pairwise = 11,
+    /// All-reduce, reduce-scatter or all-gather by halves and doubles.
+    HalvingDoubling = 12,
+    /// Broadcast down a chain, or reduction up.
+    Chain = 13,
 }
 
 impl Algorithm {
     /// All algorithms.
-    pub const ALL: [Algorithm; 11] = [
+    pub const ALL: [Algorithm; 13] = [
         Algorithm::Ring,
         Algorithm::DoubleTree,
         Algorithm::Doubling,
@@ -58,6 +64,8 @@ impl Algorithm {
         Algorithm::Star,
         Algorithm::Direct,
         Algorithm::Pairwise,
+        Algorithm::HalvingDoubling,
+        Algorithm::Chain,
     ];
 
     /// Name on the command line and in tables.
@@ -74,6 +82,8 @@ impl Algorithm {
             Algorithm::Star => "star",
             Algorithm::Direct => "direct",
             Algorithm::Pairwise => "pairwise",
+            Algorithm::HalvingDoubling => "halving-doubling",
+            Algorithm::Chain => "chain",
         }
     }
 
@@ -90,13 +100,24 @@ impl Algorithm {
     /// Whether the algorithm carries out this collective.
     pub const fn serves(self, collective: Collective) -> bool {
         match self {
-            Algorithm::Ring => matches!(
+            Algorithm::Ring | Algorithm::HalvingDoubling => matches!(
                 collective,
                 Collective::AllReduce | Collective::AllGather | Collective::ReduceScatter
             ),
-            Algorithm::Tree => {
+            Algorithm::Tree => matches!(
+                collective,
+                Collective::Broadcast { .. }
+                    | Collective::Reduce { .. }
+                    | Collective::Gather { .. }
+                    | Collective::Scatter { .. }
+            ),
+            Algorithm::Chain => {
                 matches!(collective, Collective::Broadcast { .. } | Collective::Reduce { .. })
             }
+            Algorithm::DoubleTree => matches!(
+                collective,
+                Collective::AllReduce | Collective::Broadcast { .. } | Collective::Reduce { .. }
+            ),
             Algorithm::Direct => matches!(
                 collective,
                 Collective::AllGather
@@ -117,6 +138,12 @@ impl Algorithm {
     /// it.
     pub const fn is_one_exchange(self) -> bool {
         matches!(self, Algorithm::OneShot)
+    }
+
+    /// Whether plans of blocks name spans of several of them, so that there can be only one round: in
+    /// several, only a part of each block belongs to a round.
+    pub const fn takes_one_round(self, collective: Collective) -> bool {
+        collective.is_of_blocks() && matches!(self, Algorithm::HalvingDoubling | Algorithm::Tree)
     }
 
     /// How often in a row a call carries the plan out. A barrier of one exchange takes two: by the
@@ -145,6 +172,23 @@ impl Algorithm {
             (Algorithm::Ring, Collective::ReduceScatter) => ring::reduce_scatter(rank, ranks),
             (Algorithm::Ring, _) => ring::plan(rank, ranks),
             (Algorithm::Tree, Collective::Reduce { root }) => tree::reduce(root, rank, ranks),
+            (Algorithm::Tree, Collective::Gather { root }) => tree::gather(root, rank, ranks),
+            (Algorithm::Tree, Collective::Scatter { root }) => tree::scatter(root, rank, ranks),
+            (Algorithm::Chain, Collective::Reduce { root }) => chain::reduce(root, rank, ranks),
+            (Algorithm::Chain, Collective::Broadcast { root }) => chain::plan(root, rank, ranks),
+            (Algorithm::DoubleTree, Collective::Broadcast { root }) => {
+                double_tree::broadcast(root, rank, ranks)
+            }
+            (Algorithm::DoubleTree, Collective::Reduce { root }) => {
+                double_tree::reduce(root, rank, ranks)
+            }
+            (Algorithm::HalvingDoubling, Collective::AllGather) => {
+                halving_doubling::all_gather(rank, ranks)
+            }
+            (Algorithm::HalvingDoubling, Collective::ReduceScatter) => {
+                halving_doubling::reduce_scatter(rank, ranks)
+            }
+            (Algorithm::HalvingDoubling, _) => halving_doubling::plan(rank, ranks),
             (Algorithm::Direct, Collective::ReduceScatter) => direct::reduce_scatter(rank, ranks),
             (Algorithm::Direct, Collective::Gather { root }) => direct::gather(root, rank, ranks),
             (Algorithm::Direct, Collective::Scatter { root }) => direct::scatter(root, rank, ranks),
@@ -157,7 +201,7 @@ impl Algorithm {
             (Algorithm::TwoShot, _) => two_shot::plan(rank, ranks),
             (Algorithm::Star, _) => star::plan(rank, ranks),
             (Algorithm::Hierarchical, _) => hierarchical::plan(rank, &assumed_hosts(ranks)),
-            (Algorithm::Tree, _) => unreachable!("a tree serves broadcasts and reductions only"),
+            (Algorithm::Tree | Algorithm::Chain, _) => unreachable!("it serves what has a root"),
         }
     }
 
@@ -199,7 +243,20 @@ impl Algorithm {
         let bytes = work.round_bytes();
         let is_reduced = collective.is_reduction();
         let round_s = match self {
-            Algorithm::DoubleTree => return double_tree::closed_form(ranks, machine, work),
+            Algorithm::DoubleTree if collective == Collective::AllReduce => {
+                return double_tree::closed_form(ranks, machine, work);
+            }
+            Algorithm::DoubleTree => {
+                double_tree::closed_form_of_half(ranks, machine, bytes, is_reduced)
+            }
+            Algorithm::HalvingDoubling if collective.is_of_blocks() => {
+                halving_doubling::closed_form_of_half(ranks, machine, bytes, is_reduced)
+            }
+            Algorithm::HalvingDoubling => halving_doubling::closed_form(ranks, machine, bytes),
+            Algorithm::Chain => chain::closed_form(ranks, machine, bytes, is_reduced),
+            Algorithm::Tree if collective.is_of_blocks() => {
+                tree::closed_form_of_blocks(ranks, machine, bytes)
+            }
             Algorithm::Ring if collective.is_of_blocks() => {
                 ring::closed_form_of_half(ranks, machine, bytes, is_reduced)
             }
@@ -230,6 +287,14 @@ fn assumed_hosts(ranks: u32) -> Vec<u32> {
 fn copy_only() -> Plan {
     let copy = Step::Copy { src: Span::input(0, 1), dst: Span::output(0, 1) };
     Plan { rank: 0, ranks: 1, chunks: 1, scratch: vec![], steps: vec![copy], sources: vec![] }
+}
+
+/// `len` chunks on the circle of `ranks` from `start`, all of them at most: one span, or two where the
+/// circle closes among them.
+fn circle(space: Space, start: u32, len: u32, ranks: u32) -> impl Iterator<Item = Span> {
+    let first = len.min(ranks - start);
+    let spans = [Span { space, start, len: first }, Span { space, start: 0, len: len - first }];
+    spans.into_iter().filter(|span| span.len > 0)
 }
 
 /// The rank `distance` after `rank` on the circle of `ranks`; both are below `ranks`.
