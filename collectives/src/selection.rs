@@ -353,7 +353,7 @@ mod tests {
         }
         assert_eq!(chosen(8, 3, 2, false), Algorithm::Star);
         assert_eq!(chosen(64 << 10, 4, 2, false), Algorithm::Star);
-        assert_eq!(chosen(1 << 20, 4, 2, false), Algorithm::TwoShot);
+        assert_eq!(chosen(1 << 20, 4, 2, false), Algorithm::HalvingDoubling);
         assert_eq!(chosen(16 << 10, 16, 2, true), Algorithm::Star);
         assert_eq!(chosen(64 << 20, 4, 2, true), Algorithm::TwoShot);
     }

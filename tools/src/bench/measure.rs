@@ -3,12 +3,13 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
-use ringtree::{Collective, Communicator, DataType, Error, Memory, Op};
+use ringtree::{Algorithm, Collective, Communicator, DataType, Error, Memory, Op};
 
 use super::layout::Layout;
-use super::options::{self, Iterations, Measurement, Placement};
+use super::options::{self, By, Iterations, Measurement, Placement};
 use super::pattern::{Pattern, Patterned, with_factor};
 use super::statistics::{self, Timing};
+use crate::collective::serving;
 
 /// Elements behind a buffer that no call may touch.
 const GUARD: usize = 64;
@@ -29,11 +30,13 @@ pub struct Case {
     pub count: usize,
     /// Blocks of the longer buffer: as many as there are ranks, or 1 where there are none.
     pub blocks: usize,
+    /// The algorithm, unless it is to be chosen.
+    pub algorithm: Option<Algorithm>,
 }
 
 impl Case {
     /// All cases of one type among `ranks`, in the order of nccl-tests: operation by operation, root
-    /// by root, size by size.
+    /// by root, size by size; and algorithm by algorithm where all are wanted.
     pub fn all(measurement: &Measurement, data_type: DataType, ranks: u32) -> Vec<Case> {
         let Measurement { collective, ref ops, root, ref sizes_bytes, .. } = *measurement;
         let has_roots = collective.with_root(0).root().is_some();
@@ -47,13 +50,25 @@ impl Case {
             false => vec![None],
         };
         let blocks = measurement.blocks(ranks);
+        let algorithms: Vec<Option<Algorithm>> = match measurement.by {
+            By::Choice => vec![None],
+            By::One(algorithm) => vec![Some(algorithm)],
+            By::Each => serving(collective.with_root(0)).map(Some).collect(),
+        };
         let mut cases = Vec::new();
         for &op in &ops {
             for root in roots.clone() {
                 let collective = collective.with_root(root);
-                cases.extend(sizes_bytes.iter().map(|&bytes| {
+                cases.extend(sizes_bytes.iter().flat_map(|&bytes| {
                     let count = bytes as usize / data_type.size_bytes() / blocks;
-                    Case { collective, data_type, op, count, blocks }
+                    algorithms.iter().map(move |&algorithm| Case {
+                        collective,
+                        data_type,
+                        op,
+                        count,
+                        blocks,
+                        algorithm,
+                    })
                 }));
             }
         }
@@ -170,7 +185,7 @@ impl<'a, T: Patterned> Meter<'a, T> {
 
     fn call(&mut self, case: Case, layout: &Layout, placement: Placement) -> Result<(), Error> {
         let communicator = self.communicator;
-        let by = communicator.using(self.measurement.algorithm);
+        let by = communicator.using(case.algorithm);
         let input = &self.input[..layout.input_count];
         let output = &mut self.output[..layout.output_count];
         let op = with_factor(case.op.unwrap_or(Op::Sum), communicator.rank());

@@ -6,6 +6,7 @@ mod options;
 mod output;
 mod pattern;
 mod record;
+mod regret;
 mod sizes;
 mod statistics;
 mod summary;
@@ -27,7 +28,7 @@ use crate::run::{LaunchError, LaunchOptions, end_by_broken_pipe, launch, report}
 use measure::{Case, Meter};
 pub use options::BenchArguments;
 use options::{CutSize, Measurement, OptionError, Transport};
-use output::Output;
+use output::{Carried, Output};
 use pattern::Patterned;
 use summary::Summary;
 
@@ -195,9 +196,10 @@ impl Sweep<'_> {
     }
 
     /// The algorithm that a case is carried out by.
-    fn algorithm(&self, case: Case) -> &'static str {
-        let chosen = || Some(self.explain(case).candidates.first()?.choice.algorithm);
-        self.measurement.algorithm.or_else(chosen).map_or("none", Algorithm::name)
+    fn algorithm(&self, case: Case) -> Carried {
+        let chosen = self.explain(case).candidates.first().map(|c| c.choice.algorithm);
+        let algorithm = case.algorithm.or(chosen);
+        Carried { name: algorithm.map_or("none", Algorithm::name), is_chosen: algorithm == chosen }
     }
 
     fn explanation(&self, case: Case) -> Option<String> {

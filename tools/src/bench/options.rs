@@ -109,8 +109,9 @@ pub struct BenchArguments {
     /// Measure out of place only
     #[arg(long)]
     out_of_place: bool,
-    #[arg(long, value_name = "NAME",
-          help = format!("Use this algorithm: {}", all_algorithm_names()))]
+    #[arg(long, value_name = "NAME", help = format!(
+        "Use this algorithm: {}; or each in turn: all", all_algorithm_names()
+    ))]
     algorithm: Option<String>,
     /// Milliseconds for each row and placement [default: 100]
     #[arg(long, value_name = "MS", conflicts_with = "iterations", allow_negative_numbers = true)]
@@ -168,6 +169,27 @@ pub enum Iterations {
     TimeMs(f64),
 }
 
+/// By which algorithm a case is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// By the one that the library chooses.
+    Choice,
+    /// By this one.
+    One(Algorithm),
+    /// By each that there is, one after the other.
+    Each,
+}
+
+impl Serialize for By {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            By::Choice => serializer.serialize_none(),
+            By::One(algorithm) => serializer.serialize_str(algorithm.name()),
+            By::Each => serializer.serialize_str("all"),
+        }
+    }
+}
+
 /// What is measured: the options with everything decided.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
@@ -195,9 +217,9 @@ pub struct Measurement {
     pub encrypt: bool,
     /// Connections of a TCP link, if not what the environment says.
     pub sockets: Option<u32>,
-    /// The algorithm, unless it is to be chosen.
-    #[serde(serialize_with = "algorithm_name")]
-    pub algorithm: Option<Algorithm>,
+    /// By which algorithm.
+    #[serde(rename = "algorithm")]
+    pub by: By,
     /// Iterations of a loop.
     pub iterations: Iterations,
     /// Calls before the measurement; `None`: by size.
@@ -327,7 +349,7 @@ impl BenchArguments {
             transport: self.transport,
             encrypt: self.encrypt,
             sockets: self.sockets,
-            algorithm: self.algorithm()?,
+            by: self.by()?,
             iterations: match self.iterations {
                 Some(count) => Iterations::Fixed(count),
                 None => Iterations::TimeMs(time_ms),
@@ -370,13 +392,14 @@ impl BenchArguments {
         Ok(placements)
     }
 
-    fn algorithm(&self) -> Result<Option<Algorithm>, OptionError> {
-        let collective = self.collective.with_root(0);
-        let named = |name: &String| {
-            algorithm(name, collective)
-                .map_err(|valid| OptionError::Algorithm { algorithm: name.clone(), valid })
-        };
-        self.algorithm.as_ref().map(named).transpose()
+    fn by(&self) -> Result<By, OptionError> {
+        match self.algorithm.as_deref() {
+            None => Ok(By::Choice),
+            Some("all") => Ok(By::Each),
+            Some(name) => algorithm(name, self.collective.with_root(0))
+                .map(By::One)
+                .map_err(|valid| OptionError::Algorithm { algorithm: name.to_owned(), valid }),
+        }
     }
 }
 
@@ -501,11 +524,4 @@ fn type_names<S: Serializer>(types: &[DataType], serializer: S) -> Result<S::Ok,
 
 fn op_names<S: Serializer>(ops: &[Op], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(ops.iter().map(|op| op.name()))
-}
-
-fn algorithm_name<S: Serializer>(
-    algorithm: &Option<Algorithm>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    algorithm.map(Algorithm::name).serialize(serializer)
 }

@@ -8,10 +8,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::BenchError;
 use super::measure::{Case, Outcome};
-use super::options::{Measurement, bus_factor};
+use super::options::{By, Measurement, bus_factor};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
-use super::table;
+use super::{regret, table};
+
+/// By what a case was carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Carried {
+    /// Name of the algorithm.
+    pub name: &'static str,
+    /// Whether it is the one that the library chooses.
+    pub is_chosen: bool,
+}
 
 /// Prints a run.
 pub struct Output<'a> {
@@ -61,14 +70,15 @@ impl<'a> Output<'a> {
     pub fn row(
         &mut self,
         case: Case,
-        algorithm: &'static str,
+        algorithm: Carried,
         outcomes: &[Outcome],
     ) -> Result<(), BenchError> {
         let (summary, measurement) = (&self.summary, self.measurement);
         let first = self.rows.len();
         for (&placement, outcome) in measurement.placements.iter().zip(outcomes) {
-            let record = Record::new(summary, measurement, algorithm, case, placement, outcome);
-            self.rows.push(Row::new(record, case, outcome));
+            let name = algorithm.name;
+            let record = Record::new(summary, measurement, name, case, placement, outcome);
+            self.rows.push(Row::new(record, case, outcome, algorithm.is_chosen));
         }
         self.bar.inc(1);
         if measurement.jsonl {
@@ -79,7 +89,12 @@ impl<'a> Output<'a> {
             self.print(&lines.map_err(|error| BenchError::Print(error.into()))?)
         } else {
             let bus_factor = bus_factor(case.collective, summary.ranks);
-            self.print(&format!("{}\n", table::row(case, outcomes, bus_factor)))
+            let row = table::row(case, outcomes, bus_factor);
+            self.print(&match measurement.by {
+                By::Each if algorithm.is_chosen => format!("{row}  * {}\n", algorithm.name),
+                By::Each => format!("{row}    {}\n", algorithm.name),
+                By::Choice | By::One(_) => format!("{row}\n"),
+            })
         }
     }
 
@@ -88,6 +103,9 @@ impl<'a> Output<'a> {
         self.bar.finish_and_clear();
         if !self.measurement.jsonl {
             self.print(&table::footer(out_of_bounds(&self.rows), average_busbw(&self.rows)))?;
+            if self.measurement.by == By::Each {
+                self.print(&regret::summary(&self.rows))?;
+            }
         }
         let Some((path, file)) = self.document.take() else { return Ok(()) };
         let document = Document::new(&self.summary, self.measurement, &self.rows);

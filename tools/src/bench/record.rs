@@ -12,6 +12,18 @@ use super::table::type_name;
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// What rows by different algorithms have in common that are measurements of one call.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallKey {
+    data_type: &'static str,
+    redop: Option<&'static str>,
+    root: Option<u32>,
+    /// Size of the longer buffer.
+    pub bytes: u64,
+    /// Where the result goes.
+    pub inplace: bool,
+}
+
 /// A row and placement. Others read these fields: their names and their order are fixed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
@@ -84,11 +96,13 @@ pub struct Row {
     redop: Option<&'static str>,
     root: Option<u32>,
     wrong: Option<u64>,
+    /// Whether the algorithm is the one that the library chooses.
+    pub chosen: bool,
 }
 
 impl Row {
     /// The row of one outcome.
-    pub fn new(record: Record, case: Case, outcome: &Outcome) -> Row {
+    pub fn new(record: Record, case: Case, outcome: &Outcome, chosen: bool) -> Row {
         Row {
             record,
             count: case.count,
@@ -96,7 +110,26 @@ impl Row {
             redop: case.op.map(Op::name),
             root: case.collective.root(),
             wrong: outcome.wrong,
+            chosen,
         }
+    }
+}
+
+impl Row {
+    /// Which call it is a measurement of.
+    pub fn call(&self) -> CallKey {
+        let &Row { ref record, data_type, redop, root, .. } = self;
+        CallKey { data_type, redop, root, bytes: record.bytes, inplace: record.inplace }
+    }
+
+    /// Name of the algorithm.
+    pub fn algorithm(&self) -> &'static str {
+        self.record.algorithm
+    }
+
+    /// Median time in microseconds.
+    pub fn median_us(&self) -> f64 {
+        self.record.median_us
     }
 }
 

@@ -8,7 +8,7 @@ use ringtree::{Communicator, Error};
 use ringtree_transport::TransportKind;
 use serde::Serialize;
 
-use super::options::Measurement;
+use super::options::{By, Measurement};
 use super::record::VERSION;
 use crate::words::counted;
 
@@ -72,9 +72,10 @@ impl Summary {
             .iter()
             .map(|(name, ranks)| format!("{name} (rank {})", ranges(ranks)))
             .collect();
-        let algorithm = match measurement.algorithm {
-            Some(algorithm) => algorithm.name().to_owned(),
-            None => "chosen by size".into(),
+        let algorithm = match measurement.by {
+            By::One(algorithm) => algorithm.name(),
+            By::Choice => "chosen by size",
+            By::Each => "each in turn, * chosen by size",
         };
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\

@@ -110,6 +110,7 @@ mod tests {
             op: Some(Op::Sum),
             count: 262_144,
             blocks: 1,
+            algorithm: None,
         };
         let outcomes = [outcome(1048.576, Some(0)), outcome(99.994, Some(12))];
         assert_eq!(
@@ -123,6 +124,7 @@ mod tests {
             op: None,
             count: 0,
             blocks: 1,
+            algorithm: None,
         };
         assert_eq!(
             row(case, &[outcome(12_345.6, None)], 1.0),
