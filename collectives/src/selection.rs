@@ -63,6 +63,9 @@ const MOST_RANKS_ALL_LINKED: u32 = 32;
 /// Longer ordinary buffers go through slots where two or more ranks share each processor.
 const MOST_ATTACHED_BYTES: u64 = 8 << 20;
 
+/// Rounds of chains and trees, in which many are under way.
+const PIPELINED_ROUND_BYTES: usize = 256 << 10;
+
 /// One algorithm and the time that it is expected to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
@@ -200,27 +203,58 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shap
     let part = (n - 1.0) / n;
     let hosts = f64::from(shape.hosts.max(1));
     let reduced_once = |share: f64| if collective.is_reduction() { share } else { 0.0 };
+    let is_published =
+        algorithm.is_one_exchange() && shape.shared_memory && bytes <= BOARD_BYTES as f64;
+    // Of what takes `alone` times the buffer's size one after the other, and what each rank moves for it:
+    // the rounds of a large buffer are under way together, and so are the ranks of a processor.
+    let rounds = (bytes / PIPELINED_ROUND_BYTES as f64).ceil().max(1.0);
+    let in_rounds =
+        |alone: f64, each: f64| ((alone + (rounds - 1.0) * each) / rounds / crowding).max(each);
+    let ranks = shape.ranks;
     let (turns, messages, moved, reduced) = match algorithm {
         Algorithm::Ring if collective.is_of_blocks() => {
             (n - 1.0, n - 1.0, part, reduced_once(part))
         }
+        // All bytes but the root's own are of one rank, however many processors there are.
+        Algorithm::Direct if collective.root().is_some() => {
+            (1.0, ((n - 1.0) / crowding).max(2.0 * part), part, 0.0)
+        }
+        // Several read the same memory at once.
+        Algorithm::Direct if collective == Collective::AllGather => (1.0, n - 1.0, 1.2 * part, 0.0),
         Algorithm::Direct => (1.0, n - 1.0, part, reduced_once(part)),
         Algorithm::Pairwise => (n - 1.0, n - 1.0, part, 0.0),
         Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::DoubleTree if collective.root().is_some() => {
-            (depth + 1.0, 2.0 * part, 2.0, reduced_once(1.0))
+            // Of two halves: one to each tree, and two children a level below.
+            let below = f64::from(ranks.max(3) - 1).log2().floor();
+            let each = if collective.is_reduction() { part } else { 1.1 * part };
+            let moved = in_rounds(0.5 + below, each);
+            (below + 1.0, 2.0 * part, moved, reduced_once(moved))
         }
         Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
-        Algorithm::HalvingDoubling if collective.is_of_blocks() => {
-            (depth, depth, part, reduced_once(part))
+        // It folds what has come as a whole, and puts it aside.
+        Algorithm::HalvingDoubling if collective == Collective::ReduceScatter => {
+            (depth, depth, 1.25 * part, part)
+        }
+        Algorithm::HalvingDoubling if collective == Collective::AllGather => {
+            (depth, depth, part, 0.0)
         }
         Algorithm::HalvingDoubling => (2.0 * depth, 2.0 * depth, 2.0 * part, part),
-        Algorithm::Chain => (n - 1.0, part, 1.0, reduced_once(1.0)),
+        Algorithm::Chain => {
+            let moved = in_rounds(n - 1.0, part);
+            (n - 1.0, part, moved, reduced_once(moved))
+        }
         Algorithm::Tree if collective.is_of_blocks() => (depth, depth, 1.5 * part, 0.0),
         Algorithm::Doubling => (depth, depth, depth, depth),
+        // What is published stays in the caches.
+        Algorithm::OneShot if is_published => (1.0, n - 1.0, 0.4 * (n - 1.0), n - 1.0),
         Algorithm::OneShot => (1.0, n - 1.0, n - 1.0, n - 1.0),
         Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
-        Algorithm::Tree => (depth, part, depth, reduced_once(depth)),
+        Algorithm::Tree => {
+            // Nobody sends while it waits for what it will send several times.
+            let moved = (depth / crowding).max(1.2 * part);
+            (depth, part, moved, reduced_once(moved))
+        }
         Algorithm::Star => {
             // One rank does half of it, however many processors there are. All bytes come from
             // other ranks' caches and go to them: they take half as long again.
@@ -244,8 +278,6 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shap
             )
         }
     };
-    let is_published =
-        algorithm.is_one_exchange() && shape.shared_memory && bytes <= BOARD_BYTES as f64;
     let message_s = if is_published { published_s } else { costs.message_s };
     let turn_s = if crowding > 1.0 { crowding * costs.turn_s } else { 0.0 };
     // What leaves a host, of all its ranks together; and what stays moves as within one host.
@@ -299,10 +331,10 @@ fn schedule(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Sha
     let attaches = shape.crowding() < 2.0 || shape.large_pages || bytes <= MOST_ATTACHED_BYTES;
     let (lanes, round_bytes) = match algorithm {
         // All links of a chain are busy when as many rounds are under way.
-        Algorithm::Chain => ((shape.ranks as usize).clamp(2, 16), 256 << 10),
+        Algorithm::Chain => ((shape.ranks as usize).clamp(2, 16), PIPELINED_ROUND_BYTES),
         // Trees need twice their depth in flight to keep every level busy.
-        Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), 256 << 10),
-        Algorithm::Tree => (depth.clamp(2, 8), 256 << 10),
+        Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), PIPELINED_ROUND_BYTES),
+        Algorithm::Tree => (depth.clamp(2, 8), PIPELINED_ROUND_BYTES),
         // Peers read one another in place, in pieces that stay in cache, however long a round is; its
         // end is what they wait for. With several rounds that matters less than that a round by slots
         // stays in cache, too, which is how it goes where peers turn out not to let each other in.

@@ -119,6 +119,23 @@ fn every_collective_is_verified_from_every_root() {
 }
 
 #[test]
+fn each_algorithm_can_be_measured_beside_the_choice() {
+    let output =
+        ringtree("bench broadcast --ranks 3 --sizes 8,64K --algorithm all --in-place -n 2");
+    let table = text(&output.stdout);
+    let named =
+        |name: &str| table.lines().filter(|line| line.ends_with(&format!(" {name}"))).count();
+    for algorithm in ["tree", "double-tree", "chain"] {
+        assert_eq!(named(algorithm), 2, "{table}");
+    }
+    let chosen = table.lines().filter(|line| line.contains("  * ")).count();
+    assert_eq!(chosen, 2, "{table}");
+    let verdict = table.lines().find(|line| line.starts_with("# Choices more than 10 %"));
+    let lost = verdict.and_then(|line| line.split(": ").nth(1)?.strip_suffix(" of 2"));
+    assert!(lost.is_some_and(|lost| ["0", "1", "2"].contains(&lost)), "{table}");
+}
+
+#[test]
 fn sizes_of_blocks_are_those_of_all_ranks() {
     let output = ringtree("bench all-gather --ranks 3 --sizes 1000 --in-place -n 1");
     assert!(
@@ -275,7 +292,7 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce -d float -o xor", "f32 has no such operation: it has sum, product"),
         ("bench all-reduce --algorithm tree", "write one of ring, double-tree"),
         ("bench all-reduce --algorithm rings", "write one of ring, double-tree"),
-        ("bench broadcast --algorithm quux", "write one of tree"),
+        ("bench broadcast --algorithm quux", "write one of double-tree, tree, chain"),
         (
             "bench all-reduce --sizes 0,3",
             "a size of 3 is less than one f32: the smallest is 4, or 0",
@@ -384,7 +401,9 @@ fn plans_are_proved() {
     for arguments in [
         "plan all-reduce --algorithm ring --ranks 7 --check",
         "plan all-reduce --algorithm double-tree --ranks 6 --check",
-        "plan broadcast --ranks 5 --root 3 --check",
+        "plan broadcast --algorithm chain --ranks 5 --root 3 --check",
+        "plan all-to-all --algorithm direct --ranks 5 --check",
+        "plan scatter --algorithm tree --ranks 7 --root 3 --check",
         "plan barrier --algorithm dissemination --ranks 5 --check",
         "plan barrier --algorithm one-shot --ranks 5 --check",
         "plan all-reduce --algorithm star --ranks 5 --check",

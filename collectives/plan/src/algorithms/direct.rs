@@ -10,7 +10,7 @@
 //! ```text
 //! all-gather       Out[1] = In[1]; sends Out[1] to 2, 3, 0; receives Out[0], Out[3], Out[2]
 //! reduce-scatter   sends In[2], In[3], In[0] to 2, 3, 0; reduces In[1] of 0, 1, 2, 3 into Out[1]
-//! all-to-all       sends In[2], In[3], In[0] to 2, 3, 0; Out[1] = In[1]; receives Out[0], Out[3], Out[2]
+//! all-to-all       Out[1] = In[1]; sends In[2], In[3], In[0] to 2, 3, 0; receives Out[0], Out[3], Out[2]
 //! gather to 1      Out[1] = In[1]; receives Out[0] from 0, Out[3] from 3, Out[2] from 2
 //! scatter from 1   sends In[2] to 2, In[3] to 3, In[0] to 0; Out[1] = In[1]
 //! ```
@@ -58,11 +58,11 @@ pub(super) fn reduce_scatter(rank: u32, ranks: u32) -> Plan {
     }
 }
 
-/// Rank `rank`'s plan to give a block to each and get one of each; at least 2 ranks.
+/// Rank `rank`'s plan to give a block to each and get one of each; at least 2 ranks. While it copies its
+/// own block, it hears where the others want theirs, and may write them there.
 pub(super) fn all_to_all(rank: u32, ranks: u32) -> Plan {
-    let mut steps = vec![];
+    let mut steps = vec![keep(rank)];
     steps.extend(receivers(rank, ranks).map(|peer| Step::send(peer, Span::input(peer, 1))));
-    steps.push(keep(rank));
     steps.extend(senders(rank, ranks).map(|peer| Step::recv_early(peer, Span::output(peer, 1))));
     plan(rank, ranks, steps)
 }
