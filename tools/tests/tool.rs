@@ -262,6 +262,75 @@ fn an_explanation_names_the_candidates() {
 }
 
 #[test]
+fn rows_are_written_as_comma_separated_values() {
+    let path = Scratch::new("rows.csv");
+    let output = ringtree(&format!("bench gather --ranks 3 --sizes 0,12 -n 2 --csv {path}"));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let written = std::fs::read_to_string(&path.0).unwrap();
+    let lines: Vec<Vec<&str>> = written.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[0][..FIELDS.len()], FIELDS);
+    let value = |line: usize, name: &str| {
+        let column = lines[0].iter().position(|field| *field == name).unwrap();
+        lines[line][column]
+    };
+    assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{written}");
+    assert_eq!((value(2, "bytes"), value(2, "count"), value(2, "type")), ("12", "1", "float"));
+    assert_eq!((value(1, "collective"), value(1, "root"), value(1, "redop")), ("gather", "0", ""));
+    assert_eq!((value(1, "ok"), value(1, "wrong")), ("true", "0"));
+}
+
+#[test]
+fn a_run_is_compared_with_an_earlier_one() {
+    let path = Scratch::new("baseline.json");
+    let bench = "bench all-reduce --ranks 2 -n 5 --sizes 8,64K";
+    assert!(ringtree(&format!("{bench} --json {path}")).status.success());
+    // As if the earlier run had taken no time, and as if it had taken an hour.
+    for (earlier_us, status) in [(0.001, 1), (3.6e9, 0)] {
+        let document = std::fs::read_to_string(&path.0).unwrap();
+        let mut document: Value = serde_json::from_str(&document).unwrap();
+        let rows = document["rows"].as_array_mut().unwrap();
+        rows.iter_mut().for_each(|row| row["median_us"] = earlier_us.into());
+        std::fs::write(&path.0, document.to_string()).unwrap();
+        let output = ringtree(&format!("{bench},1M --baseline {path} --max-loss 20"));
+        assert_eq!(output.status.code(), Some(status), "{}", text(&output.stderr));
+        let table = text(&output.stdout);
+        assert!(table.contains("of 4 of 6 rows; "), "{table}");
+        let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(rows[1].ends_with('%') && rows[2].ends_with("new  new"), "{table}");
+        let said = text(&output.stderr).contains("took longer than --max-loss allows");
+        assert_eq!(said, status == 1);
+    }
+    let other = ringtree(&format!("bench broadcast --ranks 2 --sizes 8 -n 1 --baseline {path}"));
+    assert!(text(&other.stdout).contains("it has none of these rows"));
+    std::fs::write(&path.0, "size,time").unwrap();
+    let output = ringtree(&format!("{bench} --baseline {path}"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("no file that --json has written"), "{output:?}");
+}
+
+/// A file that is removed in the end.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        Scratch(std::env::temp_dir().join(format!("ringtree-{}-{name}", std::process::id())))
+    }
+}
+
+impl std::fmt::Display for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
 fn under_a_launcher_it_joins() {
     let program = env!("CARGO_BIN_EXE_ringtree");
     let bench = format!("{program} bench all-reduce --sizes 8 -n 2 --jsonl --in-place");

@@ -1,5 +1,6 @@
 //! `ringtree bench`: measures a collective between processes.
 
+mod baseline;
 mod layout;
 mod measure;
 mod options;
@@ -50,6 +51,8 @@ enum BenchError {
     Print(io::Error),
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {source}", path.display())]
+    Baseline { path: PathBuf, source: io::Error },
     #[error("rank 0 has ended the run")]
     Ended,
 }
@@ -70,6 +73,7 @@ pub fn run(arguments: &BenchArguments) -> ExitCode {
             error,
             BenchError::Options(_)
                 | BenchError::File { .. }
+                | BenchError::Baseline { .. }
                 | BenchError::Library(ringtree::Error::Settings(_))
         );
         ExitCode::from(if is_mistake { 2 } else { 1 })
@@ -90,9 +94,10 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         };
         report(&format!("{bytes} bytes are {what}: measuring {measured_bytes}"));
     }
-    if let Some(path) = &arguments.json {
+    for path in [&arguments.json, &arguments.csv].into_iter().flatten() {
         output::check_file(path)?;
     }
+    output::baseline(arguments)?;
     let code = launch(&LaunchOptions {
         ranks,
         nodes: 1,
@@ -122,8 +127,7 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let communicator = Communicator::with(settings)?;
     communicator.warm_up()?;
     let summary = Summary::collect(&communicator)?;
-    let json = arguments.json.as_deref();
-    let new_output = |summary| Output::new(summary, &measurement, json);
+    let new_output = |summary| Output::new(summary, &measurement, arguments);
     let mut output = together(&communicator, summary.map(new_output).transpose())?;
     let mut wrong = 0;
     for &data_type in &measurement.data_types {
@@ -145,9 +149,13 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     }
     // Rank 0 knows of everyone's, and speaks for all.
     let Some(output) = output else { return Ok(ExitCode::SUCCESS) };
-    output.finish()?;
+    let lost = output.finish()?;
     if wrong > 0 {
         report(&format!("{wrong} elements were wrong"));
+        return Ok(ExitCode::FAILURE);
+    }
+    if lost > 0 && arguments.max_loss_percent.is_some() {
+        report(&format!("{lost} rows took longer than --max-loss allows"));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

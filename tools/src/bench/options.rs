@@ -26,7 +26,7 @@ const TIME_MS: f64 = 100.0;
 /// the median over iterations of the slowest rank's time, with a barrier before each. Where buffers
 /// are cut into a block for each rank, a size is that of all blocks, and the count that of one.
 ///
-/// The exit status is 1 if an element was wrong.
+/// The exit status is 1 if an element was wrong, or a time lost more than --max-loss allows.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ringtree bench all-reduce --ranks 4\n  \
                         ringtree bench all-reduce --ranks 2 -b 1M -e 64M -f 2 --transport tcp\n  \
@@ -119,6 +119,15 @@ pub struct BenchArguments {
     /// Also write the whole run into this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Also write the rows into this file, as comma-separated values under a line of names
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Also say how each time has changed since an earlier run, which --json wrote into this file
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// Fail where a row takes more than so many percent (and 2 us) longer than in the earlier run
+    #[arg(long = "max-loss", value_name = "PERCENT", requires = "baseline")]
+    pub max_loss_percent: Option<f64>,
     /// Print one JSON object a row and placement instead of the table
     #[arg(long)]
     jsonl: bool,

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::BenchError;
+use super::baseline::Baseline;
 use super::measure::{Case, Outcome};
-use super::options::{By, Measurement, bus_factor};
+use super::options::{BenchArguments, By, Measurement, bus_factor};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
-use super::{regret, table};
+use super::{BenchError, baseline, regret, table};
+
+/// What a time may lose against an earlier run before it is counted, unless set.
+const MAX_LOSS_PERCENT: f64 = 10.0;
 
 /// By what a case was carried out.
 #[derive(Clone, Copy, Debug)]
@@ -29,21 +32,38 @@ pub struct Output<'a> {
     rows: Vec<Row>,
     bar: ProgressBar,
     document: Option<(PathBuf, File)>,
+    csv: Option<(PathBuf, File)>,
+    baseline: Option<Baseline>,
+    max_loss_percent: f64,
 }
 
 impl<'a> Output<'a> {
-    /// Prints what comes before the first row, and empties the file `json` if it is wanted.
+    /// Prints what comes before the first row, reads the earlier run, and empties the files that are
+    /// wanted.
     pub fn new(
         summary: Summary,
         measurement: &'a Measurement,
-        json: Option<&Path>,
+        arguments: &BenchArguments,
     ) -> Result<Output<'a>, BenchError> {
-        let create = |path| File::create(path).map_err(file_error(path));
-        let file = json.map(create).transpose()?;
-        let document = json.map(Path::to_owned).zip(file);
+        // First: one of the files may be it.
+        let baseline = baseline(arguments)?;
+        let create = |path: &Option<PathBuf>| {
+            let Some(path) = path else { return Ok(None) };
+            File::create(path).map_err(file_error(path)).map(|file| Some((path.clone(), file)))
+        };
+        let (document, csv) = (create(&arguments.json)?, create(&arguments.csv)?);
         let cases_of = |&data_type| Case::all(measurement, data_type, summary.ranks).len();
         let bar = bar(measurement.data_types.iter().map(cases_of).sum());
-        let output = Output { summary, measurement, rows: Vec::new(), bar, document };
+        let output = Output {
+            summary,
+            measurement,
+            rows: Vec::new(),
+            bar,
+            document,
+            csv,
+            baseline,
+            max_loss_percent: arguments.max_loss_percent.unwrap_or(MAX_LOSS_PERCENT),
+        };
         if !measurement.jsonl {
             let heading = output.summary.heading(measurement);
             output.print(&format!("{heading}{}", table::header(&measurement.placements)))?;
@@ -78,7 +98,10 @@ impl<'a> Output<'a> {
         for (&placement, outcome) in measurement.placements.iter().zip(outcomes) {
             let name = algorithm.name;
             let record = Record::new(summary, measurement, name, case, placement, outcome);
-            self.rows.push(Row::new(record, case, outcome, algorithm.is_chosen));
+            let mut row = Row::new(record, case, outcome, algorithm.is_chosen);
+            row.details.baseline_us =
+                self.baseline.as_ref().and_then(|baseline| baseline.median_us(&row));
+            self.rows.push(row);
         }
         self.bar.inc(1);
         if measurement.jsonl {
@@ -89,7 +112,10 @@ impl<'a> Output<'a> {
             self.print(&lines.map_err(|error| BenchError::Print(error.into()))?)
         } else {
             let bus_factor = bus_factor(case.collective, summary.ranks);
-            let row = table::row(case, outcomes, bus_factor);
+            let mut row = table::row(case, outcomes, bus_factor);
+            if self.baseline.is_some() {
+                self.rows[first..].iter().for_each(|measured| row += &baseline::change(measured));
+            }
             self.print(&match measurement.by {
                 By::Each if algorithm.is_chosen => format!("{row}  * {}\n", algorithm.name),
                 By::Each => format!("{row}    {}\n", algorithm.name),
@@ -98,8 +124,9 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Prints what comes after the last row, and writes the document if it is wanted.
-    pub fn finish(mut self) -> Result<(), BenchError> {
+    /// Prints what comes after the last row, and writes the files that are wanted. Returns how many rows
+    /// took longer than in the earlier run by more than is allowed.
+    pub fn finish(mut self) -> Result<usize, BenchError> {
         self.bar.finish_and_clear();
         if !self.measurement.jsonl {
             self.print(&table::footer(out_of_bounds(&self.rows), average_busbw(&self.rows)))?;
@@ -107,15 +134,30 @@ impl<'a> Output<'a> {
                 self.print(&regret::summary(&self.rows))?;
             }
         }
-        let Some((path, file)) = self.document.take() else { return Ok(()) };
+        if let Some((path, file)) = self.document.take() {
+            self.write_document(file).map_err(file_error(&path))?;
+        }
+        if let Some((path, file)) = self.csv.take() {
+            let mut writer = csv::Writer::from_writer(file);
+            let mut rows = self.rows.iter();
+            let written = rows.try_for_each(|row| writer.serialize((&row.record, &row.details)));
+            let written = written.map_err(io::Error::from).and_then(|()| writer.flush());
+            written.map_err(file_error(&path))?;
+        }
+        let Some(baseline) = &self.baseline else { return Ok(0) };
+        let (line, lost) = baseline.summary(&self.rows, self.max_loss_percent);
+        if !self.measurement.jsonl {
+            self.print(&line)?;
+        }
+        Ok(lost)
+    }
+
+    fn write_document(&self, file: File) -> io::Result<()> {
         let document = Document::new(&self.summary, self.measurement, &self.rows);
-        let write = || -> io::Result<()> {
-            let mut file = BufWriter::new(file);
-            serde_json::to_writer_pretty(&mut file, &document)?;
-            writeln!(file)?;
-            file.flush()
-        };
-        write().map_err(file_error(&path))
+        let mut file = BufWriter::new(file);
+        serde_json::to_writer_pretty(&mut file, &document)?;
+        writeln!(file)?;
+        file.flush()
     }
 
     fn print(&self, text: &str) -> Result<(), BenchError> {
@@ -124,6 +166,14 @@ impl<'a> Output<'a> {
             .suspend(|| stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
             .map_err(BenchError::Print)
     }
+}
+
+/// The earlier run, if there is one to compare with.
+pub fn baseline(arguments: &BenchArguments) -> Result<Option<Baseline>, BenchError> {
+    let read = |path: &PathBuf| {
+        Baseline::read(path).map_err(|source| BenchError::Baseline { path: path.clone(), source })
+    };
+    arguments.baseline.as_ref().map(read).transpose()
 }
 
 /// Whether the document can be written, found out before anything is measured. What is in the file

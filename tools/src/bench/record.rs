@@ -1,7 +1,9 @@
 //! What was measured as JSON: one line a row and placement, or one document a run.
 
+use std::borrow::Cow;
+
 use ringtree::Op;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::measure::{Case, Outcome};
 use super::options::{Measurement, Memory, Placement, bus_factor};
@@ -12,11 +14,16 @@ use super::table::type_name;
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What rows by different algorithms have in common that are measurements of one call.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What rows have in common that are measurements of one call, by whatever algorithm and in whatever run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct CallKey {
-    data_type: &'static str,
-    redop: Option<&'static str>,
+    peer: Cow<'static, str>,
+    collective: Cow<'static, str>,
+    transport: Cow<'static, str>,
+    ranks: u32,
+    #[serde(rename = "type")]
+    data_type: Cow<'static, str>,
+    redop: Option<Cow<'static, str>>,
     root: Option<u32>,
     /// Size of the longer buffer.
     pub bytes: u64,
@@ -90,6 +97,14 @@ pub struct Row {
     /// The record.
     #[serde(flatten)]
     pub record: Record,
+    /// The rest.
+    #[serde(flatten)]
+    pub details: Details,
+}
+
+/// What a row has beside its record.
+#[derive(Clone, Debug, Serialize)]
+pub struct Details {
     count: usize,
     #[serde(rename = "type")]
     data_type: &'static str,
@@ -98,6 +113,8 @@ pub struct Row {
     wrong: Option<u64>,
     /// Whether the algorithm is the one that the library chooses.
     pub chosen: bool,
+    /// Median of the same row in the earlier run.
+    pub baseline_us: Option<f64>,
 }
 
 impl Row {
@@ -105,12 +122,15 @@ impl Row {
     pub fn new(record: Record, case: Case, outcome: &Outcome, chosen: bool) -> Row {
         Row {
             record,
-            count: case.count,
-            data_type: type_name(case.data_type),
-            redop: case.op.map(Op::name),
-            root: case.collective.root(),
-            wrong: outcome.wrong,
-            chosen,
+            details: Details {
+                count: case.count,
+                data_type: type_name(case.data_type),
+                redop: case.op.map(Op::name),
+                root: case.collective.root(),
+                wrong: outcome.wrong,
+                chosen,
+                baseline_us: None,
+            },
         }
     }
 }
@@ -118,8 +138,18 @@ impl Row {
 impl Row {
     /// Which call it is a measurement of.
     pub fn call(&self) -> CallKey {
-        let &Row { ref record, data_type, redop, root, .. } = self;
-        CallKey { data_type, redop, root, bytes: record.bytes, inplace: record.inplace }
+        let Row { record, details: Details { data_type, redop, root, .. } } = self;
+        CallKey {
+            peer: record.peer.into(),
+            collective: record.collective.into(),
+            transport: record.transport.into(),
+            ranks: record.ranks,
+            data_type: (*data_type).into(),
+            redop: redop.map(Into::into),
+            root: *root,
+            bytes: record.bytes,
+            inplace: record.inplace,
+        }
     }
 
     /// Name of the algorithm.

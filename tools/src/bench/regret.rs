@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::record::{CallKey, Row};
 
-/// A choice that takes so little longer is as good: clocks and machines are no better.
-const FLOOR_US: f64 = 2.0;
+/// What takes so little longer is as good: clocks and machines are no better.
+pub const FLOOR_US: f64 = 2.0;
 
 /// A call whose choice was not the best.
 struct Regret<'a> {
@@ -17,7 +17,7 @@ struct Regret<'a> {
 impl<'a> Regret<'a> {
     /// Of the rows of one call.
     fn of(call: CallKey, rows: &[&'a Row]) -> Option<Regret<'a>> {
-        let chosen = *rows.iter().find(|row| row.chosen)?;
+        let chosen = *rows.iter().find(|row| row.details.chosen)?;
         let best = *rows.iter().min_by(|a, b| a.median_us().total_cmp(&b.median_us()))?;
         Some(Regret { call, chosen, best })
     }
