@@ -281,6 +281,26 @@ fn rows_are_written_as_comma_separated_values() {
 }
 
 #[test]
+fn who_was_last_and_how_times_are_spread_is_said() {
+    let path = Scratch::new("spread.json");
+    let output = ringtree(&format!(
+        "bench all-gather --ranks 3 --sizes 12 -n 20 --percentiles --stragglers --json {path}"
+    ));
+    let table = text(&output.stdout);
+    assert_eq!(table.matches("place: p50 ").count(), 2, "{table}");
+    assert_eq!(table.matches("place: last was rank ").count(), 2, "{table}");
+    let document = std::fs::read_to_string(&path.0).unwrap();
+    let document: Value = serde_json::from_str(&document).unwrap();
+    for row in document["rows"].as_array().unwrap() {
+        let distribution = &row["distribution"];
+        let last: Vec<u64> = serde_json::from_value(distribution["last"].clone()).unwrap();
+        assert_eq!((last.len(), last.iter().sum()), (3, 20));
+        let number = |field: &str| distribution[field].as_f64().unwrap();
+        assert!(number("p50_us") <= number("p99_us") && number("p99_us") <= number("max_us"));
+    }
+}
+
+#[test]
 fn a_run_is_compared_with_an_earlier_one() {
     let path = Scratch::new("baseline.json");
     let bench = "bench all-reduce --ranks 2 -n 5 --sizes 8,64K";

@@ -8,7 +8,7 @@ use ringtree::{Algorithm, Collective, Communicator, DataType, Error, Memory, Op}
 use super::layout::Layout;
 use super::options::{self, By, Iterations, Measurement, Placement};
 use super::pattern::{Pattern, Patterned, with_factor};
-use super::statistics::{self, Timing};
+use super::statistics::{self, Distribution, Timing};
 use crate::collective::serving;
 
 /// Elements behind a buffer that no call may touch.
@@ -82,10 +82,12 @@ impl Case {
 }
 
 /// What was measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// Times, the same on every rank.
     pub timing: Timing,
+    /// How they are spread, the same on every rank.
+    pub distribution: Distribution,
     /// Wrong elements, on rank 0 of all ranks, elsewhere of this one; `None` if nothing was
     /// checked.
     pub wrong: Option<u64>,
@@ -126,8 +128,8 @@ impl<'a, T: Patterned> Meter<'a, T> {
         let layout = self.layout(case, placement);
         // The values must not grow from call to call.
         self.zero(&layout);
-        let timing = Timed { meter: self, case, layout, placement }.time()?;
-        Ok(Outcome { timing, wrong })
+        let (timing, distribution) = Timed { meter: self, case, layout, placement }.time()?;
+        Ok(Outcome { timing, distribution, wrong })
     }
 
     fn layout(&self, case: Case, placement: Placement) -> Layout {
@@ -218,7 +220,7 @@ struct Timed<'m, 'a, T: Patterned> {
 }
 
 impl<T: Patterned> Timed<'_, '_, T> {
-    fn time(&mut self) -> Result<Timing, Error> {
+    fn time(&mut self) -> Result<(Timing, Distribution), Error> {
         let Measurement { warm_up, iterations, .. } = *self.meter.measurement;
         self.repeat(warm_up.unwrap_or(statistics::warm_up_calls(self.case.bytes())))?;
         let mut times_us = Vec::new();
@@ -237,10 +239,13 @@ impl<T: Patterned> Timed<'_, '_, T> {
                 }
             }
         }
-        self.meter.communicator.all_reduce(&mut times_us, Op::Max)?;
+        let ranks = self.meter.communicator.ranks() as usize;
+        let mut of_all_us = vec![0.0; ranks * times_us.len()];
+        self.meter.communicator.all_gather_into(&times_us, &mut of_all_us)?;
+        let (distribution, slowest_us) = Distribution::of(&of_all_us, ranks);
         // Without a barrier before each, so many take no longer.
         let loop_us = self.back_to_back_us(times_us.len() as u32)?;
-        Ok(Timing::new(times_us, loop_us))
+        Ok((Timing::new(slowest_us, loop_us), distribution))
     }
 
     /// Adds the times of single calls, each after a barrier. Returns the time of all, which is the

@@ -131,6 +131,12 @@ pub struct BenchArguments {
     /// Print one JSON object a row and placement instead of the table
     #[arg(long)]
     jsonl: bool,
+    /// Also print how the times of single calls are spread
+    #[arg(long)]
+    percentiles: bool,
+    /// Also print which ranks were last, and how often
+    #[arg(long)]
+    stragglers: bool,
     /// Also print which algorithms could be used, and how long each should take
     #[arg(long)]
     explain: bool,
@@ -238,6 +244,12 @@ pub struct Measurement {
     /// Print JSON instead of the table.
     #[serde(skip)]
     pub jsonl: bool,
+    /// Say how times are spread.
+    #[serde(skip)]
+    pub percentiles: bool,
+    /// Say who was last.
+    #[serde(skip)]
+    pub stragglers: bool,
     /// Explain the choice of the algorithm.
     #[serde(skip)]
     pub explain: bool,
@@ -366,6 +378,8 @@ impl BenchArguments {
             warm_up: self.warm_up,
             checks: self.checks,
             jsonl: self.jsonl,
+            percentiles: self.percentiles,
+            stragglers: self.stragglers,
             explain: self.explain,
         })
     }
@@ -435,6 +449,14 @@ impl Measurement {
 }
 
 impl Placement {
+    /// Name in a sentence.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Placement::OutOfPlace => "out of place",
+            Placement::InPlace => "in place",
+        }
+    }
+
     /// Whether a collective can be called so.
     pub const fn is_of(self, collective: Collective) -> bool {
         match self {

@@ -116,11 +116,19 @@ impl<'a> Output<'a> {
             if self.baseline.is_some() {
                 self.rows[first..].iter().for_each(|measured| row += &baseline::change(measured));
             }
-            self.print(&match measurement.by {
-                By::Each if algorithm.is_chosen => format!("{row}  * {}\n", algorithm.name),
-                By::Each => format!("{row}    {}\n", algorithm.name),
-                By::Choice | By::One(_) => format!("{row}\n"),
-            })
+            row += &match measurement.by {
+                By::Each if algorithm.is_chosen => format!("  * {}", algorithm.name),
+                By::Each => format!("    {}", algorithm.name),
+                By::Choice | By::One(_) => String::new(),
+            };
+            let mut lines = vec![row];
+            for (&placement, outcome) in measurement.placements.iter().zip(outcomes) {
+                let spread = || table::percentiles(placement, outcome);
+                let last = || table::stragglers(placement, outcome);
+                lines.extend(measurement.percentiles.then(spread));
+                lines.extend(measurement.stragglers.then(last));
+            }
+            self.print(&(lines.join("\n") + "\n"))
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::measure::{Case, Outcome};
 use super::options::{Measurement, Memory, Placement, bus_factor};
-use super::statistics::algorithm_bandwidth;
+use super::statistics::{Distribution, algorithm_bandwidth};
 use super::summary::Summary;
 use super::table::type_name;
 
@@ -100,6 +100,8 @@ pub struct Row {
     /// The rest.
     #[serde(flatten)]
     pub details: Details,
+    /// How its times are spread.
+    pub distribution: Distribution,
 }
 
 /// What a row has beside its record.
@@ -131,6 +133,7 @@ impl Row {
                 chosen,
                 baseline_us: None,
             },
+            distribution: outcome.distribution.clone(),
         }
     }
 }
@@ -138,7 +141,7 @@ impl Row {
 impl Row {
     /// Which call it is a measurement of.
     pub fn call(&self) -> CallKey {
-        let Row { record, details: Details { data_type, redop, root, .. } } = self;
+        let Row { record, details: Details { data_type, redop, root, .. }, .. } = self;
         CallKey {
             peer: record.peer.into(),
             collective: record.collective.into(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::options::Placement;
 use super::record::{CallKey, Row};
 
 /// What takes so little longer is as good: clocks and machines are no better.
@@ -38,7 +39,7 @@ pub fn summary(rows: &[Row]) -> String {
         lost.len()
     );
     for Regret { call, chosen, best } in lost {
-        let place = if call.inplace { "in place" } else { "out of place" };
+        let place = if call.inplace { Placement::InPlace } else { Placement::OutOfPlace }.name();
         lines += &format!(
             "#   {} bytes {place}: {} {:.2} us, {} {:.2} us\n",
             call.bytes,

@@ -1,5 +1,7 @@
 //! What is said about the times of many iterations, and how many iterations there are.
 
+use serde::Serialize;
+
 /// Iterations of one loop at most, however short they are.
 const MAX_ITERATIONS: u32 = 3000;
 /// And at least, however long: fewer have no median worth the name.
@@ -37,6 +39,56 @@ impl Timing {
             p95_us: single_us[count * 95 / 100],
             loop_us,
         }
+    }
+}
+
+/// How the times of single calls are spread, and who was last.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Distribution {
+    /// Half of the calls took no longer.
+    pub p50_us: f64,
+    /// 90 of 100 took no longer.
+    pub p90_us: f64,
+    /// 99 of 100 took no longer.
+    pub p99_us: f64,
+    /// 999 of 1000 took no longer.
+    pub p999_us: f64,
+    /// The longest.
+    pub max_us: f64,
+    /// For each rank, how often it took longest.
+    pub last: Vec<u32>,
+}
+
+impl Distribution {
+    /// Of calls of `ranks`, with all times of one rank after those of another (at least one each). Also
+    /// returns the slowest rank's time of each call.
+    pub fn of(times_us: &[f64], ranks: usize) -> (Distribution, Vec<f64>) {
+        let calls = times_us.len() / ranks;
+        let mut last = vec![0; ranks];
+        let slowest_us: Vec<f64> = (0..calls)
+            .map(|call| {
+                let time_us = |rank: &usize| times_us[rank * calls + call];
+                let slowest =
+                    (0..ranks).max_by(|a, b| time_us(a).total_cmp(&time_us(b))).unwrap_or(0);
+                last[slowest] += 1;
+                time_us(&slowest)
+            })
+            .collect();
+        let mut sorted_us = slowest_us.clone();
+        sorted_us.sort_by(f64::total_cmp);
+        let within = |share: f64| {
+            let rank = (share * calls as f64).ceil() as usize;
+            (sorted_us[rank.clamp(1, calls) - 1] * 100.0).round() / 100.0
+        };
+        let distribution = Distribution {
+            p50_us: within(0.5),
+            p90_us: within(0.9),
+            p99_us: within(0.99),
+            p999_us: within(0.999),
+            max_us: within(1.0),
+            last,
+        };
+        (distribution, slowest_us)
     }
 }
 
@@ -81,6 +133,21 @@ mod tests {
         assert_eq!((even.median_us, even.p95_us), (2.5, 4.0));
         let hundred = Timing::new((0..100).map(f64::from).collect(), 0.0);
         assert_eq!(hundred.p95_us, 95.0);
+    }
+
+    #[test]
+    fn a_distribution_knows_who_was_last() {
+        let of_rank_0 = [1.0, 5.0, 1.0, 1.0];
+        let of_rank_1 = [2.0, 1.0, 3.0, 2.0];
+        let times_us = [of_rank_0, of_rank_1].concat();
+        let (distribution, slowest_us) = Distribution::of(&times_us, 2);
+        assert_eq!(slowest_us, [2.0, 5.0, 3.0, 2.0]);
+        assert_eq!(distribution.last, [1, 3]);
+        assert_eq!((distribution.p50_us, distribution.p90_us), (2.0, 5.0));
+        let thousand: Vec<f64> = (1..=1000).rev().map(f64::from).collect();
+        let (distribution, _) = Distribution::of(&thousand, 1);
+        let Distribution { p50_us, p99_us, p999_us, max_us, .. } = distribution;
+        assert_eq!((p50_us, p99_us, p999_us, max_us), (500.0, 990.0, 999.0, 1000.0));
     }
 
     #[test]

@@ -6,7 +6,10 @@ use ringtree::{DataType, Op};
 
 use super::measure::{Case, Outcome};
 use super::options::Placement;
-use super::statistics::algorithm_bandwidth;
+use super::statistics::{Distribution, algorithm_bandwidth};
+
+/// Ranks that are named as the last ones.
+const MOST_STRAGGLERS: usize = 8;
 
 /// The lines above the rows.
 pub fn header(placements: &[Placement]) -> String {
@@ -55,6 +58,31 @@ pub fn row(case: Case, outcomes: &[Outcome], bus_factor: f64) -> String {
     row
 }
 
+/// The line below a row that says how the times of one outcome are spread.
+pub fn percentiles(placement: Placement, outcome: &Outcome) -> String {
+    let Distribution { p50_us, p90_us, p99_us, p999_us, max_us, .. } = outcome.distribution;
+    format!(
+        "#   {}: p50 {p50_us} us, p90 {p90_us}, p99 {p99_us}, p99.9 {p999_us}, longest {max_us}, of {} \
+         calls",
+        placement.name(),
+        outcome.timing.iterations,
+    )
+}
+
+/// The line below a row that says which ranks were last most often, as many as there is room for.
+pub fn stragglers(placement: Placement, outcome: &Outcome) -> String {
+    let last = &outcome.distribution.last;
+    let calls: u32 = last.iter().sum();
+    let mut ranks: Vec<usize> = (0..last.len()).collect();
+    ranks.sort_by_key(|&rank| std::cmp::Reverse(last[rank]));
+    let share = |rank: &usize| {
+        let percent = f64::from(last[*rank]) / f64::from(calls.max(1)) * 100.0;
+        format!("rank {rank} {percent:.0} %")
+    };
+    let named: Vec<String> = ranks.iter().take(MOST_STRAGGLERS).map(share).collect();
+    format!("#   {}: last was {}", placement.name(), named.join(", "))
+}
+
 /// The lines below the rows.
 pub fn footer(out_of_bounds: u64, average_busbw: f64) -> String {
     let verdict = if out_of_bounds == 0 { "OK" } else { "FAILED" };
@@ -99,7 +127,8 @@ mod tests {
     use super::*;
 
     fn outcome(median_us: f64, wrong: Option<u64>) -> Outcome {
-        Outcome { timing: Timing::new(vec![median_us], median_us), wrong }
+        let (distribution, times_us) = Distribution::of(&[median_us], 1);
+        Outcome { timing: Timing::new(times_us, median_us), distribution, wrong }
     }
 
     #[test]
@@ -129,6 +158,22 @@ mod tests {
         assert_eq!(
             row(case, &[outcome(12_345.6, None)], 1.0),
             "           0             0  bfloat16    none       3    12346    0.00    0.00    N/A"
+        );
+    }
+
+    #[test]
+    fn stragglers_are_named_by_how_often_they_were_last() {
+        let times_us = [[1.0, 1.0, 1.0, 9.0], [2.0, 2.0, 2.0, 1.0], [0.0; 4]].concat();
+        let (distribution, slowest_us) = Distribution::of(&times_us, 3);
+        let timing = Timing::new(slowest_us, 1.0);
+        let outcome = Outcome { timing, distribution, wrong: None };
+        assert_eq!(
+            stragglers(Placement::InPlace, &outcome),
+            "#   in place: last was rank 1 75 %, rank 0 25 %, rank 2 0 %"
+        );
+        assert_eq!(
+            percentiles(Placement::OutOfPlace, &outcome),
+            "#   out of place: p50 2 us, p90 9, p99 9, p99.9 9, longest 9, of 4 calls"
         );
     }
 
