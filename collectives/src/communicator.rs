@@ -194,8 +194,7 @@ impl Communicator {
     }
 
     /// The same calls by `algorithm` instead of the one that would be chosen; `None` for that one. All
-    /// ranks must name
-    /// the same one; one that does not serve a collective is refused by the call.
+    /// ranks must name the same one; one that does not serve a collective is refused by the call.
     pub fn using(&self, algorithm: impl Into<Option<Algorithm>>) -> Using<'_> {
         Using::new(self, algorithm.into())
     }
