@@ -210,7 +210,6 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shap
     let rounds = (bytes / PIPELINED_ROUND_BYTES as f64).ceil().max(1.0);
     let in_rounds =
         |alone: f64, each: f64| ((alone + (rounds - 1.0) * each) / rounds / crowding).max(each);
-    let ranks = shape.ranks;
     let (turns, messages, moved, reduced) = match algorithm {
         Algorithm::Ring if collective.is_of_blocks() => {
             (n - 1.0, n - 1.0, part, reduced_once(part))
@@ -226,7 +225,7 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shap
         Algorithm::Ring => (2.0 * (n - 1.0), 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::DoubleTree if collective.root().is_some() => {
             // Of two halves: one to each tree, and two children a level below.
-            let below = f64::from(ranks.max(3) - 1).log2().floor();
+            let below = (n.max(3.0) - 1.0).log2().floor();
             let each = if collective.is_reduction() { part } else { 1.1 * part };
             let moved = in_rounds(0.5 + below, each);
             (below + 1.0, 2.0 * part, moved, reduced_once(moved))

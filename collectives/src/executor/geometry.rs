@@ -220,6 +220,14 @@ mod tests {
                     }
                     assert_eq!(next, u64::from(block + 1) * count * 4);
                 }
+                if geometry.rounds() == 1 && chunks > 1 {
+                    // A run of blocks is one span, in scratch too.
+                    for span in [Span::output(1, chunks - 1), Span::scratch(1, chunks - 1)] {
+                        let part = geometry.bytes(0, span);
+                        assert_eq!(part.offset as u64, count * 4, "{geometry:?}");
+                        assert_eq!(part.len as u64, u64::from(chunks - 1) * count * 4);
+                    }
+                }
             }
         }
     }

@@ -126,7 +126,12 @@ pub struct BenchArguments {
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
     /// Fail where a row takes more than so many percent (and 2 us) longer than in the earlier run
-    #[arg(long = "max-loss", value_name = "PERCENT", requires = "baseline")]
+    #[arg(
+        long = "max-loss",
+        value_name = "PERCENT",
+        requires = "baseline",
+        allow_negative_numbers = true
+    )]
     pub max_loss_percent: Option<f64>,
     /// Print one JSON object a row and placement instead of the table
     #[arg(long)]
@@ -317,6 +322,9 @@ pub enum OptionError {
     /// No time to measure in.
     #[error("--time-ms must be above 0")]
     Time,
+    /// No loss that a time can have.
+    #[error("--max-loss must be a percentage of at least 0, such as 10")]
+    MaxLoss,
     /// A launcher has decided how many ranks there are.
     #[error("the launcher has started {launched} ranks: leave --ranks {asked} out")]
     Ranks {
@@ -336,6 +344,9 @@ impl BenchArguments {
         let time_ms = self.time_ms.unwrap_or(TIME_MS);
         if time_ms.is_nan() || time_ms <= 0.0 {
             return Err(OptionError::Time);
+        }
+        if self.max_loss_percent.is_some_and(|percent| percent.is_nan() || percent < 0.0) {
+            return Err(OptionError::MaxLoss);
         }
         let collective = self.collective.with_root(0);
         if self.root >= i64::from(ranks) {

@@ -32,11 +32,11 @@ impl<'a> Regret<'a> {
 /// The lines below a table of all algorithms: the choices that lost more than a tenth, worst first.
 pub fn summary(rows: &[Row]) -> String {
     let regrets = regrets(rows);
-    let calls = rows.iter().map(Row::call).collect::<std::collections::BTreeSet<_>>().len();
     let lost: Vec<&Regret> = regrets.iter().filter(|regret| regret.ratio() > 1.1).collect();
     let mut lines = format!(
-        "# Choices more than 10 % (and {FLOOR_US} us) slower than the best: {} of {calls}\n",
-        lost.len()
+        "# Choices more than 10 % (and {FLOOR_US} us) slower than the best: {} of {}\n",
+        lost.len(),
+        regrets.len(),
     );
     for Regret { call, chosen, best } in lost {
         let place = if call.inplace { Placement::InPlace } else { Placement::OutOfPlace }.name();

@@ -16,7 +16,7 @@
 //!
 //! Up, the same goes backwards.
 
-use super::{after, before};
+use super::{after, before, turn_s};
 use crate::{Machine, Plan, Span, Step};
 
 /// The ranks before and after `rank` in the chain from `root`.
@@ -68,6 +68,5 @@ pub(super) fn closed_form(
     round_bytes: f64,
     is_reduced: bool,
 ) -> f64 {
-    let reduction_s = if is_reduced { machine.reduction_s(round_bytes, 2) } else { 0.0 };
-    f64::from(ranks - 1) * (machine.latency_s + machine.transfer_s(round_bytes) + reduction_s)
+    f64::from(ranks - 1) * turn_s(machine, round_bytes, is_reduced)
 }

@@ -24,7 +24,7 @@
 //!
 //! Where the circle closes within what is sent, it goes as two messages.
 
-use super::{after, before, circle};
+use super::{after, before, circle, turn_s};
 use crate::{Machine, Plan, Space, Span, Step};
 
 /// Chunks that follow one another on the circle.
@@ -151,12 +151,8 @@ pub(super) fn closed_form_of_half(
     is_reduced: bool,
 ) -> f64 {
     let chunk_bytes = round_bytes / f64::from(ranks);
-    let turn = |Turn { sent, .. }: Turn| {
-        let bytes = f64::from(sent.len) * chunk_bytes;
-        let reduction_s = if is_reduced { machine.reduction_s(bytes, 2) } else { 0.0 };
-        machine.latency_s + machine.transfer_s(bytes) + reduction_s
-    };
-    turns(0, ranks).into_iter().map(turn).sum()
+    let turn_s = |turn: Turn| turn_s(machine, f64::from(turn.sent.len) * chunk_bytes, is_reduced);
+    turns(0, ranks).into_iter().map(turn_s).sum()
 }
 
 /// Seconds for a round: `2 ceil(log2 n) a + 2 (n - 1) N / (n B) + (n - 1) N / (n R)`, for a power of two.

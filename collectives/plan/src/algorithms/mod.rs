@@ -289,6 +289,12 @@ fn copy_only() -> Plan {
     Plan { rank: 0, ranks: 1, chunks: 1, scratch: vec![], steps: vec![copy], sources: vec![] }
 }
 
+/// Seconds until a message has come, and been folded with one operand if it is reduced.
+fn turn_s(machine: &Machine, bytes: f64, is_reduced: bool) -> f64 {
+    let reduction_s = if is_reduced { machine.reduction_s(bytes, 2) } else { 0.0 };
+    machine.latency_s + machine.transfer_s(bytes) + reduction_s
+}
+
 /// `len` chunks on the circle of `ranks` from `start`, all of them at most: one span, or two where the
 /// circle closes among them.
 fn circle(space: Space, start: u32, len: u32, ranks: u32) -> impl Iterator<Item = Span> {

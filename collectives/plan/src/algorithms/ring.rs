@@ -21,7 +21,7 @@
 //! Reduce-scatter alone is the first three turns with every chunk one rank earlier, so that it is
 //! complete at the rank that it belongs to; all-gather alone is the last three in the same way.
 
-use super::{after, before};
+use super::{after, before, turn_s};
 use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 2 ranks.
@@ -93,15 +93,11 @@ pub(super) fn closed_form_of_half(
     round_bytes: f64,
     is_reduced: bool,
 ) -> f64 {
-    let chunk_bytes = round_bytes / f64::from(ranks);
-    let reduction_s = if is_reduced { machine.reduction_s(chunk_bytes, 2) } else { 0.0 };
-    f64::from(ranks - 1) * (machine.latency_s + machine.transfer_s(chunk_bytes) + reduction_s)
+    f64::from(ranks - 1) * turn_s(machine, round_bytes / f64::from(ranks), is_reduced)
 }
 
 /// Seconds for a round: `2 (n - 1) (a + N / (n B))`, and `(n - 1) N / (n R)` for the reduction.
 pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
-    let turns = f64::from(ranks - 1);
-    let chunk_bytes = round_bytes / f64::from(ranks);
-    let turn_s = machine.latency_s + machine.transfer_s(chunk_bytes);
-    2.0 * turns * turn_s + turns * machine.reduction_s(chunk_bytes, 2)
+    let half_s = |is_reduced| closed_form_of_half(ranks, machine, round_bytes, is_reduced);
+    half_s(true) + half_s(false)
 }
