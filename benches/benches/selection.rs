@@ -17,6 +17,7 @@ fn selection(c: &mut Criterion) {
             local_ranks: ranks.min(8),
             processors: 16,
             fewest_local_ranks: ranks.min(8),
+            reproducible: false,
             large_pages: false,
             costs: Costs::default(),
         };

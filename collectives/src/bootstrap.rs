@@ -18,7 +18,8 @@ use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
 
 use crate::control::{AbortWord, Control, FlightRecorder, Membership};
 use crate::digest::fnv1a;
-use crate::engine::{Driver, Engine, Wiring};
+use crate::driver::Driver;
+use crate::engine::{Engine, Wiring};
 use crate::hosting::{self, Host, Hosted, Hosting};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
@@ -30,6 +31,18 @@ pub(crate) struct Joined {
     pub(crate) control: Arc<Control>,
     pub(crate) shape: Shape,
     pub(crate) hosting: Option<Hosting>,
+    pub(crate) origin: Origin,
+}
+
+/// What the parts that a communicator is split into take over.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// Its name among all of the job.
+    name: String,
+    /// This rank's place among those that share its processors, and how many those are. A part keeps
+    /// them: the ranks outside it are still there.
+    place: usize,
+    beside: usize,
 }
 
 /// What each rank tells all others before the first call.
@@ -51,8 +64,6 @@ struct Introduction {
 
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
-    let timeout = settings.bounded_timeout();
-    let deadline = Instant::now() + timeout;
     let (mut hosting, not_here) = match settings.rank {
         0 => match hosting::host(settings)? {
             Host::Here(hosting) => (Some(hosting), None),
@@ -60,8 +71,26 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         },
         _ => (None, None),
     };
-    let generation = next_generation(settings);
-    let communicator = communicator_id(&settings.job, generation);
+    let name = format!("communicator/{}", next_generation(settings));
+    let joined = meet_as(settings, name, None);
+    let joined = joined.map_err(|error| with_reason(error, not_here.as_deref()))?;
+    if let Some(hosting) = &mut hosting {
+        hosting.set_joined();
+    }
+    Ok(Joined { hosting, ..joined })
+}
+
+/// Joins a part of a communicator, as `settings` say, at that one's rendezvous. `part` is a name among the
+/// parts of the same.
+pub(crate) fn join_part(settings: &Settings, origin: &Origin, part: &str) -> Result<Joined, Error> {
+    meet_as(settings, format!("{}/{part}", origin.name), Some(origin))
+}
+
+/// Joins the communicator of this name.
+fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joined, Error> {
+    let timeout = settings.bounded_timeout();
+    let deadline = Instant::now() + timeout;
+    let communicator = communicator_id(&settings.job, &name);
     let board = Board::new()?;
     let endpoint = Endpoint::bind(EndpointConfig {
         job: settings.job.clone(),
@@ -84,10 +113,8 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         costs: settings.costs,
         address: endpoint.address(),
     };
-    let prefix = format!("communicator/{generation}");
     let (rank, ranks) = (settings.rank, settings.ranks);
-    let values = meet(settings, &prefix, &mine.encode(), deadline)
-        .map_err(|error| with_reason(error, not_here.as_deref()))?;
+    let values = meet(settings, &name, &mine.encode(), deadline)?;
     let all = introductions(&values, &mine)?;
 
     let recorder = Arc::new(FlightRecorder::new());
@@ -120,6 +147,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         local_ranks,
         processors,
         fewest_local_ranks,
+        reproducible: false,
         large_pages: all.iter().all(|introduction| introduction.large_pages),
         costs: all[0].costs,
     };
@@ -132,6 +160,7 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
     };
+    let (place, beside) = of.map_or((place, beside), |origin| (origin.place, origin.beside));
     let driver = Driver {
         policy: WaitPolicy::for_rank(place, beside),
         sleeper: Sleeper::for_links(ranks as usize),
@@ -141,10 +170,9 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         recorder,
         timeout,
     };
-    if let Some(hosting) = &mut hosting {
-        hosting.set_joined();
-    }
-    Ok(Joined { engine: Engine::new(wiring, driver, shape), control, shape, hosting })
+    let engine = Engine::new(wiring, driver, shape);
+    let origin = Origin { name, place, beside };
+    Ok(Joined { engine, control, shape, hosting: None, origin })
 }
 
 /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -168,13 +196,16 @@ fn meet(
 }
 
 /// What rank 0 could not host itself, nobody may have: then it says why it could not.
-fn with_reason(error: StoreError, not_here: Option<&str>) -> StoreError {
-    match (error, not_here) {
-        (StoreError::Unreachable { address, reason }, Some(not_here)) => {
-            let reason = format!("{reason}; this process {not_here}");
-            StoreError::Unreachable { address, reason }
-        }
-        (error, _) => error,
+fn with_reason(error: Error, not_here: Option<&str>) -> Error {
+    match (&error, not_here) {
+        (Error::Rendezvous(rendezvous), Some(not_here)) => match &**rendezvous {
+            StoreError::Unreachable { address, reason } => {
+                let reason = format!("{reason}; this process {not_here}");
+                StoreError::Unreachable { address: address.clone(), reason }.into()
+            }
+            _ => error,
+        },
+        _ => error,
     }
 }
 
@@ -216,8 +247,8 @@ fn next_generation(settings: &Settings) -> u64 {
     *generation
 }
 
-fn communicator_id(job: &Job, generation: u64) -> u64 {
-    fnv1a(job.name.bytes().chain(generation.to_le_bytes()))
+fn communicator_id(job: &Job, name: &str) -> u64 {
+    fnv1a(job.name.bytes().chain([0]).chain(name.bytes()))
 }
 
 /// A number that processes have in common if and only if they share a kernel and a network

@@ -1,27 +1,25 @@
 //! The communicator: what a program calls.
 
+use std::any::Any;
 use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 
 use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
 use ringtree_transport::wait::restore_slices;
 
-use crate::bootstrap;
-use crate::control::{Control, Stream};
+use crate::bootstrap::{self, Joined, Origin};
+use crate::control::Control;
 use crate::engine::{self, Engine};
-use crate::hosting::{Hosted, Hosting};
+use crate::hosting::Hosted;
 use crate::memory::{Memory, Registered};
-use crate::prepared::Call;
-use crate::progress::{Pending, Progress};
-use crate::record::CallKind;
+use crate::progress::Progress;
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
-use crate::using::{Prepared, PreparedInto, Using};
-use crate::{Algorithm, DataType, Element, Error, Op};
-
-/// No root.
-pub(crate) const NO_ROOT: u32 = u32::MAX;
+use crate::{Algorithm, DataType, Element, Error};
 
 /// The ranks of a job, as one of them sees it.
 ///
@@ -63,11 +61,16 @@ pub(crate) const NO_ROOT: u32 = u32::MAX;
 /// [`Error::Memory`] from [`Communicator::alloc`], the communicator is over: it can only be
 /// dropped.
 ///
-/// **Dropping** completes the asynchronous calls that were posted, for which the peers must make
-/// them too, and says goodbye. A peer that still waits for this rank gets an error that says so.
+/// **Handles.** A clone is another handle of the same communicator, and so is what
+/// [`Communicator::using`] gives. When the last one is dropped, prepared calls among them, the
+/// asynchronous calls that were posted are completed, for which the peers must make them too, and the
+/// communicator says goodbye. A peer that still waits for this rank gets an error that says so.
+#[derive(Clone)]
 pub struct Communicator {
     pub(crate) inner: Arc<Inner>,
-    pub(crate) progress: Progress,
+    pub(crate) owner: Arc<Owner>,
+    /// What carries out this handle's collectives, unless that is to be chosen.
+    algorithm: Option<Algorithm>,
 }
 
 /// What the calling threads and the progress thread share.
@@ -76,10 +79,13 @@ pub(crate) struct Inner {
     shape: Shape,
     engine: Mutex<Engine>,
     control: Arc<Control>,
-    /// The rendezvous, where the ranks are threads of one process.
-    hosted: Option<Arc<Hosted>>,
-    /// Dropped after the engine and the control connection.
-    _hosting: Option<Hosting>,
+    settings: Settings,
+    origin: Origin,
+    /// How often it was split.
+    splits: AtomicU64,
+    /// What keeps the rendezvous where it is, as far as that is this process's business; dropped after the
+    /// engine and the control connection.
+    _host: Box<dyn Any + Send + Sync>,
 }
 
 impl Inner {
@@ -89,6 +95,25 @@ impl Inner {
 
     pub(crate) fn engine(&self) -> &Mutex<Engine> {
         &self.engine
+    }
+}
+
+/// What all handles of a communicator share, and the progress thread does not: the last one ends it.
+pub(crate) struct Owner {
+    pub(crate) progress: Progress,
+    inner: Arc<Inner>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The others shall hear of it, and not that this rank left in good order.
+            self.inner.control.abort("it panicked");
+        }
+        // What was posted is completed first: its buffers belong to the operations.
+        self.progress.finish();
+        engine::lock(&self.inner.engine).close();
+        restore_slices();
     }
 }
 
@@ -109,19 +134,29 @@ impl Communicator {
     /// # Errors
     /// As [`Communicator::from_env`].
     pub fn with(settings: Settings) -> Result<Communicator, Error> {
+        Communicator::join(settings, None)
+    }
+
+    fn join(settings: Settings, threads: Option<Arc<Hosted>>) -> Result<Communicator, Error> {
         settings.check()?;
-        let joined = bootstrap::join(&settings)?;
-        Ok(Communicator {
-            inner: Arc::new(Inner {
-                rank: settings.rank,
-                shape: joined.shape,
-                engine: Mutex::new(joined.engine),
-                control: joined.control,
-                hosted: None,
-                _hosting: joined.hosting,
-            }),
-            progress: Progress::default(),
-        })
+        let mut joined = bootstrap::join(&settings)?;
+        let hosting = joined.hosting.take();
+        Ok(Communicator::of(settings, joined, Box::new((threads, hosting))))
+    }
+
+    fn of(settings: Settings, joined: Joined, host: Box<dyn Any + Send + Sync>) -> Communicator {
+        let inner = Arc::new(Inner {
+            rank: settings.rank,
+            shape: joined.shape,
+            engine: Mutex::new(joined.engine),
+            control: joined.control,
+            settings,
+            origin: joined.origin,
+            splits: AtomicU64::new(0),
+            _host: host,
+        });
+        let owner = Arc::new(Owner { progress: Progress::default(), inner: inner.clone() });
+        Communicator { inner, owner, algorithm: None }
     }
 
     /// `ranks` communicators of this process, for threads that are ranks: the `i`-th is rank `i`.
@@ -147,20 +182,50 @@ impl Communicator {
         });
         let threads: Vec<_> = settings
             .map(|settings| {
-                let join = move || Communicator::with(settings);
+                let hosted = hosted.clone();
+                let join = move || Communicator::join(settings, Some(hosted));
                 std::thread::Builder::new().name("ringtree-join".to_owned()).spawn(join)
             })
             .collect();
-        let mut communicators = Vec::with_capacity(ranks as usize);
-        for thread in threads {
-            let joined = thread?.join().map_err(|_| Error::Panicked)?;
-            let mut communicator = joined?;
-            if let Some(inner) = Arc::get_mut(&mut communicator.inner) {
-                inner.hosted = Some(hosted.clone());
-            }
-            communicators.push(communicator);
-        }
-        Ok(communicators)
+        let join =
+            |thread: io::Result<JoinHandle<_>>| thread?.join().map_err(|_| Error::Panicked)?;
+        threads.into_iter().map(join).collect()
+    }
+
+    /// Splits the communicator: the ranks that pass the same `color` become a communicator of their own,
+    /// numbered by `key` and where that is equal by their rank here. A rank that passes `None` belongs to
+    /// none. All ranks call it; this communicator goes on, and which of the two is used when is the
+    /// program's business, as long as all ranks agree.
+    ///
+    /// The ranks meet where those of this communicator did. Without a launcher that is in the process of
+    /// rank 0, which must not end before the others are done.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>, Error> {
+        let Inner { rank, shape, ref settings, .. } = *self.inner;
+        let mut all = vec![[-1_i64, 0]; shape.ranks as usize];
+        let mine = [color.map_or(-1, i64::from), key];
+        self.using(None).all_gather_into(&mine, all.as_flattened_mut())?;
+        let split = self.inner.splits.fetch_add(1, Ordering::Relaxed);
+        let Some(color) = color else { return Ok(None) };
+        let mut members: Vec<u32> = (0..shape.ranks).collect();
+        members.retain(|member| all[*member as usize][0] == i64::from(color));
+        members.sort_by_key(|member| (all[*member as usize][1], *member));
+        let position = members.iter().position(|member| *member == rank);
+        let settings = Settings {
+            rank: position.expect("a rank has its own color") as u32,
+            ranks: members.len() as u32,
+            costs: shape.costs,
+            ..settings.clone()
+        };
+        let part = format!("{split}/{color}");
+        let joined = bootstrap::join_part(&settings, &self.inner.origin, &part)?;
+        let host = Box::new(self.inner.clone());
+        Ok(Some(Communicator {
+            algorithm: self.algorithm,
+            ..Communicator::of(settings, joined, host)
+        }))
     }
 
     /// This rank, below [`Communicator::ranks`].
@@ -193,287 +258,11 @@ impl Communicator {
         self.engine().link(peer).map(ringtree_transport::Link::kind)
     }
 
-    /// The same calls by `algorithm` instead of the one that would be chosen; `None` for that one. All
-    /// ranks must name the same one; one that does not serve a collective is refused by the call.
-    pub fn using(&self, algorithm: impl Into<Option<Algorithm>>) -> Using<'_> {
-        Using::new(self, algorithm.into())
-    }
-
-    /// Reduces `buffer` over all ranks, element by element, in place. Count, type and operation are
-    /// the same on all ranks; any count will do, 0 too. Every rank gets the same bits.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
-        self.chosen().all_reduce(buffer, op)
-    }
-
-    /// As [`Communicator::all_reduce`], from `input` into `output` of the same length.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: Op,
-    ) -> Result<(), Error> {
-        self.chosen().all_reduce_into(input, output, op)
-    }
-
-    /// Copies the buffer of rank `root` into everyone's. Count, type and root are the same on all
-    /// ranks. Returns when this rank is done, which does not mean that all are.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn broadcast<T: Element>(&self, buffer: &mut [T], root: u32) -> Result<(), Error> {
-        self.chosen().broadcast(buffer, root)
-    }
-
-    /// As [`Communicator::broadcast`], from the root's `input` into everyone's `output` of the same
-    /// length. The other ranks' `input` is not read and may be empty.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn broadcast_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        root: u32,
-    ) -> Result<(), Error> {
-        self.chosen().broadcast_into(input, output, root)
-    }
-
-    /// Reduces `buffer` over all ranks, element by element, into that of rank `root`. The other ranks'
-    /// buffers stay as they are.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn reduce<T: Element>(&self, buffer: &mut [T], op: Op, root: u32) -> Result<(), Error> {
-        self.chosen().reduce(buffer, op, root)
-    }
-
-    /// As [`Communicator::reduce`], from everyone's `input` into the root's `output` of the same
-    /// length. The other ranks' `output` is not written and may be empty.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn reduce_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: Op,
-        root: u32,
-    ) -> Result<(), Error> {
-        self.chosen().reduce_into(input, output, op, root)
-    }
-
-    /// Completes everyone's `buffer`, which has a block of the same length for each rank: of each,
-    /// the block of its own rank is what it gives, and the others are what it gets.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_gather<T: Element>(&self, buffer: &mut [T]) -> Result<(), Error> {
-        self.chosen().all_gather(buffer)
-    }
-
-    /// Puts all ranks' `input`, which is of one length, into everyone's `output`, in the order of the
-    /// ranks.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_gather_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
-        self.chosen().all_gather_into(input, output)
-    }
-
-    /// Reduces `buffer`, which has a block of the same length for each rank, over all ranks: the block
-    /// of its own rank is what each gets, and the others stay as they are.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn reduce_scatter<T: Element>(&self, buffer: &mut [T], op: Op) -> Result<(), Error> {
-        self.chosen().reduce_scatter(buffer, op)
-    }
-
-    /// Reduces everyone's `input`, which has a block for each rank, and puts the block of each rank into
-    /// its `output`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn reduce_scatter_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: Op,
-    ) -> Result<(), Error> {
-        self.chosen().reduce_scatter_into(input, output, op)
-    }
-
-    /// Puts all ranks' `input`, which is of one length, into the `output` of rank `root`, in the order
-    /// of the ranks. The other ranks' `output` is not written and may be empty.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn gather_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        root: u32,
-    ) -> Result<(), Error> {
-        self.chosen().gather_into(input, output, root)
-    }
-
-    /// Deals out the `input` of rank `root`, which has a block for each rank, into everyone's `output`.
-    /// The other ranks' `input` is not read and may be empty.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn scatter_into<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        root: u32,
-    ) -> Result<(), Error> {
-        self.chosen().scatter_into(input, output, root)
-    }
-
-    /// Gives block `i` of `input` to rank `i`, whose block `rank` of `output` it becomes. Both have a
-    /// block of the same length for each rank.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_to_all_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<(), Error> {
-        self.chosen().all_to_all_into(input, output)
-    }
-
-    /// Returns when every rank has called it: none leaves before the last has come.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn barrier(&self) -> Result<(), Error> {
-        self.chosen().barrier()
-    }
-
-    /// Sends `buffer` to `peer`, which calls [`Communicator::receive`] with the same count and
-    /// type. Returns when the buffer may be written again.
-    ///
-    /// A message of more than 256 KiB may wait for its receiver. Two ranks that both send
-    /// before they receive would then wait for each other, until the deadline: let one of them
-    /// receive first.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn send<T: Element>(&self, buffer: &[T], peer: u32) -> Result<(), Error> {
-        let call = self.send_call::<T>(buffer.len(), peer)?;
-        // SAFETY: the buffer is borrowed until the call has returned; a send writes nothing.
-        unsafe { self.engine().run(&call, buffer.as_ptr().cast(), std::ptr::null_mut()) }
-    }
-
-    /// Receives into `buffer` what `peer` sends. Messages of one peer come in the order in which it
-    /// sent them.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn receive<T: Element>(&self, buffer: &mut [T], peer: u32) -> Result<(), Error> {
-        let call = self.receive_call::<T>(buffer.len(), peer)?;
-        // SAFETY: the buffer is borrowed mutably until the call has returned.
-        unsafe { self.engine().run(&call, std::ptr::null(), buffer.as_mut_ptr().cast()) }
-    }
-
-    /// Posts an in-place all-reduce of a buffer that the call owns until [`Pending::wait`] gives
-    /// it back: a `Vec<T>`, a [`Memory<T>`], or a type of the program's. A thread of the
-    /// communicator carries it out meanwhile.
-    ///
-    /// ```no_run
-    /// # fn step(comm: &ringtree::Communicator) -> Result<(), ringtree::Error> {
-    /// let pending = comm.all_reduce_async(vec![1.0_f32; 1_000_000], ringtree::Op::Sum)?;
-    /// // ... compute something else ...
-    /// let sums = pending.wait()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// See [`Error`]; those of the operation itself come from [`Pending::wait`].
-    pub fn all_reduce_async<T, B>(&self, buffer: B, op: Op) -> Result<Pending<B>, Error>
-    where
-        T: Element,
-        B: AsMut<[T]> + Send + 'static,
-    {
-        self.chosen().all_reduce_async(buffer, op)
-    }
-
-    /// As [`Communicator::all_reduce_async`], from `input` into `output` of the same length.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce_into_async<T, A, B>(
-        &self,
-        input: A,
-        output: B,
-        op: Op,
-    ) -> Result<Pending<(A, B)>, Error>
-    where
-        T: Element,
-        A: AsRef<[T]> + Send + 'static,
-        B: AsMut<[T]> + Send + 'static,
-    {
-        self.chosen().all_reduce_into_async(input, output, op)
-    }
-
-    /// Posts a broadcast of a buffer that the call owns until [`Pending::wait`] gives it back.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn broadcast_async<T, B>(&self, buffer: B, root: u32) -> Result<Pending<B>, Error>
-    where
-        T: Element,
-        B: AsMut<[T]> + Send + 'static,
-    {
-        self.chosen().broadcast_async(buffer, root)
-    }
-
-    /// A broadcast that can be repeated: see [`Communicator::prepare_all_reduce`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn prepare_broadcast<T, B>(&self, buffer: B, root: u32) -> Result<Prepared<'_, T, B>, Error>
-    where
-        T: Element,
-        B: AsMut<[T]>,
-    {
-        self.chosen().prepare_broadcast(buffer, root)
-    }
-
-    /// An in-place all-reduce that can be repeated with the least work a call: planned, with its
-    /// links made. All ranks prepare, or all make the plain call: their runs meet either way.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn prepare_all_reduce<T, B>(&self, buffer: B, op: Op) -> Result<Prepared<'_, T, B>, Error>
-    where
-        T: Element,
-        B: AsMut<[T]>,
-    {
-        self.chosen().prepare_all_reduce(buffer, op)
-    }
-
-    /// As [`Communicator::prepare_all_reduce`], from `input` into `output` of the same length.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn prepare_all_reduce_into<T, A, B>(
-        &self,
-        input: A,
-        output: B,
-        op: Op,
-    ) -> Result<PreparedInto<'_, T, A, B>, Error>
-    where
-        T: Element,
-        A: AsRef<[T]>,
-        B: AsMut<[T]>,
-    {
-        self.chosen().prepare_all_reduce_into(input, output, op)
+    /// A handle whose collectives are carried out by `algorithm` instead of the one that would be chosen;
+    /// `None` for that one. All ranks must name the same one; one that does not serve a collective is
+    /// refused by the call.
+    pub fn using(&self, algorithm: impl Into<Option<Algorithm>>) -> Communicator {
+        Communicator { algorithm: algorithm.into(), ..self.clone() }
     }
 
     /// Zeroed memory for `count` elements that peers of the same host can use in place, which
@@ -520,109 +309,12 @@ impl Communicator {
         self.inner.control.abort(reason);
     }
 
-    fn chosen(&self) -> Using<'_> {
-        Using::new(self, None)
-    }
-
     pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
-        self.progress.turn(&self.inner.engine)
+        self.owner.progress.turn(&self.inner.engine)
     }
 
-    /// The call with its choice of algorithm.
-    #[inline]
-    pub(crate) fn call(
-        &self,
-        kind: CallKind,
-        data_type: DataType,
-        op: Option<Op>,
-        root: u32,
-        count: usize,
-        forced: Option<Algorithm>,
-    ) -> Result<Call, Error> {
-        let collective = kind.collective(root).expect("a collective");
-        let is_served = forced.is_none_or(|algorithm| algorithm.serves(collective));
-        let is_root = collective.root().is_none_or(|root| root < self.ranks());
-        let is_had = op.is_none_or(|op| data_type.has(op));
-        if !(is_served && is_root && is_had) {
-            return Err(self.refused(collective, data_type, op, forced));
-        }
-        let (stream, count) = (Stream::Collective, count as u64);
-        Ok(Call { stream, kind, data_type, op, root, count, forced })
-    }
-
-    /// Why a call cannot be made.
-    #[cold]
-    fn refused(
-        &self,
-        collective: Collective,
-        data_type: DataType,
-        op: Option<Op>,
-        forced: Option<Algorithm>,
-    ) -> Error {
-        if let Some(algorithm) = forced.filter(|algorithm| !algorithm.serves(collective)) {
-            let serving = Algorithm::ALL.into_iter().filter(|a| a.serves(collective));
-            let serving: Vec<&str> = serving.map(Algorithm::name).collect();
-            let (name, serving) = (collective.name(), serving.join(", "));
-            return Error::Argument(format!(
-                "{algorithm} does not serve {name}, which takes one of: {serving}"
-            ));
-        }
-        if let Some(op) = op.filter(|op| !data_type.has(*op)) {
-            let has: Vec<&str> = data_type.ops().map(Op::name).collect();
-            let (name, op, has) = (data_type.name(), op.name(), has.join(", "));
-            return Error::Argument(format!("{name} has no {op}: it has {has}"));
-        }
-        let root = collective.root().unwrap_or(NO_ROOT);
-        let last = self.ranks() - 1;
-        Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}"))
-    }
-
-    pub(crate) fn barrier_call(&self, by: Option<Algorithm>) -> Result<Call, Error> {
-        self.call(CallKind::Barrier, DataType::F32, None, NO_ROOT, 0, by)
-    }
-
-    pub(crate) fn send_call<T: Element>(&self, count: usize, to: u32) -> Result<Call, Error> {
-        self.point_to_point::<T>(Stream::SendTo(to), count, to)
-    }
-
-    pub(crate) fn receive_call<T: Element>(&self, count: usize, from: u32) -> Result<Call, Error> {
-        self.point_to_point::<T>(Stream::ReceiveFrom(from), count, from)
-    }
-
-    fn point_to_point<T: Element>(
-        &self,
-        stream: Stream,
-        count: usize,
-        peer: u32,
-    ) -> Result<Call, Error> {
-        if peer >= self.ranks() || peer == self.rank() {
-            let (rank, last) = (self.rank(), self.ranks() - 1);
-            return Err(Error::Argument(format!(
-                "rank {rank} cannot exchange with rank {peer}: peers are 0 to {last} without itself"
-            )));
-        }
-        Ok(Call {
-            stream,
-            kind: CallKind::PointToPoint,
-            data_type: T::DATA_TYPE,
-            op: None,
-            root: NO_ROOT,
-            count: count as u64,
-            forced: None,
-        })
-    }
-}
-
-impl Drop for Communicator {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // The others shall hear of it, and not that this rank left in good order.
-            self.abort("it panicked");
-        }
-        // What was posted is completed first: its buffers belong to the operations.
-        self.progress.finish();
-        engine::lock(&self.inner.engine).close();
-        restore_slices();
+    pub(crate) fn algorithm(&self) -> Option<Algorithm> {
+        self.algorithm
     }
 }
 

@@ -1,31 +1,22 @@
 //! The part of a communicator that one thread at a time drives: its links, its prepared
 //! operations, and the wait for them.
 
-use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use ringtree_transport::endpoint::Endpoint;
-use ringtree_transport::memory::{Bell, Registration};
+use ringtree_transport::memory::Registration;
 use ringtree_transport::pages::LargePages;
 use ringtree_transport::shm::Board;
-use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
-use ringtree_transport::{Link, LinkError, Tag, TransportKind};
+use ringtree_transport::{Link, Tag};
 
-use crate::control::{
-    AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Stream, Suspicion,
-};
-use crate::executor::{Fault, Operation, Status};
-use crate::prepared::{Call, Entry, Part, Prepared};
+use crate::control::{Operation as Named, Stream};
+use crate::driver::{Driven, Driver, Single};
+use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
 use crate::selection::Shape;
+use crate::together::{Together, Waiting};
 use crate::{Error, Factor, Op};
-
-/// An operation that has not moved for so long tells the arbiter.
-const STALL: Duration = Duration::from_millis(100);
-
-/// How long a rank waits for the arbiter's verdict once it knows that something is wrong.
-const VERDICT_WAIT: Duration = Duration::from_secs(3);
 
 /// See the file's description.
 #[derive(Debug)]
@@ -34,6 +25,8 @@ pub(crate) struct Engine {
     driver: Driver,
     prepared: Prepared,
     pages: LargePages,
+    /// Where small buffers are packed, aligned for every type.
+    pack: Vec<u64>,
     shape: Shape,
     sequence: u32,
     sent: Vec<u32>,
@@ -55,18 +48,6 @@ pub(crate) struct Wiring {
     pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
-/// What a wait looks at beside the links.
-#[derive(Debug)]
-pub(crate) struct Driver {
-    pub(crate) policy: WaitPolicy,
-    pub(crate) sleeper: Sleeper,
-    pub(crate) bell: Arc<Bell>,
-    pub(crate) abort: Arc<AbortWord>,
-    pub(crate) control: Arc<Control>,
-    pub(crate) recorder: Arc<FlightRecorder>,
-    pub(crate) timeout: Duration,
-}
-
 /// The engine. A thread that panicked while it drove an operation has left the links with the
 /// addresses of memory that is gone: the communicator is over, and nothing looks at them again.
 pub(crate) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
@@ -85,12 +66,21 @@ impl Engine {
             driver,
             prepared: Prepared::default(),
             pages: LargePages::default(),
+            pack: Vec::new(),
             shape,
             sequence: 0,
             sent: vec![0; ranks],
             received: vec![0; ranks],
             failed: None,
         }
+    }
+
+    pub(crate) fn rank(&self) -> u32 {
+        self.wiring.rank
+    }
+
+    pub(crate) fn ranks(&self) -> u32 {
+        self.shape.ranks
     }
 
     /// The error that ended the communicator, if one has.
@@ -120,9 +110,37 @@ impl Engine {
     /// What the call reads of `input` must be readable, and what it writes of `output` writable, until
     /// this returns; they are the same or do not overlap. They are the same where the call is in place:
     /// then it is one buffer of all blocks, if there are blocks.
+    #[inline]
     pub(crate) unsafe fn run(
         &mut self,
         call: &Call,
+        input: *const u8,
+        output: *mut u8,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.run_on(call, None, input, output) }
+    }
+
+    /// Runs a call on blocks that differ in length.
+    ///
+    /// # Safety
+    /// As of [`Engine::run`].
+    pub(crate) unsafe fn run_varied(
+        &mut self,
+        call: &Call,
+        blocks: &Blocks,
+        input: *const u8,
+        output: *mut u8,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.run_on(call, Some(blocks), input, output) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_on(
+        &mut self,
+        call: &Call,
+        blocks: Option<&Blocks>,
         input: *const u8,
         output: *mut u8,
     ) -> Result<(), Error> {
@@ -131,9 +149,12 @@ impl Engine {
             && factor != Factor::ONE
         {
             // SAFETY: the caller's promise is passed on.
-            return unsafe { self.run_multiplied(call, factor, input, output) };
+            return unsafe { self.run_multiplied(call, blocks, factor, input, output) };
         }
         let index = self.prepared.find(call, &self.wiring, self.shape);
+        if let Some(blocks) = blocks {
+            self.prepared.operations[index].vary(blocks, self.wiring.rank);
+        }
         let sequence = self.next_sequence(call.stream);
         let Entry { record, operation, .. } = &self.prepared.operations[index];
         let named = Named { stream: call.stream, sequence, record: *record };
@@ -146,12 +167,12 @@ impl Engine {
         let Entry { operation, runs, part, .. } = &mut self.prepared.operations[index];
         let (mut input, mut output) = (input, output);
         if output.cast_const() == input {
-            self.pages.note_call(input, part.input_bytes.max(part.output_bytes));
+            self.pages.note_call(input, part.input.max(part.output));
         } else {
-            self.pages.note_call(input, part.input_bytes);
-            self.pages.note_call(output, part.output_bytes);
-            input = input.wrapping_sub(part.before_input_bytes);
-            output = output.wrapping_sub(part.before_output_bytes);
+            self.pages.note_call(input, part.input);
+            self.pages.note_call(output, part.output);
+            input = input.wrapping_sub(part.before_input);
+            output = output.wrapping_sub(part.before_output);
         }
         let tag = Tag { sequence, digest: operation.digest() };
         for _ in 0..*runs {
@@ -160,10 +181,8 @@ impl Engine {
                 let Wiring { links, board, .. } = &mut self.wiring;
                 operation.start_with(tag, input, output, links, board);
             }
-            let mut links = InUse { links: &mut self.wiring.links, is_over: false };
-            let result = self.driver.drive(operation, named, links.links);
-            links.is_over = true;
-            drop(links);
+            let result =
+                drive(&mut self.driver, &mut Single { operation, named }, &mut self.wiring);
             if let Err(error) = result {
                 return Err(self.fail(error));
             }
@@ -172,31 +191,67 @@ impl Engine {
         Ok(())
     }
 
+    /// Runs messages to and from peers, all under way at once but for those of one stream, which keep
+    /// their order.
+    ///
+    /// # Safety
+    /// As of [`Engine::run`], of each; and none writes what another reads or writes.
+    pub(crate) unsafe fn run_together(
+        &mut self,
+        messages: impl Iterator<Item = (Call, *const u8, *mut u8)>,
+    ) -> Result<(), Error> {
+        self.check()?;
+        let mut together = Together::new(self.driver.recorder.clone());
+        let mut peers = Vec::new();
+        let mut first = None;
+        for (call, input, output) in messages {
+            let Entry { record, operation, .. } =
+                entry(&call, self.wiring.rank, &self.wiring.hosts, self.shape);
+            let sequence = self.next_sequence(call.stream);
+            let named = Named { stream: call.stream, sequence, record };
+            first.get_or_insert(named);
+            peers.extend_from_slice(operation.peers());
+            together.add(Waiting { operation, named, input, output });
+        }
+        peers.sort_unstable();
+        peers.dedup();
+        self.connect(&peers, first)?;
+        let result = drive(&mut self.driver, &mut together, &mut self.wiring);
+        result.map_err(|error| self.fail(error))
+    }
+
     /// Runs an [`Op::PreMulSum`]: multiplies what this rank gives where the result will be, if that has
     /// room for it, or else into a copy, and sums.
     ///
     /// # Safety
     /// As of [`Engine::run`].
+    #[cold]
     unsafe fn run_multiplied(
         &mut self,
         call: &Call,
+        blocks: Option<&Blocks>,
         factor: Factor,
         input: *const u8,
         output: *mut u8,
     ) -> Result<(), Error> {
-        let ranks = self.wiring.addresses.len() as u32;
-        let block_bytes = call.count as usize * call.data_type.size_bytes();
+        let (rank, ranks) = (self.rank(), self.ranks());
+        let element_bytes = call.data_type.size_bytes();
         let collective = call.kind.collective(call.root);
-        let part = Part::of(collective, self.wiring.rank, ranks, block_bytes);
+        let part = match (collective, blocks) {
+            (Some(collective), Some(blocks)) => {
+                Part::varied(collective, rank, blocks, element_bytes)
+            }
+            _ => Part::of(collective, rank, ranks, call.count as usize * element_bytes),
+        };
         let mut copy = Vec::new();
         // What a call leaves as it is, as of a reduction to another rank, must not be multiplied.
-        let (multiplied, output): (*mut u8, *mut u8) = if part.output_bytes == part.input_bytes {
+        let (multiplied, output): (*mut u8, *mut u8) = if part.output == part.input {
             (output, output)
         } else {
-            copy.resize(part.input_bytes.div_ceil(8), 0_u64);
-            let own_output = match part.output_bytes {
+            copy.resize(part.input.div_ceil(8), 0_u64);
+            let own_output = match part.output {
                 0 => copy.as_mut_ptr().cast(),
-                _ if output.cast_const() == input => output.wrapping_add(part.before_output_bytes),
+                _ if output.cast_const() == input => output.wrapping_add(part.before_output),
                 _ => output,
             };
             (copy.as_mut_ptr().cast(), own_output)
@@ -204,12 +259,24 @@ impl Engine {
         let kernel = reduce::kernel(call.data_type, Pass::Scale { factor: factor.get() });
         // SAFETY: the input can be read and, as the caller promises, the output be written; they are the
         // same or do not overlap. A copy has room for the input.
-        unsafe {
-            let count = part.input_bytes / call.data_type.size_bytes();
-            kernel.run(&[input], &[multiplied], count);
-        }
+        unsafe { kernel.run(&[input], &[multiplied], part.input / element_bytes) };
+        let call = call.without_factor();
         // SAFETY: the caller's promise, with the multiplied elements for the input.
-        unsafe { self.run(&call.without_factor(), multiplied, output) }
+        unsafe {
+            match blocks {
+                None => self.run(&call, multiplied, output),
+                Some(blocks) => self.run_varied(&call, blocks, multiplied, output),
+            }
+        }
+    }
+
+    /// Memory to pack small buffers into, which is to be given back.
+    pub(crate) fn take_pack(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.pack)
+    }
+
+    pub(crate) fn keep_pack(&mut self, pack: Vec<u64>) {
+        self.pack = pack;
     }
 
     /// Makes the links to all other ranks.
@@ -293,6 +360,15 @@ impl Engine {
     }
 }
 
+/// Drives operations to their end. Should that panic, the links are dropped.
+#[inline]
+fn drive(driver: &mut Driver, driven: &mut impl Driven, wiring: &mut Wiring) -> Result<(), Error> {
+    let mut links = InUse { links: &mut wiring.links, is_over: false };
+    let result = driver.drive(driven, links.links);
+    links.is_over = true;
+    result
+}
+
 /// The links while an operation runs. Should it panic, peers must not reach the caller's memory any
 /// more, which the unwinding frees.
 struct InUse<'a> {
@@ -312,209 +388,4 @@ impl Drop for InUse<'_> {
 fn drop_all(links: &mut [Option<Link>]) {
     links.iter_mut().flatten().for_each(Link::withdraw);
     links.iter_mut().for_each(|link| *link = None);
-}
-
-impl Driver {
-    /// Has the monitor notice the end of a peer's process at once.
-    fn watch_process(&self, link: &Link) {
-        let Some(pid) = link.peer_process() else { return };
-        if let Err(error) = self.control.watch_process(link.peer(), pid) {
-            // Its control connection still tells, if later.
-            tracing::debug!("cannot watch process {pid} of rank {}: {error}", link.peer());
-        }
-    }
-
-    /// The link to a peer. A peer that does not come holds its operation up like one that does not
-    /// answer, so the arbiter hears of it.
-    fn connect(
-        &self,
-        wiring: &Wiring,
-        peer: u32,
-        operation: Option<Named>,
-        deadline: Instant,
-    ) -> Result<Link, Error> {
-        let began = Instant::now();
-        let stall = |operation, deadline_passed| Stall {
-            operation,
-            waiting_for: vec![peer],
-            stalled_ms: began.elapsed().as_millis() as u64,
-            deadline_passed,
-        };
-        let reported = Cell::new(false);
-        let stop = || {
-            if let Some(operation) = operation
-                && began.elapsed() >= STALL
-                && !reported.replace(true)
-            {
-                self.control.stalled(stall(operation, false));
-            }
-            self.abort.is_set()
-        };
-        let address = &wiring.addresses[peer as usize];
-        wiring.endpoint.connect(peer, address, deadline, &stop).map_err(|error| {
-            match operation.filter(|_| Instant::now() >= deadline) {
-                Some(operation) => self.control.stalled(stall(operation, true)),
-                None => {
-                    let reason = error.to_string();
-                    self.control.link_failed(LinkFailure { peer, reason, operation });
-                }
-            }
-            self.verdict_or(error.into())
-        })
-    }
-
-    /// Drives an operation to its end, however long its peers take within the deadline.
-    fn drive(
-        &mut self,
-        operation: &mut Operation,
-        named: Named,
-        links: &mut [Option<Link>],
-    ) -> Result<(), Error> {
-        let mut wait = Progressless::default();
-        loop {
-            match operation.poll(links, 0) {
-                Ok(Status::Done) => {
-                    self.policy.found(&wait.looks);
-                    return Ok(());
-                }
-                Ok(Status::Moved) => {
-                    self.policy.found(&wait.looks);
-                    wait = Progressless::default();
-                    continue;
-                }
-                Ok(Status::Blocked { moved: true }) => {
-                    self.policy.found(&wait.looks);
-                    wait = Progressless::default();
-                }
-                Ok(Status::Blocked { moved: false }) => {}
-                Err(fault) => return Err(self.report(fault, named)),
-            }
-            if self.abort.is_set() {
-                return Err(self.verdict_or_timeout(named, operation.waiting_for(), self.timeout));
-            }
-            if self.policy.next(&mut wait.looks) == Stage::Sleep {
-                let longest = self.watch(&mut wait, operation, named)?;
-                let mut fault = None;
-                let poll = |links: &mut [Option<Link>]| {
-                    take_in(links);
-                    match operation.poll(links, 0) {
-                        Ok(status) => status != Status::Blocked { moved: false },
-                        Err(error) => {
-                            fault = Some(error);
-                            true
-                        }
-                    }
-                };
-                if self.sleep(links, longest, poll) {
-                    wait = Progressless::default();
-                }
-                if let Some(fault) = fault {
-                    return Err(self.report(fault, named));
-                }
-            }
-        }
-    }
-
-    /// Sleeps until something may have moved. Returns whether `poll` moved something before that.
-    fn sleep(
-        &mut self,
-        links: &mut [Option<Link>],
-        longest: Duration,
-        poll: impl FnOnce(&mut [Option<Link>]) -> bool,
-    ) -> bool {
-        let abort = &self.abort;
-        let mut moved = false;
-        self.sleeper.sleep(links, &self.bell, longest, |links| {
-            moved = poll(links);
-            moved || abort.is_set()
-        });
-        moved
-    }
-
-    /// Looks at the clock: tells the arbiter of a stall, ends the wait at the deadline. Returns
-    /// how long the thread may sleep until it must look again.
-    fn watch(
-        &mut self,
-        wait: &mut Progressless,
-        operation: &Operation,
-        named: Named,
-    ) -> Result<Duration, Error> {
-        let now = Instant::now();
-        let since = *wait.since.get_or_insert(now);
-        let stalled = now - since;
-        let waiting_for = || operation.waiting_for();
-        let stall = |deadline_passed| Stall {
-            operation: named,
-            waiting_for: waiting_for(),
-            stalled_ms: stalled.as_millis() as u64,
-            deadline_passed,
-        };
-        if stalled >= self.timeout {
-            self.control.stalled(stall(true));
-            return Err(self.verdict_or_timeout(named, waiting_for(), self.timeout));
-        }
-        if stalled >= STALL && !wait.reported {
-            wait.reported = true;
-            self.control.stalled(stall(false));
-        }
-        let next = if wait.reported { self.timeout } else { STALL.min(self.timeout) };
-        Ok(next.saturating_sub(stalled).max(Duration::from_millis(1)))
-    }
-
-    /// Tells the arbiter of a fault and waits for what it decides.
-    fn report(&mut self, fault: Fault, operation: Named) -> Error {
-        match fault {
-            Fault::Link(error) => {
-                let peer = error.peer();
-                let mut reason = error.to_string();
-                if matches!(error, LinkError::Failed { transport: TransportKind::Tcp, .. }) {
-                    reason.push_str("; check the network between them");
-                }
-                self.control.link_failed(LinkFailure { peer, reason, operation: Some(operation) });
-                self.verdict_or(Error::Link { operation, error })
-            }
-            Fault::Mismatch { peer, theirs } => {
-                self.control.suspect_mismatch(Suspicion {
-                    operation,
-                    peer,
-                    peer_sequence: theirs.sequence,
-                    peer_digest: theirs.digest,
-                });
-                self.verdict_or_timeout(operation, vec![peer], VERDICT_WAIT)
-            }
-        }
-    }
-
-    /// The arbiter's verdict, or that time ran out where none comes.
-    fn verdict_or_timeout(
-        &self,
-        operation: Named,
-        waiting_for: Vec<u32>,
-        timeout: Duration,
-    ) -> Error {
-        let control_address = self.control.address().to_owned();
-        self.verdict_or(Error::Timeout { operation, waiting_for, timeout, control_address })
-    }
-
-    /// The arbiter's verdict, or `otherwise` where none comes.
-    fn verdict_or(&self, otherwise: Error) -> Error {
-        self.abort.await_verdict(Instant::now() + VERDICT_WAIT).map_or(otherwise, Error::Verdict)
-    }
-}
-
-/// Takes in what has come from all ranks, since it would keep whoever waits on their sockets awake.
-/// If a link failed, whoever needs it finds out.
-fn take_in(links: &mut [Option<Link>]) {
-    for link in links.iter_mut().flatten() {
-        let _ = link.poll(0);
-    }
-}
-
-/// A time without progress.
-#[derive(Default)]
-struct Progressless {
-    looks: Wait,
-    /// When the thread first looked at the clock.
-    since: Option<Instant>,
-    reported: bool,
 }

@@ -17,10 +17,12 @@
 #![deny(missing_docs)]
 
 mod bootstrap;
+mod calls;
 mod communicator;
 pub mod control;
 mod costs;
 mod digest;
+mod driver;
 mod engine;
 mod error;
 #[doc(hidden)]
@@ -36,9 +38,10 @@ pub mod reduce;
 #[doc(hidden)]
 pub mod selection;
 mod settings;
+mod together;
 mod types;
-mod using;
 
+pub use calls::{Group, Prepared, PreparedInto};
 pub use communicator::Communicator;
 pub use costs::{Costs, LinkCosts};
 pub use error::Error;
@@ -51,4 +54,3 @@ pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{MAX_SOCKETS, Settings, Source};
 pub use types::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
-pub use using::{Prepared, PreparedInto, Using};

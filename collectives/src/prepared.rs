@@ -1,11 +1,14 @@
 //! Calls made ready to run: the algorithm chosen, the plan lowered, the memory allocated, and kept for
 //! the next time.
 
+use std::borrow::Cow;
+
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
 use ringtree_transport::POINT_TO_POINT;
 use rustc_hash::FxHashMap;
 
 use crate::control::Stream;
+use crate::digest::{fnv1a, fold};
 use crate::engine::Wiring;
 use crate::executor::{Extent, Operation};
 use crate::record::{CallKind, CallRecord};
@@ -28,7 +31,7 @@ pub(crate) struct Call {
     /// What reduces; nothing where nothing is reduced.
     pub(crate) op: Option<Op>,
     pub(crate) root: u32,
-    /// As in [`CallRecord`].
+    /// As in [`CallRecord`]; of blocks that differ in length, the next power of two.
     pub(crate) count: u64,
     /// The algorithm, unless it is to be chosen.
     pub(crate) forced: Option<Algorithm>,
@@ -65,37 +68,97 @@ pub(crate) struct Entry {
     pub(crate) runs: u32,
 }
 
-/// Which part of all ranks' blocks this rank's buffers are, in bytes. Where it has one block only, its
-/// buffer begins with that one.
+/// Which part of all ranks' blocks this rank's buffers are, in elements or in bytes, as the length of a
+/// block was given. Where it has one block only, its buffer begins with that one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
-    pub(crate) input_bytes: usize,
-    pub(crate) before_input_bytes: usize,
-    pub(crate) output_bytes: usize,
-    pub(crate) before_output_bytes: usize,
+    pub(crate) input: usize,
+    pub(crate) before_input: usize,
+    pub(crate) output: usize,
+    pub(crate) before_output: usize,
+}
+
+/// The blocks of a call that differ in length: how many elements each has.
+#[derive(Debug)]
+pub(crate) struct Blocks<'a> {
+    /// Of the input. A rank that does not know those of others has 0 there.
+    pub(crate) given: Cow<'a, [usize]>,
+    /// Of the output.
+    pub(crate) got: Cow<'a, [usize]>,
 }
 
 impl Part {
-    pub(crate) fn of(collective: Option<Collective>, rank: u32, ranks: u32, bytes: usize) -> Part {
-        let all = ranks as usize * bytes;
-        let own = (bytes, rank as usize * bytes);
-        let if_root = |root, bytes| if rank == root { (bytes, 0) } else { (0, 0) };
-        let (input, output) = match collective {
-            Some(Collective::AllGather) => (own, (all, 0)),
-            Some(Collective::ReduceScatter) => ((all, 0), own),
-            Some(Collective::AllToAll) => ((all, 0), (all, 0)),
-            Some(Collective::Gather { root }) => (own, if_root(root, all)),
-            Some(Collective::Scatter { root }) => (if_root(root, all), own),
-            Some(Collective::Broadcast { root }) => (if_root(root, bytes), (bytes, 0)),
-            Some(Collective::Reduce { root }) => ((bytes, 0), if_root(root, bytes)),
-            Some(Collective::AllReduce | Collective::Barrier) | None => ((bytes, 0), (bytes, 0)),
-        };
-        Part {
-            input_bytes: input.0,
-            before_input_bytes: input.1,
-            output_bytes: output.0,
-            before_output_bytes: output.1,
+    /// Of equal blocks, or of buffers that are no blocks.
+    #[inline]
+    pub(crate) fn of(collective: Option<Collective>, rank: u32, ranks: u32, block: usize) -> Part {
+        let all = ranks as usize * block;
+        let own = (block, rank as usize * block);
+        match collective {
+            Some(collective) if collective.is_of_blocks() => {
+                Part::of_blocks(collective, rank, [all, all], [own, own])
+            }
+            Some(Collective::Broadcast { root }) if root != rank => Part::new((0, 0), (block, 0)),
+            Some(Collective::Reduce { root }) if root != rank => Part::new((block, 0), (0, 0)),
+            _ => Part::new((block, 0), (block, 0)),
         }
+    }
+
+    /// Of blocks that differ in length, in elements of `element_bytes`.
+    pub(crate) fn varied(
+        collective: Collective,
+        rank: u32,
+        blocks: &Blocks,
+        element_bytes: usize,
+    ) -> Part {
+        let tables = [&blocks.given, &blocks.got];
+        let bytes = |lengths: &[usize]| lengths.iter().sum::<usize>() * element_bytes;
+        let own = |lengths: &[usize]| {
+            let (before, rest) = lengths.split_at(rank as usize);
+            (rest[0] * element_bytes, bytes(before))
+        };
+        Part::of_blocks(collective, rank, tables.map(|t| bytes(t)), tables.map(|t| own(t)))
+    }
+
+    /// `all` is how long all blocks of the input and of the output are, `own` this rank's and what is
+    /// before it.
+    #[inline]
+    fn of_blocks(
+        collective: Collective,
+        rank: u32,
+        all: [usize; 2],
+        own: [(usize, usize); 2],
+    ) -> Part {
+        let all = all.map(|length| (length, 0));
+        match collective {
+            Collective::AllGather => Part::new(own[0], all[1]),
+            Collective::ReduceScatter => Part::new(all[0], own[1]),
+            Collective::Gather { root } => {
+                Part::new(own[0], if root == rank { all[1] } else { (0, 0) })
+            }
+            Collective::Scatter { root } => {
+                Part::new(if root == rank { all[0] } else { (0, 0) }, own[1])
+            }
+            _ => Part::new(all[0], all[1]),
+        }
+    }
+
+    const fn new(input: (usize, usize), output: (usize, usize)) -> Part {
+        Part { input: input.0, before_input: input.1, output: output.0, before_output: output.1 }
+    }
+}
+
+impl Entry {
+    /// Sets the lengths of blocks that differ, for the next run.
+    pub(crate) fn vary(&mut self, blocks: &Blocks, rank: u32) {
+        let Call { kind, data_type, root, .. } = self.call;
+        let collective = kind.collective(root).expect("blocks are of a collective");
+        if kind.has_known_lengths() {
+            self.record.count = blocks.given.iter().sum::<usize>() as u64;
+            let words = blocks.given.iter().flat_map(|length| (*length as u64).to_le_bytes());
+            self.record.root = fold(fnv1a(words));
+        }
+        self.part = Part::varied(collective, rank, blocks, data_type.size_bytes());
+        self.operation.vary(&blocks.given, &blocks.got, self.record.digest());
     }
 }
 
@@ -134,17 +197,30 @@ impl Prepared {
 }
 
 /// Chooses how to carry a call out, plans and lowers it.
-fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
+pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
     let collective = call.kind.collective(call.root);
     let block_bytes = call.count * call.data_type.size_bytes() as u64;
     let (extent, bytes) = match collective {
+        Some(_) if call.kind.is_varied() => (Extent::Varied, block_bytes),
         Some(collective) if collective.is_of_blocks() => {
             (Extent::Blocks(call.count), u64::from(shape.ranks) * block_bytes)
         }
         _ => (Extent::Whole(call.count), block_bytes),
     };
-    let choice = collective
-        .map(|collective| (collective, selection::choose(collective, bytes, shape, call.forced)));
+    let choice = collective.map(|collective| {
+        let choice = match call.kind {
+            kind if kind.has_known_lengths() => {
+                selection::choose_varied(collective, bytes, shape, call.forced)
+            }
+            // No rank knows how much there is to do, so that only what needs no rounds will do.
+            kind if kind.is_varied() => Choice {
+                algorithm: call.forced.unwrap_or(Algorithm::Direct),
+                schedule: selection::WHOLE,
+            },
+            _ => selection::choose(collective, bytes, shape, call.forced),
+        };
+        (collective, choice)
+    });
     let record = CallRecord {
         kind: call.kind,
         data_type: call.data_type as u8,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ringtree_plan::Collective;
 
-use crate::digest::fnv1a;
+use crate::digest::{fnv1a, fold};
 
 /// Kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,22 +30,64 @@ pub enum CallKind {
     Scatter = 9,
     /// All-to-all.
     AllToAll = 10,
+    /// All-gather of blocks that differ in length.
+    AllGatherV = 11,
+    /// Reduce-scatter of blocks that differ in length.
+    ReduceScatterV = 12,
+    /// Gather of blocks that differ in length.
+    GatherV = 13,
+    /// Scatter of blocks that differ in length.
+    ScatterV = 14,
+    /// All-to-all of blocks that differ in length.
+    AllToAllV = 15,
+    /// All-reduce of several buffers that are packed into one.
+    AllReduceGroup = 16,
 }
 
 impl CallKind {
+    const ALL: [CallKind; 16] = [
+        CallKind::AllReduce,
+        CallKind::Broadcast,
+        CallKind::Barrier,
+        CallKind::PointToPoint,
+        CallKind::AllGather,
+        CallKind::ReduceScatter,
+        CallKind::Reduce,
+        CallKind::Gather,
+        CallKind::Scatter,
+        CallKind::AllToAll,
+        CallKind::AllGatherV,
+        CallKind::ReduceScatterV,
+        CallKind::GatherV,
+        CallKind::ScatterV,
+        CallKind::AllToAllV,
+        CallKind::AllReduceGroup,
+    ];
+
+    /// Whether blocks differ in length.
+    pub(crate) const fn is_varied(self) -> bool {
+        self.has_known_lengths()
+            || matches!(self, CallKind::GatherV | CallKind::ScatterV | CallKind::AllToAllV)
+    }
+
+    /// Whether blocks differ in length, and all ranks know the lengths of all.
+    pub(crate) const fn has_known_lengths(self) -> bool {
+        matches!(self, CallKind::AllGatherV | CallKind::ReduceScatterV)
+    }
+
     /// The collective, from or to `root` where it has one; `None` for a message between two ranks.
     pub(crate) const fn collective(self, root: u32) -> Option<Collective> {
         Some(match self {
-            CallKind::AllReduce => Collective::AllReduce,
+            CallKind::AllReduce | CallKind::AllReduceGroup => Collective::AllReduce,
             CallKind::Broadcast => Collective::Broadcast { root },
             CallKind::Barrier => Collective::Barrier,
             CallKind::PointToPoint => return None,
-            CallKind::AllGather => Collective::AllGather,
-            CallKind::ReduceScatter => Collective::ReduceScatter,
+            CallKind::AllGather | CallKind::AllGatherV => Collective::AllGather,
+            CallKind::ReduceScatter | CallKind::ReduceScatterV => Collective::ReduceScatter,
             CallKind::Reduce => Collective::Reduce { root },
-            CallKind::Gather => Collective::Gather { root },
-            CallKind::Scatter => Collective::Scatter { root },
-            CallKind::AllToAll => Collective::AllToAll,
+            CallKind::Gather | CallKind::GatherV => Collective::Gather { root },
+            CallKind::Scatter | CallKind::ScatterV => Collective::Scatter { root },
+            CallKind::AllToAll | CallKind::AllToAllV => Collective::AllToAll,
         })
     }
 }
@@ -62,9 +104,11 @@ pub struct CallRecord {
     pub operation: u8,
     /// [`Algorithm`](crate::Algorithm) as its number.
     pub algorithm: u8,
-    /// Root, or `u32::MAX`.
+    /// Root, or `u32::MAX`; where all ranks know the lengths of blocks or buffers that
+    /// differ, what those hash to.
     pub root: u32,
-    /// Elements of the buffer; where it is cut into a block for each rank, of a block.
+    /// Elements of the buffer; where it is cut into a block for each rank, of a block. Where blocks differ
+    /// in length, of all of them, or 0 where a rank knows only those that it gives or gets.
     pub count: u64,
 }
 
@@ -86,19 +130,7 @@ impl CallRecord {
 
     /// The record from bytes; `None` where they are not one.
     pub fn decode(bytes: &[u8; Self::ENCODED_BYTES]) -> Option<CallRecord> {
-        let kind = match bytes[0] {
-            1 => CallKind::AllReduce,
-            2 => CallKind::Broadcast,
-            3 => CallKind::Barrier,
-            4 => CallKind::PointToPoint,
-            5 => CallKind::AllGather,
-            6 => CallKind::ReduceScatter,
-            7 => CallKind::Reduce,
-            8 => CallKind::Gather,
-            9 => CallKind::Scatter,
-            10 => CallKind::AllToAll,
-            _ => return None,
-        };
+        let kind = CallKind::ALL.into_iter().find(|kind| *kind as u8 == bytes[0])?;
         Some(CallRecord {
             kind,
             data_type: bytes[1],
@@ -111,8 +143,7 @@ impl CallRecord {
 
     /// Digest that frames carry: FNV-1a over the encoded record, folded to 32 bits.
     pub fn digest(&self) -> u32 {
-        let hash = fnv1a(self.encode());
-        (hash ^ (hash >> 32)) as u32
+        fold(fnv1a(self.encode()))
     }
 }
 
@@ -126,8 +157,16 @@ impl fmt::Display for CallRecord {
         if collective == Collective::Barrier {
             return write!(f, "barrier");
         }
-        write!(f, "{} of {} {data_type}", collective.name(), self.count)?;
-        if collective.is_of_blocks() {
+        match self.kind {
+            kind if kind.has_known_lengths() || kind == CallKind::AllReduceGroup => {
+                let (name, count, lengths) = (collective.name(), self.count, self.root);
+                let v = if kind.is_varied() { "-v" } else { "" };
+                write!(f, "{name}{v} of {count} {data_type} in all, lengths #{lengths:08x}")?;
+            }
+            kind if kind.is_varied() => write!(f, "{}-v of {data_type}", collective.name())?,
+            _ => write!(f, "{} of {} {data_type}", collective.name(), self.count)?,
+        }
+        if collective.is_of_blocks() && !self.kind.is_varied() {
             write!(f, " a rank")?;
         }
         match collective {

@@ -25,6 +25,8 @@ pub struct Shape {
     /// Ranks on the host that has fewest of them: so many of each host speak with other hosts at
     /// once in a hierarchical all-reduce.
     pub fewest_local_ranks: u32,
+    /// Only algorithms that give the same bits as each other are taken.
+    pub reproducible: bool,
     /// Buffers that come again and again are moved into large pages, on all hosts.
     pub large_pages: bool,
     /// What messages and sums cost: rank 0's table.
@@ -125,12 +127,32 @@ pub fn choose(
     shape: Shape,
     forced: Option<Algorithm>,
 ) -> Choice {
-    let best = |best: Option<Candidate>, algorithm: Algorithm| {
+    best(candidates(collective, shape, forced), collective, bytes, shape)
+}
+
+/// As [`choose`], where blocks differ in length: plans that name several blocks as one span are out.
+pub(crate) fn choose_varied(
+    collective: Collective,
+    bytes: u64,
+    shape: Shape,
+    forced: Option<Algorithm>,
+) -> Choice {
+    let candidates = candidates(collective, shape, forced);
+    let fitting = candidates.filter(|algorithm| !algorithm.takes_one_round(collective));
+    best(fitting, collective, bytes, shape)
+}
+
+fn best(
+    candidates: impl Iterator<Item = Algorithm>,
+    collective: Collective,
+    bytes: u64,
+    shape: Shape,
+) -> Choice {
+    let better = |best: Option<Candidate>, algorithm: Algorithm| {
         let next = candidate(collective, algorithm, bytes, shape);
         Some(best.filter(|b| b.predicted_s <= next.predicted_s).unwrap_or(next))
     };
-    let candidates = candidates(collective, shape, forced);
-    candidates.fold(None, best).map_or_else(
+    candidates.fold(None, better).map_or_else(
         || candidate(collective, Algorithm::Dissemination, bytes, shape).choice,
         |candidate| candidate.choice,
     )
@@ -160,7 +182,9 @@ fn candidates(
     shape: Shape,
     forced: Option<Algorithm>,
 ) -> impl Iterator<Item = Algorithm> {
-    let may_link_all = shape.ranks <= MOST_RANKS_ALL_LINKED;
+    let in_order_only = shape.reproducible && collective.is_reduction();
+    // Where everyone must fold what everyone gives, there is nothing else.
+    let may_link_all = shape.ranks <= MOST_RANKS_ALL_LINKED || in_order_only;
     let fits = move |a: &Algorithm| match forced {
         Some(forced) => forced == *a,
         None if *a == Algorithm::Hierarchical => shape.has_hierarchy(),
@@ -176,7 +200,8 @@ fn candidates(
         }
         None => may_link_all || !links_all(*a),
     };
-    Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(fits)
+    let is_allowed = move |a: &Algorithm| !in_order_only || a.folds_in_rank_order(collective);
+    Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(is_allowed).filter(fits)
 }
 
 /// Whether everyone exchanges with everyone.
@@ -248,6 +273,8 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shap
         // What is published stays in the caches.
         Algorithm::OneShot if is_published => (1.0, n - 1.0, 0.4 * (n - 1.0), n - 1.0),
         Algorithm::OneShot => (1.0, n - 1.0, n - 1.0, n - 1.0),
+        // All parts go to one rank in the end, and into its memory.
+        Algorithm::TwoShot if collective.root().is_some() => (2.0, n, 1.2, part),
         Algorithm::TwoShot => (2.0, 2.0 * (n - 1.0), 2.0 * part, part),
         Algorithm::Tree => {
             // Nobody sends while it waits for what it will send several times.
@@ -359,6 +386,7 @@ mod tests {
             local_ranks: 2,
             processors: 2,
             fewest_local_ranks: 2,
+            reproducible: false,
             large_pages: false,
             costs: Costs::default(),
         }
@@ -449,6 +477,19 @@ mod tests {
         // Unless they are moved into large pages.
         let shape = Shape { ranks: 4, local_ranks: 4, large_pages: true, ..one_host() };
         assert!(choose(Collective::AllReduce, 16 << 20, shape, None).schedule.attaches);
+    }
+
+    #[test]
+    fn reproducible_is_what_folds_in_the_order_of_the_ranks() {
+        for ranks in [2, 4, 8, 100] {
+            let shape = Shape { ranks, local_ranks: ranks, reproducible: true, ..one_host() };
+            for collective in Collective::all(0).into_iter().filter(|c| c.is_reduction()) {
+                for bytes in [8, 4096, 1 << 16, 1 << 20, 1 << 30] {
+                    let algorithm = choose(collective, bytes, shape, None).algorithm;
+                    assert!(algorithm.folds_in_rank_order(collective), "{collective:?} {bytes}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! processes, two hosts made of network namespaces, traffic over links, values to reduce.
 
 pub mod bits;
+pub mod calls;
 pub mod clock;
 pub mod counts;
 pub mod job;
@@ -15,3 +16,4 @@ pub mod sample;
 pub mod sockets;
 pub mod traffic;
 pub mod values;
+pub mod varied;

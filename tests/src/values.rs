@@ -3,9 +3,10 @@
 
 use std::ops::{DerefMut, Range};
 
-use ringtree::{Algorithm, Communicator, DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
+use ringtree::{Algorithm, Communicator, DataType, F8E4M3, F8E5M2, Factor, Op, bf16, f16};
 use ringtree_plan::Collective;
 
+use crate::calls::{self, Way};
 use crate::random::{Random, element};
 use crate::sample::Sample;
 
@@ -27,6 +28,7 @@ pub struct Case {
     data_type: DataType,
     op: Op,
     place: Place,
+    way: Way,
     count: usize,
     /// Elements before the first one: what makes a buffer unaligned.
     offset: usize,
@@ -54,6 +56,7 @@ pub fn all_reduces(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
                 data_type,
                 op,
                 place: random.pick(&[Place::In, Place::OutOf]),
+                way: way(&mut random),
                 count: count(&mut random, ranks, most),
                 offset: random.below(2),
                 allocated: allocated(&mut random),
@@ -88,6 +91,7 @@ pub fn others(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
                         data_type,
                         op,
                         place,
+                        way: way(&mut random),
                         count: count(&mut random, ranks, most / blocks),
                         offset: random.below(2),
                         allocated: allocated(&mut random),
@@ -149,6 +153,11 @@ fn count(random: &mut Random, ranks: u32, most: usize) -> usize {
         _ => random.below(most),
     }
     .min(most)
+}
+
+/// Most calls are blocking ones.
+fn way(random: &mut Random) -> Way {
+    random.pick(&[Way::Blocking, Way::Blocking, Way::Asynchronous, Way::Prepared])
 }
 
 /// Nobody, everybody, or any ranks: what is registered must not matter to the others.
@@ -215,9 +224,10 @@ fn check_as<T: Sample>(communicator: &Communicator, case: Case) {
     let mut input = framed(&given, &|index| value(rank, index));
     let mut output = framed(&got, &|_| T::default());
     let (from, into) = (&mut input[offset..][..given.len()], &mut output[offset..][..got.len()]);
+    let (by, op) = (communicator.using(case.algorithm), own_op(communicator, case));
     let called = match case.place {
-        Place::In => call_in_place(communicator, case, from),
-        Place::OutOf => call_into(communicator, case, from, into),
+        Place::In => calls::in_place(&by, case.way, collective, op, from),
+        Place::OutOf => calls::into(&by, case.way, collective, op, from, into),
     };
     called.unwrap_or_else(|error| panic!("rank {rank}, {case:?}: {error}"));
     let expected = |index: usize| match collective {
@@ -256,42 +266,6 @@ fn check_as<T: Sample>(communicator: &Communicator, case: Case) {
     for (buffer, part) in [(&input, &given), (&output, &got)] {
         let outside = buffer[..offset].iter().chain(&buffer[offset + part.len()..]);
         assert!(outside.into_iter().all(|x| *x == untouched), "rank {rank}, {case:?}: outside");
-    }
-}
-
-fn call_in_place<T: Element>(
-    communicator: &Communicator,
-    case: Case,
-    buffer: &mut [T],
-) -> Result<(), ringtree::Error> {
-    let (by, op) = (communicator.using(case.algorithm), own_op(communicator, case));
-    match case.collective {
-        Collective::AllReduce => by.all_reduce(buffer, op),
-        Collective::Broadcast { root } => by.broadcast(buffer, root),
-        Collective::Reduce { root } => by.reduce(buffer, op, root),
-        Collective::AllGather => by.all_gather(buffer),
-        Collective::ReduceScatter => by.reduce_scatter(buffer, op),
-        other => panic!("{other:?} has no call in place"),
-    }
-}
-
-fn call_into<T: Element>(
-    communicator: &Communicator,
-    case: Case,
-    input: &[T],
-    output: &mut [T],
-) -> Result<(), ringtree::Error> {
-    let (by, op) = (communicator.using(case.algorithm), own_op(communicator, case));
-    match case.collective {
-        Collective::AllReduce => by.all_reduce_into(input, output, op),
-        Collective::Broadcast { root } => by.broadcast_into(input, output, root),
-        Collective::Reduce { root } => by.reduce_into(input, output, op, root),
-        Collective::AllGather => by.all_gather_into(input, output),
-        Collective::ReduceScatter => by.reduce_scatter_into(input, output, op),
-        Collective::Gather { root } => by.gather_into(input, output, root),
-        Collective::Scatter { root } => by.scatter_into(input, output, root),
-        Collective::AllToAll => by.all_to_all_into(input, output),
-        Collective::Barrier => panic!("a barrier has no buffers"),
     }
 }
 

@@ -235,6 +235,50 @@ fn a_communicator_that_is_dropped_completes_what_was_posted() {
     }
 }
 
+/// Two ranks that do not agree on what one gives the other.
+#[test]
+fn blocks_of_another_length_than_expected_end_the_call_everywhere() {
+    for transports in TRANSPORTS {
+        for (expected, given) in [(10, 11), (11, 10), (0, 1), (300_000, 300_001), (300_001, 1)] {
+            let ended = on_ranks(3, transports, |communicator| {
+                let rank = communicator.rank() as usize;
+                let (mut gives, mut gets) = ([5, 5, 5], [5, 5, 5]);
+                if rank == 1 {
+                    gives[2] = given;
+                }
+                if rank == 2 {
+                    gets[1] = expected;
+                }
+                let input = vec![1_u8; gives.iter().sum()];
+                let mut output = vec![0_u8; gets.iter().sum()];
+                let called = communicator.all_to_all_v_into(&input, &gives, &mut output, &gets);
+                // Who was done before the other looked hears of it in the next call.
+                called.and_then(|()| communicator.barrier()).map_err(|error| error.to_string())
+            });
+            for ended in ended {
+                let error = ended.expect_err("rank 1 gives another length");
+                let names = error.contains("rank 2 aborted") && error.contains("rank 1");
+                let says = error.contains(&format!("{expected} bytes"));
+                assert!(names && says && error.contains("counts"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_that_all_must_know_are_compared() {
+    let ended = on_ranks(2, Transports::Shm, |communicator| {
+        let counts = if communicator.rank() == 0 { [3, 4] } else { [4, 3] };
+        let input = vec![1.0_f32; counts[communicator.rank() as usize]];
+        let mut output = [0.0; 7];
+        communicator.all_gather_v_into(&input, &mut output, &counts).map_err(|e| e.to_string())
+    });
+    for error in ended {
+        let error = error.expect_err("other counts");
+        assert!(error.contains("all-gather-v of 7 f32 in all") && error.contains('#'), "{error}");
+    }
+}
+
 /// A buffer whose length is another each time somebody asks.
 struct Shrinking(Vec<f32>);
 
@@ -436,6 +480,15 @@ fn a_call_that_makes_no_sense_is_refused_and_harms_nothing() {
             let halves = Op::PreMulSum(Factor::new(0.5));
             refused(communicator.reduce_scatter(&mut [1_i64; 3], halves), "i64 has no premulsum");
             refused(communicator.using(Algorithm::Ring).broadcast(&mut a, 0), "ring");
+            refused(communicator.all_gather_v(&mut a, &[1, 2]), "2 counts");
+            refused(communicator.all_gather_v(&mut a, &[1, 2, 3]), "6");
+            refused(communicator.all_gather_v(&mut a, &[1, usize::MAX, 3]), "too large");
+            refused(communicator.all_gather_v_into(&b, &mut a, &[1, 2, 1]), "must have 2");
+            refused(communicator.gather_v_into(&a, &mut b, &[1, 3, 1], 1), "must have 3");
+            let halving = communicator.using(Algorithm::HalvingDoubling);
+            refused(halving.all_gather_v(&mut a, &[1, 2, 1]), "all-gather-v, which takes");
+            let given = [1, 2, 1];
+            refused(communicator.all_to_all_v_into(&a, &given, &mut b, &[1, 3, 1]), "itself");
             refused(communicator.using(Algorithm::Dissemination).broadcast(&mut a, 0), "dissem");
         }
         works(communicator, 1000, 1.0);

@@ -5,6 +5,7 @@ use ringtree::{Communicator, Transports};
 use ringtree_tests::bits::{Outcome, outcomes};
 use ringtree_tests::ranks::{TRANSPORTS, on_ranks};
 use ringtree_tests::values::{Case, all_reduces, check, others};
+use ringtree_tests::varied;
 
 /// Most elements of a call: several rounds of every algorithm among few ranks, and as much as a
 /// machine with few processors moves in time among many.
@@ -35,6 +36,18 @@ fn all_reduce_over_tcp() {
 fn every_other_collective_from_and_to_every_root() {
     for transports in TRANSPORTS {
         check_all(transports, |ranks| others(3, ranks, most(ranks)));
+    }
+}
+
+#[test]
+fn blocks_that_differ_in_length() {
+    for transports in TRANSPORTS {
+        for ranks in 1..=9 {
+            let cases = varied::cases(6, ranks, most(ranks));
+            on_ranks(ranks, transports, |communicator| {
+                cases.iter().for_each(|case| varied::check(communicator, case));
+            });
+        }
     }
 }
 

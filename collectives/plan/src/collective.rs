@@ -81,6 +81,11 @@ impl Collective {
         }
     }
 
+    /// Whether it is the root that gets, and not the one that gives.
+    pub const fn is_to_root(self) -> bool {
+        matches!(self, Collective::Reduce { .. } | Collective::Gather { .. })
+    }
+
     /// Whether a chunk is a block of the caller's buffer, cut into rounds, and not a part of a round.
     pub const fn is_of_blocks(self) -> bool {
         matches!(

@@ -80,6 +80,8 @@ fn exchanges_of_blocks_take_what_the_formulas_say() {
 fn a_reduction_takes_what_the_formula_says() {
     let ranks = [1, 2, 4, 8, 16, 32, 64, 128];
     one_round_agrees(Algorithm::Tree, Collective::Reduce { root: 0 }, &ranks);
+    let any = [1, 2, 3, 4, 7, 16, 33, 64];
+    one_round_agrees(Algorithm::TwoShot, Collective::Reduce { root: 0 }, &any);
 }
 
 #[test]

@@ -118,3 +118,17 @@ fn hierarchical_crosses_between_hosts_no_more_than_needed() {
         }
     }
 }
+
+/// What of the algorithms the reproducible mode relies on, and that none is left out for no reason.
+#[test]
+fn what_is_said_to_fold_in_the_order_of_the_ranks_does() {
+    for ranks in 3..=20 {
+        for collective in Collective::all(ranks / 2).into_iter().filter(|c| c.is_reduction()) {
+            for algorithm in Algorithm::ALL.into_iter().filter(|a| a.serves(collective)) {
+                let report = prove(collective, &plans(algorithm, collective, ranks)).unwrap();
+                let said = algorithm.folds_in_rank_order(collective);
+                assert_eq!(report.is_in_rank_order, said, "{algorithm}, {collective:?} of {ranks}");
+            }
+        }
+    }
+}

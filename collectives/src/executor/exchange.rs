@@ -225,7 +225,7 @@ impl Operation {
             return Err(Fault::Mismatch { peer, theirs: published.tag });
         }
         if published.len != len {
-            return Err(self.wrong_length(peer));
+            return Err(Fault::Length { peer, expected_bytes: len });
         }
         if exchange.published.is_next {
             return Ok(Some(published.data));
@@ -261,7 +261,7 @@ impl Operation {
             let received = unsafe { link.receive(channel, self.tag, into, rest) };
             let (bytes, ended) = received.map_err(Fault::Link)?;
             if ended != (bytes == rest) && (ended || bytes > 0 && bytes == rest) {
-                return Err(self.wrong_length(peer));
+                return Err(Fault::Length { peer, expected_bytes: len });
             }
             if ended {
                 exchange.received_bytes = 0;

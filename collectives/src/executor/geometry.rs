@@ -13,6 +13,8 @@ pub enum Extent {
     Whole(u64),
     /// As many blocks as chunks, of so many elements each: a round is a part of every block.
     Blocks(u64),
+    /// As many blocks as chunks, each of a length of its own, which [`Geometry::vary`] tells.
+    Varied,
 }
 
 /// How a buffer of elements is cut into rounds, and a round into chunks. Any count works.
@@ -27,6 +29,15 @@ pub struct Geometry {
     round_elements: u64,
     scratch: Vec<u32>,
     scratch_stride_bytes: u64,
+    /// Where blocks that differ in length begin.
+    varied: Option<Box<Varied>>,
+}
+
+/// Where the blocks of the input and of the output begin, in elements, and where the last one ends.
+#[derive(Clone, Debug)]
+struct Varied {
+    input: Vec<u64>,
+    output: Vec<u64>,
 }
 
 /// A range of bytes in one space.
@@ -53,6 +64,7 @@ impl Geometry {
         let (count, is_of_blocks, round_bytes) = match extent {
             Extent::Whole(count) => (count, false, round_bytes),
             Extent::Blocks(count) => (count, true, round_bytes / chunks.max(1) as usize),
+            Extent::Varied => (0, true, round_bytes / chunks.max(1) as usize),
         };
         let round_elements = (round_bytes as u64 / element_bytes).div_ceil(unit).max(1) * unit;
         let mut geometry = Geometry {
@@ -63,13 +75,37 @@ impl Geometry {
             round_elements,
             scratch: scratch.to_vec(),
             scratch_stride_bytes: 0,
+            varied: None,
         };
+        if extent == Extent::Varied {
+            let bounds = vec![0; chunks as usize + 1];
+            geometry.varied = Some(Box::new(Varied { input: bounds.clone(), output: bounds }));
+        }
         let longest = geometry.longest_chunk_bytes() as u64;
         // Blocks that are one round follow one another as they do in the caller's buffers.
         let joins = is_of_blocks && geometry.rounds() == 1;
         geometry.scratch_stride_bytes =
             if joins { longest } else { longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES) };
         geometry
+    }
+
+    /// Sets how many elements the blocks of the input and of the output have, from the first on: of
+    /// [`Extent::Varied`]. Ranks agree on the number of rounds if there is only one, or they know the
+    /// same lengths.
+    ///
+    /// # Panics
+    /// If the extent is another one, or the number of lengths not that of the chunks.
+    pub fn vary(&mut self, input: &[usize], output: &[usize]) {
+        let varied = self.varied.as_mut().expect("blocks that differ in length");
+        for (bounds, lengths) in [(&mut varied.input, input), (&mut varied.output, output)] {
+            assert_eq!(bounds.len(), lengths.len() + 1, "a length for each block");
+            for (index, length) in lengths.iter().enumerate() {
+                bounds[index + 1] = bounds[index] + *length as u64;
+            }
+        }
+        self.count = input.iter().chain(output).copied().max().unwrap_or(0) as u64;
+        let longest = self.longest_chunk_bytes() as u64;
+        self.scratch_stride_bytes = longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES);
     }
 
     /// Rounds; at least 1, since ranks meet even when there is nothing to move.
@@ -82,9 +118,36 @@ impl Geometry {
         self.scratch.len() * self.scratch_stride_bytes as usize
     }
 
-    /// Where a span of a round lies. Of blocks that are one round any run is a span; else a span of scratch
+    /// Where a span of a round lies. Of equal blocks that are one round any run is a span; else a span of scratch
     /// has at most one chunk, and one of blocks as well.
+    #[inline]
     pub fn bytes(&self, round: u64, span: Span) -> ByteSpan {
+        match &self.varied {
+            None => self.even_bytes(round, span),
+            Some(varied) => self.varied_bytes(varied, round, span),
+        }
+    }
+
+    /// Of blocks that differ in length.
+    fn varied_bytes(&self, varied: &Varied, round: u64, span: Span) -> ByteSpan {
+        debug_assert!(span.len <= 1, "rounds of several blocks are not contiguous");
+        let index = span.start as usize;
+        let (bounds, block) = match span.space {
+            Space::Input => (&varied.input, index),
+            Space::Output => (&varied.output, index),
+            Space::Scratch => (&varied.input, self.scratch[index] as usize),
+        };
+        let length = bounds[block + 1] - bounds[block];
+        let start = (round * self.round_elements).min(length);
+        let elements = (length - start).min(self.round_elements) * u64::from(span.len);
+        let offset = match span.space {
+            Space::Scratch => index as u64 * self.scratch_stride_bytes,
+            _ => (bounds[block] + start) * self.element_bytes,
+        };
+        ByteSpan { offset: offset as usize, len: (elements * self.element_bytes) as usize }
+    }
+
+    fn even_bytes(&self, round: u64, span: Span) -> ByteSpan {
         let start = round * self.round_elements;
         let len = self.round_elements.min(self.count - start.min(self.count));
         let (offset, elements) = match span.space {
@@ -192,6 +255,37 @@ mod tests {
             }
             assert_eq!(geometry.scratch_bytes(), 4 * geometry.scratch_stride_bytes as usize);
         }
+    }
+
+    #[test]
+    fn rounds_cover_blocks_that_differ_in_length() {
+        let (given, got) = ([0_usize, 1000, 17, 1, 300], [5_usize, 0, 2000, 64, 1]);
+        let mut geometry = Geometry::new(Extent::Varied, 4, 5, &[1, 4], 5 * 256);
+        geometry.vary(&given, &got);
+        assert_eq!(geometry.rounds(), 2000_u64.div_ceil(64));
+        for (lengths, of) in [(given, Span::input as fn(u32, u32) -> Span), (got, Span::output)] {
+            let mut begin = 0;
+            for (block, length) in lengths.into_iter().enumerate() {
+                let mut next = begin;
+                for round in 0..geometry.rounds() {
+                    let part = geometry.bytes(round, of(block as u32, 1));
+                    assert!(part.len == 0 || part.offset == next, "round {round} of {block}");
+                    next += part.len;
+                }
+                begin += 4 * length;
+                assert_eq!(next, begin);
+            }
+        }
+        for round in 0..geometry.rounds() {
+            let like = geometry.bytes(round, Span::input(4, 1)).len;
+            let part = geometry.bytes(round, Span::scratch(1, 1));
+            assert_eq!(part.len, like);
+            assert!(part.offset + part.len <= geometry.scratch_bytes());
+        }
+        // Other lengths in the same place.
+        geometry.vary(&[1; 5], &[0; 5]);
+        assert_eq!(geometry.rounds(), 1);
+        assert_eq!(geometry.bytes(0, Span::input(3, 1)), ByteSpan { offset: 12, len: 4 });
     }
 
     #[test]

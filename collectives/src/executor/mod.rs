@@ -59,6 +59,13 @@ pub enum Fault {
         /// What its frame says.
         theirs: Tag,
     },
+    /// What a peer sent in this call has another length than this rank expects.
+    Length {
+        /// The peer.
+        peer: u32,
+        /// What this rank expects.
+        expected_bytes: usize,
+    },
 }
 
 /// A program with its memory, ready to run any number of times.
@@ -118,10 +125,14 @@ impl Operation {
         };
         let (chunks, scratch) = (program.chunks, &program.scratch);
         let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
-        let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
+        // How many rounds blocks of their own lengths take, each call tells.
+        let is_varied = extent == Extent::Varied;
+        let rounds = if is_varied { u64::MAX } else { geometry.rounds() };
+        let lanes = rounds.min(schedule.lanes as u64).max(1) as usize;
         let peers = peers(&program);
         let lends = !program.actions.iter().any(is_guard);
-        let is_worth_it = lends && geometry.longest_chunk_bytes() >= LEAST_IN_PLACE_BYTES;
+        let longest = geometry.longest_chunk_bytes();
+        let is_worth_it = lends && (is_varied || longest >= LEAST_IN_PLACE_BYTES);
         Operation {
             scratch: Scratch::new(lanes * geometry.scratch_bytes()),
             lanes: (0..lanes)
@@ -156,6 +167,14 @@ impl Operation {
     /// Memory that it holds for what arrives before it can be reduced.
     pub fn scratch_bytes(&self) -> usize {
         self.lanes.len() * self.geometry.scratch_bytes()
+    }
+
+    /// Sets the lengths of blocks that differ, for the next run, and what its frames say about the call:
+    /// see [`Geometry::vary`]. Allocates only where more scratch is needed than ever before.
+    pub fn vary(&mut self, input: &[usize], output: &[usize], digest: u32) {
+        self.geometry.vary(input, output);
+        self.scratch.grow(self.lanes.len() * self.geometry.scratch_bytes());
+        self.digest = digest;
     }
 
     /// What its frames say about the call.
@@ -378,6 +397,12 @@ struct CacheLine([u8; 64]);
 impl Scratch {
     fn new(bytes: usize) -> Scratch {
         Scratch(vec![CacheLine([0; 64]); bytes.div_ceil(64)])
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        if bytes > 64 * self.0.len() {
+            *self = Scratch::new(bytes);
+        }
     }
 
     fn start(&mut self) -> *mut u8 {

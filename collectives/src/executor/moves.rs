@@ -190,10 +190,13 @@ impl Operation {
             let received = unsafe { link(links, peer).receive(channel, self.tag, into, rest) };
             let (bytes, ended) = received.map_err(Fault::Link)?;
             if ended != (bytes == rest) && (ended || bytes > 0 && bytes == rest) {
-                return Err(self.wrong_length(peer));
+                return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
             }
             if bytes == 0 && !ended {
-                self.look(lane, peer, links)?;
+                // Nothing has come; or what is of another call, or longer than it may be.
+                if self.look(lane, peer, links)?.is_some_and(|arrival| arrival.len > rest) {
+                    return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
+                }
                 return Ok(Outcome::Partial { on: peer, moved });
             }
             moved = true;
@@ -232,7 +235,7 @@ impl Operation {
                     let folds = mv.sources.1 - mv.sources.0 > 1;
                     let whole = !folds || arrival.len.is_multiple_of(self.element_bytes);
                     if arrival.len > rest || arrival.last != ends || !whole {
-                        return Err(self.wrong_length(peer));
+                        return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
                     }
                     part = part.min(arrival.len);
                     arrival.data
@@ -432,11 +435,6 @@ impl Operation {
                 self.scratch.start().wrapping_add(offset)
             }
         }
-    }
-
-    /// A peer whose frames carry this call's tag sent another length than the call has.
-    pub(super) fn wrong_length(&self, peer: u32) -> Fault {
-        Fault::Mismatch { peer, theirs: self.tag }
     }
 }
 

@@ -128,7 +128,8 @@ impl<'a, T: Patterned> Meter<'a, T> {
         let layout = self.layout(case, placement);
         // The values must not grow from call to call.
         self.zero(&layout);
-        let (timing, distribution) = Timed { meter: self, case, layout, placement }.time()?;
+        let by = self.communicator.using(case.algorithm);
+        let (timing, distribution) = Timed { meter: self, case, by, layout, placement }.time()?;
         Ok(Outcome { timing, distribution, wrong })
     }
 
@@ -158,7 +159,7 @@ impl<'a, T: Patterned> Meter<'a, T> {
             self.input[..input_count + GUARD].fill(T::UNWRITTEN);
             pattern.fill(&mut self.input, given);
         }
-        self.call(case, &layout, placement)?;
+        self.call(&self.communicator.using(case.algorithm), case, &layout, placement)?;
         let mut wrong = pattern.wrong(&self.output, after);
         wrong += written(&self.output[*output_count..output_end]);
         if !in_place {
@@ -185,12 +186,16 @@ impl<'a, T: Patterned> Meter<'a, T> {
         Ok(total)
     }
 
-    fn call(&mut self, case: Case, layout: &Layout, placement: Placement) -> Result<(), Error> {
-        let communicator = self.communicator;
-        let by = communicator.using(case.algorithm);
+    fn call(
+        &mut self,
+        by: &Communicator,
+        case: Case,
+        layout: &Layout,
+        placement: Placement,
+    ) -> Result<(), Error> {
         let input = &self.input[..layout.input_count];
         let output = &mut self.output[..layout.output_count];
-        let op = with_factor(case.op.unwrap_or(Op::Sum), communicator.rank());
+        let op = with_factor(case.op.unwrap_or(Op::Sum), by.rank());
         let in_place = placement == Placement::InPlace;
         match case.collective {
             Collective::AllReduce if in_place => by.all_reduce(output, op),
@@ -215,6 +220,8 @@ impl<'a, T: Patterned> Meter<'a, T> {
 struct Timed<'m, 'a, T: Patterned> {
     meter: &'m mut Meter<'a, T>,
     case: Case,
+    /// What carries the case's calls out.
+    by: Communicator,
     layout: Layout,
     placement: Placement,
 }
@@ -282,7 +289,7 @@ impl<T: Patterned> Timed<'_, '_, T> {
     }
 
     fn call(&mut self) -> Result<(), Error> {
-        self.meter.call(self.case, &self.layout, self.placement)
+        self.meter.call(&self.by, self.case, &self.layout, self.placement)
     }
 }
 

@@ -30,7 +30,7 @@ pub enum Algorithm {
     Doubling = 3,
     /// All-reduce: everyone sends all to all and reduces. Barrier: everyone tells everyone.
     OneShot = 4,
-    /// All-reduce: each rank reduces its part from all and sends it to all.
+    /// All-reduce or reduction: each rank reduces its part from all and sends it to all, or to the root.
     TwoShot = 5,
     /// Broadcast or scatter down a binomial tree, reduction or gather up.
     Tree = 6,
@@ -118,6 +118,9 @@ impl Algorithm {
                 collective,
                 Collective::AllReduce | Collective::Broadcast { .. } | Collective::Reduce { .. }
             ),
+            Algorithm::TwoShot => {
+                matches!(collective, Collective::AllReduce | Collective::Reduce { .. })
+            }
             Algorithm::Direct => matches!(
                 collective,
                 Collective::AllGather
@@ -144,6 +147,19 @@ impl Algorithm {
     /// several, only a part of each block belongs to a round.
     pub const fn takes_one_round(self, collective: Collective) -> bool {
         collective.is_of_blocks() && matches!(self, Algorithm::HalvingDoubling | Algorithm::Tree)
+    }
+
+    /// Whether every result of a reduction is one fold over all ranks, in their order and rounded once.
+    /// Such algorithms give the same bits as each other, whatever the size, the rounds and the hosts.
+    pub const fn folds_in_rank_order(self, collective: Collective) -> bool {
+        match collective {
+            Collective::AllReduce => {
+                matches!(self, Algorithm::OneShot | Algorithm::TwoShot | Algorithm::Star)
+            }
+            Collective::Reduce { .. } => matches!(self, Algorithm::TwoShot),
+            Collective::ReduceScatter => matches!(self, Algorithm::Direct),
+            _ => false,
+        }
     }
 
     /// How often in a row a call carries the plan out. A barrier of one exchange takes two: by the
@@ -198,6 +214,9 @@ impl Algorithm {
             (Algorithm::DoubleTree, _) => double_tree::plan(rank, ranks),
             (Algorithm::Doubling, _) => doubling::plan(rank, ranks),
             (Algorithm::OneShot, _) => one_shot::plan(rank, ranks),
+            (Algorithm::TwoShot, Collective::Reduce { root }) => {
+                two_shot::reduce(root, rank, ranks)
+            }
             (Algorithm::TwoShot, _) => two_shot::plan(rank, ranks),
             (Algorithm::Star, _) => star::plan(rank, ranks),
             (Algorithm::Hierarchical, _) => hierarchical::plan(rank, &assumed_hosts(ranks)),

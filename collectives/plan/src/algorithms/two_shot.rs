@@ -1,4 +1,5 @@
-//! All-reduce in two exchanges: each rank reduces its part from all and sends it to all.
+//! All-reduce in two exchanges: each rank reduces its part from all and sends it to all. Reduction: it sends
+//! it to the root.
 //!
 //! Reduce-scatter and all-gather by direct exchange: Thakur, Rabenseifner and Gropp, "Optimization
 //! of collective communication operations in MPICH", International Journal of High Performance
@@ -45,6 +46,26 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
         steps,
         sources: (0..ranks).map(operand).collect(),
     }
+}
+
+/// Rank `rank`'s plan to reduce to `root`; at least 2 ranks. The result of another rank than the root lies
+/// in the scratch that would hold a message of its own.
+pub(super) fn reduce(root: u32, rank: u32, ranks: u32) -> Plan {
+    let all = plan(rank, ranks);
+    if rank == root {
+        let sends_result = |step: &Step| matches!(step, Step::Send { settled: false, .. });
+        let steps = all.steps.into_iter().filter(|step| !sends_result(step)).collect();
+        return Plan { steps, ..all };
+    }
+    let result = Span::scratch(rank, 1);
+    let steps = all.steps.into_iter().filter_map(|step| match step {
+        Step::Send { settled: true, peer, src } => Some(Step::send(peer, src)),
+        Step::Send { peer, .. } => (peer == root).then_some(Step::send(root, result)),
+        Step::Reduce { first, count, .. } => Some(Step::Reduce { first, count, dst: result }),
+        Step::Recv { early: true, .. } => None,
+        step => Some(step),
+    });
+    Plan { steps: steps.collect(), ..all }
 }
 
 /// Seconds for a round: `2 (a + (n - 1) N / (n B))`, and `(n - 1) N / (n R)` for the reduction.

@@ -77,6 +77,15 @@ impl Expressions {
         }
     }
 
+    /// Whether it is one fold of the contributions of all ranks to a chunk, in the order of the ranks.
+    pub(super) fn is_in_rank_order(&self, expression: Expression) -> bool {
+        let Some(fold) = self.fold_number(expression.0) else { return self.ranks == 1 };
+        let operands = &self.folds[fold];
+        let chunk = operands[0] % self.chunks;
+        let in_order = (0..self.ranks).map(|rank| rank * self.chunks + chunk);
+        operands.iter().copied().eq(in_order)
+    }
+
     /// A number that is the same for the same expression in every run.
     pub(super) fn hash(&self, expression: Expression) -> u64 {
         match self.fold_number(expression.0) {
@@ -175,6 +184,9 @@ mod tests {
         let abc = all.fold(&[c, ab]).unwrap();
         assert_eq!(all.text(abc), "(2+(0+1))");
         assert!(all.is_complete(abc) && !all.is_complete(ab));
+        let [at_once, turned] = [[a, b, c], [a, c, b]].map(|order| all.fold(&order).unwrap());
+        assert!(all.is_in_rank_order(at_once) && !all.is_in_rank_order(turned));
+        assert!(!all.is_in_rank_order(abc) && !all.is_in_rank_order(ab));
     }
 
     #[test]

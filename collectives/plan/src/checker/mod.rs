@@ -56,6 +56,8 @@ pub struct Report {
     pub steps: u64,
     /// Stands for the expressions of all results: equal where they are equal.
     pub expressions: u64,
+    /// Every result is one fold of the contributions of all ranks, in their order.
+    pub is_in_rank_order: bool,
 }
 
 /// Checks the plans of all ranks, in the order of the ranks.

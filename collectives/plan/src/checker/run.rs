@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
             ranks: programs.iter().map(new_rank).collect(),
             channels: (0..ranks * ranks).map(|_| Channel::default()).collect(),
             results: vec![None; chunks as usize],
-            report: Report { frames: 0, steps: 0, expressions: 0 },
+            report: Report { frames: 0, steps: 0, expressions: 0, is_in_rank_order: false },
         }
     }
 

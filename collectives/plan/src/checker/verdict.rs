@@ -99,6 +99,8 @@ impl Run<'_> {
                 return Err(self.error(rank, frame.action, span, frame.cell, fault));
             }
         }
+        let is_in_rank_order = |result: &Expression| self.expressions.is_in_rank_order(*result);
+        self.report.is_in_rank_order = self.results.iter().flatten().all(is_in_rank_order);
         let results = self.results.iter().flatten();
         self.report.expressions =
             results.fold(0, |hash, result| mix(hash, self.expressions.hash(*result)));
