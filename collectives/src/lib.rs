@@ -52,5 +52,5 @@ pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;
 pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
-pub use settings::{MAX_SOCKETS, Settings, Source};
+pub use settings::{MAX_SOCKETS, Origins, Settings, Source};
 pub use types::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};

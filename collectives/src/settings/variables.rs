@@ -1,0 +1,73 @@
+//! Reading typed values from an environment.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use ringtree_transport::endpoint::Transports;
+
+use super::DEFAULT_TIMEOUT;
+use super::launchers::Told;
+use crate::Error;
+
+/// An environment.
+pub(super) struct Variables<'a>(pub(super) &'a HashMap<String, String>);
+
+impl Variables<'_> {
+    /// A variable that is set and not empty.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn required(&self, name: &str, what: &str) -> Result<String, Error> {
+        let missing = || settings(format!("{name} is not set: it must give {what}"));
+        self.get(name).map(str::to_string).ok_or_else(missing)
+    }
+
+    pub(super) fn number(&self, name: &str) -> Result<u32, Error> {
+        let hint = "start the program with `ringtree run` or torchrun, or set it";
+        let text = self.get(name).ok_or_else(|| settings(format!("{name} is not set: {hint}")))?;
+        text.parse().map_err(|_| settings(format!("{name}={text} is not a number")))
+    }
+
+    /// A number, with the variable's name.
+    pub(super) fn told(&self, variable: &'static str) -> Result<Told<u32>, Error> {
+        Ok(Told { value: self.number(variable)?, variable })
+    }
+
+    pub(super) fn sockets(&self) -> Result<u32, Error> {
+        self.get("RINGTREE_SOCKETS").map_or(Ok(1), |_| self.number("RINGTREE_SOCKETS"))
+    }
+
+    /// A variable that is 0 or 1.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, Error> {
+        match self.get(name) {
+            None | Some("0") => Ok(false),
+            Some("1") => Ok(true),
+            Some(other) => Err(settings(format!("{name}={other} is neither 0 nor 1"))),
+        }
+    }
+
+    pub(super) fn timeout(&self) -> Result<Duration, Error> {
+        let Some(text) = self.get("RINGTREE_TIMEOUT") else { return Ok(DEFAULT_TIMEOUT) };
+        let seconds = text.trim_end_matches('s').parse::<f64>().ok();
+        let seconds = seconds.filter(|s| *s > 0.0 && *s < 1e9);
+        seconds.map(Duration::from_secs_f64).ok_or_else(|| {
+            settings(format!("RINGTREE_TIMEOUT={text} is not a number of seconds above 0"))
+        })
+    }
+
+    pub(super) fn transports(&self) -> Result<Transports, Error> {
+        match self.get("RINGTREE_TRANSPORT") {
+            None | Some("auto") => Ok(Transports::Auto),
+            Some("shm") => Ok(Transports::Shm),
+            Some("tcp") => Ok(Transports::Tcp),
+            Some(other) => {
+                Err(settings(format!("RINGTREE_TRANSPORT={other} is none of auto, shm, tcp")))
+            }
+        }
+    }
+}
+
+pub(super) fn settings(message: impl Into<String>) -> Error {
+    Error::Settings(message.into())
+}
