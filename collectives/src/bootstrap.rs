@@ -57,6 +57,7 @@ struct Introduction {
     /// Whether its buffers can be moved into large pages.
     large_pages: bool,
     transports: Transports,
+    reproducible: bool,
     /// What counts are rank 0's.
     costs: Costs,
     address: Vec<u8>,
@@ -110,6 +111,7 @@ fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joi
         processor_set: processor_set(),
         large_pages: pages::large_page_bytes().is_some(),
         transports: settings.transports,
+        reproducible: settings.reproducible,
         costs: settings.costs,
         address: endpoint.address(),
     };
@@ -147,7 +149,7 @@ fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joi
         local_ranks,
         processors,
         fewest_local_ranks,
-        reproducible: false,
+        reproducible: settings.reproducible,
         large_pages: all.iter().all(|introduction| introduction.large_pages),
         costs: all[0].costs,
     };
@@ -229,6 +231,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         interface: None,
         sockets: 1,
         encrypts: false,
+        reproducible: false,
         costs: Costs::default(),
     });
     Ok((hosted, settings.collect()))
@@ -300,11 +303,15 @@ fn introductions(values: &[Vec<u8>], mine: &Introduction) -> Result<Vec<Introduc
     for (rank, value) in values.iter().enumerate() {
         let other = Introduction::decode(value)
             .ok_or_else(|| Error::Settings(format!("rank {rank}'s introduction is malformed")))?;
-        if other.ranks != mine.ranks || other.transports != mine.transports {
+        let expects = |one: &Introduction| {
+            let mode = if one.reproducible { ", reproducible" } else { "" };
+            format!("{} ranks over {}{mode}", one.ranks, one.transports)
+        };
+        if expects(&other) != expects(mine) {
             return Err(Error::Settings(format!(
-                "rank {rank} expects {} ranks over {}, this one {} over {}: all must have the \
-                 same settings",
-                other.ranks, other.transports, mine.ranks, mine.transports
+                "rank {rank} expects {}, this one {}: all must have the same settings",
+                expects(&other),
+                expects(mine)
             )));
         }
         all.push(other);
@@ -320,6 +327,7 @@ impl Introduction {
         out.extend_from_slice(&self.processor_set.to_le_bytes());
         out.push(u8::from(self.large_pages));
         out.push(self.transports as u8);
+        out.push(u8::from(self.reproducible));
         out.extend_from_slice(&self.costs.encode());
         out.extend_from_slice(&self.address);
         out
@@ -332,6 +340,7 @@ impl Introduction {
         let (processor_set, bytes) = bytes.split_first_chunk()?;
         let (&large_pages, bytes) = bytes.split_first()?;
         let (&transports, bytes) = bytes.split_first()?;
+        let (&reproducible, bytes) = bytes.split_first()?;
         let (costs, address) = bytes.split_first_chunk()?;
         let known = [Transports::Auto, Transports::Shm, Transports::Tcp];
         Some(Introduction {
@@ -341,6 +350,7 @@ impl Introduction {
             processor_set: u64::from_le_bytes(*processor_set),
             large_pages: large_pages != 0,
             transports: known.into_iter().find(|t| *t as u8 == transports)?,
+            reproducible: reproducible != 0,
             costs: Costs::decode(costs)?,
             address: address.to_vec(),
         })

@@ -390,7 +390,9 @@ impl Rank {
                 Outcome::TimedOut { waiting_for: self.operation.waiting_for() }
             }
             Err(Fault::Link(error)) => Outcome::Link(error),
-            Err(Fault::Mismatch { peer, .. }) => Outcome::Mismatch { peer },
+            Err(Fault::Mismatch { peer, .. } | Fault::Length { peer, .. }) => {
+                Outcome::Mismatch { peer }
+            }
         };
         self.end(outcome);
         true

@@ -245,14 +245,15 @@ impl<'a> Lowering<'a> {
 }
 
 /// Marks the reductions whose results this rank's output ends with, here or by a copy: each rank
-/// names only what it gets of the output, so these have everyone's contributions.
+/// names only what it gets of the output, so these have everyone's contributions. So has a fold of as many
+/// operands as there are ranks, whoever gets its result.
 fn mark_completing(program: &mut Program) {
     // Whether a chunk holds, from here on, what the output ends with.
     let mut is_final = Live {
         data: vec![true; program.chunks as usize],
         scratch: vec![false; program.scratch.len()],
     };
-    let Program { actions, sources, destinations, .. } = program;
+    let Program { ranks, actions, sources, destinations, .. } = program;
     for action in actions.iter_mut().rev() {
         let Action::Move {
             first_source,
@@ -281,7 +282,7 @@ fn mark_completing(program: &mut Program) {
                 is_final.of(src)[src.chunks()].fill(ends);
             }
             [_] => {}
-            _ => *completes = ends,
+            _ => *completes = ends || sources.len() == *ranks as usize,
         }
     }
 }

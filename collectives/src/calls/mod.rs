@@ -83,7 +83,7 @@ impl Communicator {
         let Asked { kind, op, root } = asked;
         let forced = self.algorithm();
         let collective = kind.collective(root).expect("a collective");
-        let is_served = forced.is_none_or(|algorithm| serves(algorithm, kind, collective));
+        let is_served = forced.is_none_or(|algorithm| self.serves(algorithm, kind, collective));
         let is_root = collective.root().is_none_or(|root| root < self.ranks());
         let is_had = op.is_none_or(|op| data_type.has(op));
         if !(is_served && is_root && is_had) {
@@ -93,19 +93,30 @@ impl Communicator {
         Ok(Call { stream, kind, data_type, op, root, count, forced })
     }
 
+    /// Whether an algorithm carries out calls of this kind. Where blocks differ in length, a plan must not
+    /// name several as one span.
+    #[inline]
+    fn serves(&self, algorithm: Algorithm, kind: CallKind, collective: Collective) -> bool {
+        let is_any = !self.shape().reproducible || !collective.is_reduction();
+        algorithm.serves(collective)
+            && !(kind.is_varied() && algorithm.takes_one_round(collective))
+            && (is_any || algorithm.folds_in_rank_order(collective))
+    }
+
     /// Why a call cannot be made.
     #[cold]
     fn refused(&self, asked: Asked, data_type: DataType) -> Error {
         let Asked { kind, op, root } = asked;
         let collective = kind.collective(root).expect("a collective");
         let forced = self.algorithm();
-        if let Some(algorithm) = forced.filter(|by| !serves(*by, kind, collective)) {
-            let serving = Algorithm::ALL.into_iter().filter(|a| serves(*a, kind, collective));
+        if let Some(algorithm) = forced.filter(|by| !self.serves(*by, kind, collective)) {
+            let serving = Algorithm::ALL.into_iter().filter(|a| self.serves(*a, kind, collective));
             let serving: Vec<&str> = serving.map(Algorithm::name).collect();
             let (name, serving) = (collective.name(), serving.join(", "));
             let v = if kind.is_varied() { "-v" } else { "" };
+            let mode = if self.shape().reproducible { "reproducible " } else { "" };
             return Error::Argument(format!(
-                "{algorithm} does not serve {name}{v}, which takes one of: {serving}"
+                "{algorithm} does not serve {mode}{name}{v}, which takes one of: {serving}"
             ));
         }
         if let Some(op) = op.filter(|op| !data_type.has(*op)) {
@@ -163,11 +174,4 @@ fn message<T: Element>(stream: Stream, count: usize) -> Call {
         count: count as u64,
         forced: None,
     }
-}
-
-/// Whether an algorithm carries out calls of this kind. Where blocks differ in length, a plan must not name
-/// several as one span.
-#[inline]
-fn serves(algorithm: Algorithm, kind: CallKind, collective: Collective) -> bool {
-    algorithm.serves(collective) && !(kind.is_varied() && algorithm.takes_one_round(collective))
 }

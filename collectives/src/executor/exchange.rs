@@ -169,7 +169,7 @@ impl Operation {
                 unsafe {
                     // All operands at once: there is nothing partial.
                     let kernel = &self.kernels.completing;
-                    kernel.run(&self.sources, &self.destinations, len / self.element_bytes);
+                    kernel.run(&self.sources, &self.destinations, self.elements(len));
                 }
             }
         }

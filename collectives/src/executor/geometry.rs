@@ -27,6 +27,7 @@ pub struct Geometry {
     chunks: u64,
     /// Of the buffer, or of a block.
     round_elements: u64,
+    rounds: u64,
     scratch: Vec<u32>,
     scratch_stride_bytes: u64,
     /// Where blocks that differ in length begin.
@@ -73,6 +74,7 @@ impl Geometry {
             element_bytes,
             chunks: u64::from(chunks.max(1)),
             round_elements,
+            rounds: rounds(count, round_elements),
             scratch: scratch.to_vec(),
             scratch_stride_bytes: 0,
             varied: None,
@@ -83,7 +85,7 @@ impl Geometry {
         }
         let longest = geometry.longest_chunk_bytes() as u64;
         // Blocks that are one round follow one another as they do in the caller's buffers.
-        let joins = is_of_blocks && geometry.rounds() == 1;
+        let joins = is_of_blocks && geometry.rounds == 1;
         geometry.scratch_stride_bytes =
             if joins { longest } else { longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES) };
         geometry
@@ -104,13 +106,15 @@ impl Geometry {
             }
         }
         self.count = input.iter().chain(output).copied().max().unwrap_or(0) as u64;
+        self.rounds = rounds(self.count, self.round_elements);
         let longest = self.longest_chunk_bytes() as u64;
         self.scratch_stride_bytes = longest.next_multiple_of(CHUNK_ALIGNMENT_BYTES);
     }
 
     /// Rounds; at least 1, since ranks meet even when there is nothing to move.
+    #[inline]
     pub fn rounds(&self) -> u64 {
-        self.count.div_ceil(self.round_elements).max(1)
+        self.rounds
     }
 
     /// Bytes of scratch that a lane needs.
@@ -200,6 +204,10 @@ impl Geometry {
         }
         (len.div_ceil(unit).div_ceil(self.chunks) * unit * self.element_bytes) as usize
     }
+}
+
+fn rounds(count: u64, round_elements: u64) -> u64 {
+    count.div_ceil(round_elements).max(1)
 }
 
 #[cfg(test)]

@@ -75,7 +75,9 @@ pub struct Operation {
     geometry: Geometry,
     /// What reduces, and what completes a result.
     kernels: Kernels,
-    element_bytes: usize,
+    /// The size of an element, which is a power of two, as its logarithm: a division takes as long as much
+    /// else of a small call.
+    element_shift: u32,
     lanes: Vec<Lane>,
     peers: Vec<u32>,
     /// The first error of each peer's link, by position in `peers`.
@@ -145,7 +147,7 @@ impl Operation {
             peers,
             geometry,
             kernels,
-            element_bytes,
+            element_shift: element_bytes.ilog2(),
             exchange: None,
             is_thorough: false,
             digest,
@@ -175,6 +177,12 @@ impl Operation {
         self.geometry.vary(input, output);
         self.scratch.grow(self.lanes.len() * self.geometry.scratch_bytes());
         self.digest = digest;
+    }
+
+    /// Elements of whole ones in so many bytes.
+    #[inline]
+    fn elements(&self, bytes: usize) -> usize {
+        bytes >> self.element_shift
     }
 
     /// What its frames say about the call.

@@ -233,7 +233,7 @@ impl Operation {
                     let ends = arrival.len == rest;
                     // Only a fold needs whole elements: copies may be cut anywhere.
                     let folds = mv.sources.1 - mv.sources.0 > 1;
-                    let whole = !folds || arrival.len.is_multiple_of(self.element_bytes);
+                    let whole = !folds || self.is_whole(arrival.len);
                     if arrival.len > rest || arrival.last != ends || !whole {
                         return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
                     }
@@ -317,11 +317,17 @@ impl Operation {
             if let [source] = self.sources[..] {
                 reduce::copy(source, &self.destinations, part);
             } else {
-                debug_assert_eq!(part % self.element_bytes, 0);
+                debug_assert!(self.is_whole(part));
                 let kernel = self.kernels.of(completes);
-                kernel.run(&self.sources, &self.destinations, part / self.element_bytes);
+                kernel.run(&self.sources, &self.destinations, self.elements(part));
             }
         }
+    }
+
+    /// Whether so many bytes are whole elements.
+    #[inline]
+    fn is_whole(&self, bytes: usize) -> bool {
+        self.elements(bytes) << self.element_shift == bytes
     }
 
     /// Gives the slice's arrivals back, and sends the slice where it goes.

@@ -79,6 +79,7 @@ pub struct Origins {
 ///     interface: None,
 ///     sockets: 1,
 ///     encrypts: false,
+///     reproducible: false,
 ///     costs: Costs::default(),
 /// };
 /// # assert!(!format!("{settings:?}").contains("safe place"));
@@ -108,6 +109,9 @@ pub struct Settings {
     pub sockets: u32,
     /// Whether TCP connections encrypt what they carry (AES-256-GCM); all ranks alike.
     pub encrypts: bool,
+    /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
+    /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
+    pub reproducible: bool,
     /// By what algorithms are chosen: all ranks use rank 0's.
     pub costs: Costs,
 }
@@ -164,6 +168,7 @@ impl Settings {
             interface: env.get("RINGTREE_INTERFACE").map(str::to_string),
             sockets: env.sockets()?,
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
+            reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
             costs: Costs::default(),
         };
         settings.check()?;

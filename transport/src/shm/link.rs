@@ -48,6 +48,8 @@ pub struct ShmLink {
     /// The slots that no frame uses.
     free_slots: u32,
     lane_slots: usize,
+    /// How many lanes the slots are divided for.
+    lanes: usize,
     /// The channels on which something posted waits.
     pub(super) waiting: u32,
     /// The channels on which the peer has not given back everything that was lent.
@@ -114,6 +116,7 @@ impl ShmLink {
             receives,
             free_slots: u32::MAX,
             lane_slots: MOST_SLOTS_PER_LANE,
+            lanes: 0,
             waiting: 0,
             lending: 0,
             lender: Lender::default(),
@@ -131,7 +134,12 @@ impl ShmLink {
         self.peer
     }
 
+    #[inline]
     pub(crate) fn divide(&mut self, lanes: usize) {
+        if lanes == self.lanes {
+            return;
+        }
+        self.lanes = lanes;
         let lanes = lanes.clamp(1, MAX_LANES);
         self.lane_slots = ((SLOTS - POINT_TO_POINT_SLOTS) / lanes).clamp(1, MOST_SLOTS_PER_LANE);
     }
