@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ringtree::Collective;
 
+use super::call::Called;
 use super::options::Placement;
 
 /// A run of elements in a buffer.
@@ -38,26 +39,41 @@ pub struct Layout {
     pub given: Vec<Piece>,
     /// What all of the output is afterwards.
     pub after: Vec<Piece>,
+    /// How many elements its blocks have.
+    pub lengths: Vec<usize>,
 }
 
 impl Layout {
-    /// The buffers of `rank` among `ranks`; `count` elements, or so many in each block.
+    /// The buffers of `rank` among `ranks`; `count` elements, or so many in each block, where blocks are
+    /// equal.
     pub fn new(
-        collective: Collective,
+        called: Called,
         rank: u32,
         ranks: u32,
         count: usize,
         placement: Placement,
     ) -> Layout {
         let in_place = placement == Placement::InPlace;
-        let blocks = if collective.is_of_blocks() { ranks as usize } else { 1 };
-        let all = 0..blocks * count;
-        let own = rank as usize * count..(rank as usize + 1) * count;
-        let is_root = collective.root().is_none_or(|root| root == rank);
-        let given = match collective {
-            Collective::AllGather | Collective::Gather { .. } => own.clone(),
-            Collective::Scatter { .. } | Collective::Broadcast { .. } if !is_root => 0..0,
-            Collective::Barrier => 0..0,
+        // Where the blocks of a rank begin, and where the last one ends.
+        let bounds = |rank: u32| {
+            let mut bounds = vec![0];
+            let lengths = called.lengths(rank, ranks, count);
+            bounds.extend(lengths.iter().scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            }));
+            bounds
+        };
+        let mine = bounds(rank);
+        let all = 0..*mine.last().unwrap_or(&0);
+        let block = |rank: u32| mine[rank as usize]..mine[rank as usize + 1];
+        let is_of_blocks = called.collective().is_some_and(Collective::is_of_blocks);
+        let own = if is_of_blocks { block(rank) } else { all.clone() };
+        let is_root = called.root().is_none_or(|root| root == rank);
+        let given = match called.collective() {
+            Some(Collective::AllGather | Collective::Gather { .. }) => own.clone(),
+            Some(Collective::Scatter { .. } | Collective::Broadcast { .. }) if !is_root => 0..0,
+            Some(Collective::Barrier) => 0..0,
             _ => all.clone(),
         };
         // In place every block is where it is among all.
@@ -66,49 +82,58 @@ impl Layout {
         let given = vec![Piece { place, index: given.start, origin: Origin::Rank(rank) }];
 
         let whole = |origin| vec![Piece { place: all.clone(), index: 0, origin }];
-        let own_block = |origin| vec![Piece { place: 0..count, index: own.start, origin }];
-        let by_block = |index: &dyn Fn(usize) -> usize, origin: &dyn Fn(u32) -> Origin| {
-            let piece = |block: u32| {
-                let start = block as usize * count;
-                let place = start..start + count;
-                Piece { place, index: index(start), origin: origin(block) }
+        let own_block = |origin| vec![Piece { place: 0..own.len(), index: own.start, origin }];
+        let by_block = |index: &dyn Fn(u32) -> usize, origin: &dyn Fn(u32) -> Origin| {
+            let piece = |giver: u32| Piece {
+                place: block(giver),
+                index: index(giver),
+                origin: origin(giver),
             };
             (0..ranks).map(piece).collect()
         };
-        let after = match collective {
-            Collective::Barrier => Vec::new(),
-            Collective::AllReduce => whole(Origin::Reduced),
-            Collective::Broadcast { root } => whole(Origin::Rank(root)),
-            Collective::Reduce { .. } if is_root => whole(Origin::Reduced),
-            Collective::Reduce { .. } if in_place => whole(Origin::Rank(rank)),
-            Collective::Gather { .. } if is_root => by_block(&|start| start, &Origin::Rank),
-            Collective::Reduce { .. } | Collective::Gather { .. } => Vec::new(),
-            Collective::AllGather => by_block(&|start| start, &Origin::Rank),
-            Collective::Scatter { root } => own_block(Origin::Rank(root)),
-            Collective::ReduceScatter if in_place => by_block(&|start| start, &|block| {
+        let start = |giver: u32| block(giver).start;
+        let after = match called.collective() {
+            None => whole(Origin::Rank((rank + ranks - 1) % ranks)),
+            Some(Collective::Barrier) => Vec::new(),
+            Some(Collective::AllReduce) => whole(Origin::Reduced),
+            Some(Collective::Broadcast { root }) => whole(Origin::Rank(root)),
+            Some(Collective::Reduce { .. }) if is_root => whole(Origin::Reduced),
+            Some(Collective::Reduce { .. }) if in_place => whole(Origin::Rank(rank)),
+            Some(Collective::Gather { .. }) if is_root => by_block(&start, &Origin::Rank),
+            Some(Collective::Reduce { .. } | Collective::Gather { .. }) => Vec::new(),
+            Some(Collective::AllGather) => by_block(&start, &Origin::Rank),
+            Some(Collective::Scatter { root }) => own_block(Origin::Rank(root)),
+            Some(Collective::ReduceScatter) if in_place => by_block(&start, &|block| {
                 if block == rank { Origin::Reduced } else { Origin::Rank(rank) }
             }),
-            Collective::ReduceScatter => own_block(Origin::Reduced),
-            Collective::AllToAll => by_block(&|_| own.start, &Origin::Rank),
+            Some(Collective::ReduceScatter) => own_block(Origin::Reduced),
+            Some(Collective::AllToAll) => {
+                by_block(&|giver| bounds(giver)[rank as usize], &Origin::Rank)
+            }
         };
         let output_count = after.iter().map(|piece| piece.place.len()).sum();
-        Layout { input_count, output_count, given, after }
+        let lengths = called.lengths(rank, ranks, count);
+        Layout { input_count, output_count, given, after, lengths }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
+    use super::super::call::CallName;
     use super::*;
 
     const RANKS: u32 = 3;
     const COUNT: usize = 5;
 
-    fn layouts() -> impl Iterator<Item = (Collective, u32, Placement, Layout)> {
-        let placements = |collective: Collective| {
+    fn layouts() -> impl Iterator<Item = (Called, u32, Placement, Layout)> {
+        let placements = |called: Called| {
             let all = [Placement::OutOfPlace, Placement::InPlace];
-            all.into_iter().filter(move |placement| placement.is_of(collective))
+            all.into_iter().filter(move |placement| called.can_be(*placement))
         };
-        let cases = Collective::all(1).into_iter().flat_map(move |collective| {
+        let calls = CallName::value_variants().iter().map(|name| name.with_root(1));
+        let cases = calls.flat_map(move |collective| {
             (0..RANKS).flat_map(move |rank| placements(collective).map(move |p| (rank, p))).map(
                 move |(rank, placement)| {
                     let layout = Layout::new(collective, rank, RANKS, COUNT, placement);

@@ -1,27 +1,22 @@
 //! Measures one case: checks the result, then times the call.
 
-use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
-use ringtree::{Algorithm, Collective, Communicator, DataType, Error, Memory, Op};
+use ringtree::{Algorithm, Collective, Communicator, DataType, Error, Op};
 
+use super::area::{Area, GUARD};
+use super::call::Called;
 use super::layout::Layout;
-use super::options::{self, By, Iterations, Measurement, Placement};
+use super::options::{By, Iterations, Measurement, Placement};
 use super::pattern::{Pattern, Patterned, with_factor};
+use super::posted::{Buffers, Posted};
 use super::statistics::{self, Distribution, Timing};
-use crate::collective::serving;
-
-/// Elements behind a buffer that no call may touch.
-const GUARD: usize = 64;
-
-/// Buffers begin at a multiple of this, as those of the other libraries' benchmarks do.
-const ALIGNMENT_BYTES: usize = 4096;
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// What is called, with its root.
-    pub collective: Collective,
+    pub called: Called,
     /// Type of the elements.
     pub data_type: DataType,
     /// How they are reduced, where they are.
@@ -38,14 +33,14 @@ impl Case {
     /// All cases of one type among `ranks`, in the order of nccl-tests: operation by operation, root
     /// by root, size by size; and algorithm by algorithm where all are wanted.
     pub fn all(measurement: &Measurement, data_type: DataType, ranks: u32) -> Vec<Case> {
-        let Measurement { collective, ref ops, root, ref sizes_bytes, .. } = *measurement;
-        let has_roots = collective.with_root(0).root().is_some();
+        let Measurement { call, ref ops, root, ref sizes_bytes, .. } = *measurement;
+        let has_roots = call.with_root(0).root().is_some();
         let roots = match root {
             Some(root) => root..root + 1,
             None if has_roots => 0..ranks,
             None => 0..1,
         };
-        let ops: Vec<Option<Op>> = match collective.with_root(0).is_reduction() {
+        let ops: Vec<Option<Op>> = match call.with_root(0).is_reduction() {
             true => ops.iter().filter(|op| data_type.has(**op)).copied().map(Some).collect(),
             false => vec![None],
         };
@@ -53,16 +48,16 @@ impl Case {
         let algorithms: Vec<Option<Algorithm>> = match measurement.by {
             By::Choice => vec![None],
             By::One(algorithm) => vec![Some(algorithm)],
-            By::Each => serving(collective.with_root(0)).map(Some).collect(),
+            By::Each => call.with_root(0).serving().map(Some).collect(),
         };
         let mut cases = Vec::new();
         for &op in &ops {
             for root in roots.clone() {
-                let collective = collective.with_root(root);
+                let called = call.with_root(root);
                 cases.extend(sizes_bytes.iter().flat_map(|&bytes| {
                     let count = bytes as usize / data_type.size_bytes() / blocks;
                     algorithms.iter().map(move |&algorithm| Case {
-                        collective,
+                        called,
                         data_type,
                         op,
                         count,
@@ -93,12 +88,11 @@ pub struct Outcome {
     pub wrong: Option<u64>,
 }
 
-/// Measures cases of one element type with one pair of buffers.
+/// Measures cases of one element type with one pair of buffers, or one for each call under way.
 pub struct Meter<'a, T: Patterned> {
     communicator: &'a Communicator,
     measurement: &'a Measurement,
-    input: Area<T>,
-    output: Area<T>,
+    buffers: Vec<Buffers<T>>,
 }
 
 impl<'a, T: Patterned> Meter<'a, T> {
@@ -110,12 +104,11 @@ impl<'a, T: Patterned> Meter<'a, T> {
     ) -> Result<Meter<'a, T>, Error> {
         let area = |count| Area::new(communicator, measurement.memory, count);
         let has_input = measurement.placements.contains(&Placement::OutOfPlace);
-        Ok(Meter {
-            communicator,
-            measurement,
-            input: area(if has_input { largest } else { 0 })?,
-            output: area(largest)?,
-        })
+        let inputs = if has_input { largest } else { 0 };
+        let pair = |_| Ok(Buffers { input: area(inputs)?, output: area(largest)? });
+        let pairs = (0..measurement.asynchronous.unwrap_or(1)).map(pair);
+        let buffers = pairs.collect::<Result<_, Error>>()?;
+        Ok(Meter { communicator, measurement, buffers })
     }
 
     /// Checks and times one case; all ranks at once.
@@ -135,13 +128,15 @@ impl<'a, T: Patterned> Meter<'a, T> {
 
     fn layout(&self, case: Case, placement: Placement) -> Layout {
         let (rank, ranks) = (self.communicator.rank(), self.communicator.ranks());
-        Layout::new(case.collective, rank, ranks, case.count, placement)
+        Layout::new(case.called, rank, ranks, case.count, placement)
     }
 
     /// Writes zeros into the buffers of a case.
     fn zero(&mut self, layout: &Layout) {
-        self.input[..layout.input_count].fill(T::default());
-        self.output[..layout.output_count].fill(T::default());
+        for Buffers { input, output } in &mut self.buffers {
+            input[..layout.input_count].fill(T::default());
+            output[..layout.output_count].fill(T::default());
+        }
     }
 
     /// How many elements are wrong: in the result, in the input that should have stayed as it was,
@@ -149,22 +144,24 @@ impl<'a, T: Patterned> Meter<'a, T> {
     fn check(&mut self, case: Case, placement: Placement) -> Result<u64, Error> {
         let layout = self.layout(case, placement);
         let pattern = Pattern { op: case.op, ranks: self.communicator.ranks() };
-        let Layout { input_count, output_count, given, after } = &layout;
+        let Layout { input_count, output_count, given, after, .. } = &layout;
+        let Buffers { input, output } = &mut self.buffers[0];
         let output_end = output_count + GUARD;
-        self.output[..output_end].fill(T::UNWRITTEN);
+        output[..output_end].fill(T::UNWRITTEN);
         let in_place = placement == Placement::InPlace;
         if in_place {
-            pattern.fill(&mut self.output, given);
+            pattern.fill(output, given);
         } else {
-            self.input[..input_count + GUARD].fill(T::UNWRITTEN);
-            pattern.fill(&mut self.input, given);
+            input[..input_count + GUARD].fill(T::UNWRITTEN);
+            pattern.fill(input, given);
         }
-        self.call(&self.communicator.using(case.algorithm), case, &layout, placement)?;
-        let mut wrong = pattern.wrong(&self.output, after);
-        wrong += written(&self.output[*output_count..output_end]);
+        self.call(&self.communicator.using(case.algorithm), case, &layout, placement, 1)?;
+        let Buffers { input, output } = &self.buffers[0];
+        let mut wrong = pattern.wrong(output, after);
+        wrong += written(&output[*output_count..output_end]);
         if !in_place {
-            wrong += pattern.wrong(&self.input, given);
-            wrong += written(&self.input[*input_count..input_count + GUARD]);
+            wrong += pattern.wrong(input, given);
+            wrong += written(&input[*input_count..input_count + GUARD]);
         }
         self.total(wrong)
     }
@@ -186,32 +183,64 @@ impl<'a, T: Patterned> Meter<'a, T> {
         Ok(total)
     }
 
+    /// Makes a call; where calls are asynchronous, so many at once.
     fn call(
         &mut self,
         by: &Communicator,
         case: Case,
         layout: &Layout,
         placement: Placement,
+        at_once: usize,
     ) -> Result<(), Error> {
-        let input = &self.input[..layout.input_count];
-        let output = &mut self.output[..layout.output_count];
         let op = with_factor(case.op.unwrap_or(Op::Sum), by.rank());
+        if self.measurement.asynchronous.is_some() {
+            let buffers = &mut self.buffers[..at_once];
+            let post = |buffers: &mut Buffers<T>| {
+                Posted::new(by, case.called, op, layout, placement, buffers)
+            };
+            let posted: Vec<Posted<T>> = buffers.iter_mut().map(post).collect::<Result<_, _>>()?;
+            return posted.into_iter().zip(buffers).try_for_each(|(call, to)| call.wait(to));
+        }
+        let Buffers { input, output } = &mut self.buffers[0];
+        let input = &input[..layout.input_count];
+        let output = &mut output[..layout.output_count];
         let in_place = placement == Placement::InPlace;
-        match case.collective {
-            Collective::AllReduce if in_place => by.all_reduce(output, op),
-            Collective::AllReduce => by.all_reduce_into(input, output, op),
-            Collective::Broadcast { root } if in_place => by.broadcast(output, root),
-            Collective::Broadcast { root } => by.broadcast_into(input, output, root),
-            Collective::Barrier => by.barrier(),
-            Collective::AllGather if in_place => by.all_gather(output),
-            Collective::AllGather => by.all_gather_into(input, output),
-            Collective::ReduceScatter if in_place => by.reduce_scatter(output, op),
-            Collective::ReduceScatter => by.reduce_scatter_into(input, output, op),
-            Collective::Reduce { root } if in_place => by.reduce(output, op, root),
-            Collective::Reduce { root } => by.reduce_into(input, output, op, root),
-            Collective::Gather { root } => by.gather_into(input, output, root),
-            Collective::Scatter { root } => by.scatter_into(input, output, root),
-            Collective::AllToAll => by.all_to_all_into(input, output),
+        let (rank, ranks) = (by.rank(), by.ranks());
+        let lengths = &layout.lengths;
+        match case.called {
+            Called::Even(Collective::AllReduce) if in_place => by.all_reduce(output, op),
+            Called::Even(Collective::AllReduce) => by.all_reduce_into(input, output, op),
+            Called::Even(Collective::Broadcast { root }) if in_place => by.broadcast(output, root),
+            Called::Even(Collective::Broadcast { root }) => by.broadcast_into(input, output, root),
+            Called::Even(Collective::Barrier) => by.barrier(),
+            Called::Even(Collective::AllGather) if in_place => by.all_gather(output),
+            Called::Even(Collective::AllGather) => by.all_gather_into(input, output),
+            Called::Even(Collective::ReduceScatter) if in_place => by.reduce_scatter(output, op),
+            Called::Even(Collective::ReduceScatter) => by.reduce_scatter_into(input, output, op),
+            Called::Even(Collective::Reduce { root }) if in_place => by.reduce(output, op, root),
+            Called::Even(Collective::Reduce { root }) => by.reduce_into(input, output, op, root),
+            Called::Even(Collective::Gather { root }) => by.gather_into(input, output, root),
+            Called::Even(Collective::Scatter { root }) => by.scatter_into(input, output, root),
+            Called::Even(Collective::AllToAll) => by.all_to_all_into(input, output),
+            Called::Varied(Collective::AllGather) if in_place => by.all_gather_v(output, lengths),
+            Called::Varied(Collective::AllGather) => by.all_gather_v_into(input, output, lengths),
+            Called::Varied(Collective::ReduceScatter) if in_place => {
+                by.reduce_scatter_v(output, lengths, op)
+            }
+            Called::Varied(Collective::ReduceScatter) => {
+                by.reduce_scatter_v_into(input, output, lengths, op)
+            }
+            Called::Varied(Collective::Gather { root }) => {
+                by.gather_v_into(input, output, lengths, root)
+            }
+            Called::Varied(Collective::Scatter { root }) => {
+                by.scatter_v_into(input, output, lengths, root)
+            }
+            Called::Varied(_) => by.all_to_all_v_into(input, lengths, output, lengths),
+            Called::SendReceive => {
+                let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
+                by.send_receive(input, next, output, before)
+            }
         }
     }
 }
@@ -267,7 +296,7 @@ impl<T: Patterned> Timed<'_, '_, T> {
             self.meter.communicator.barrier()?;
             let start = Instant::now();
             self.call()?;
-            times_us.push(start.elapsed().as_nanos() as f64 / 1e3);
+            times_us.push(start.elapsed().as_nanos() as f64 / 1e3 / self.at_once() as f64);
         }
         let mut spent_us = [begin.elapsed().as_nanos() as f64 / 1e3];
         self.meter.communicator.all_reduce(&mut spent_us, Op::Max)?;
@@ -279,7 +308,8 @@ impl<T: Patterned> Timed<'_, '_, T> {
         self.meter.communicator.barrier()?;
         let start = Instant::now();
         self.repeat(iterations)?;
-        let mut time_us = [start.elapsed().as_nanos() as f64 / 1e3 / f64::from(iterations)];
+        let calls = f64::from(iterations) * self.at_once() as f64;
+        let mut time_us = [start.elapsed().as_nanos() as f64 / 1e3 / calls];
         self.meter.communicator.all_reduce(&mut time_us, Op::Max)?;
         Ok(time_us[0])
     }
@@ -289,55 +319,17 @@ impl<T: Patterned> Timed<'_, '_, T> {
     }
 
     fn call(&mut self) -> Result<(), Error> {
-        self.meter.call(&self.by, self.case, &self.layout, self.placement)
+        let at_once = self.at_once();
+        self.meter.call(&self.by, self.case, &self.layout, self.placement, at_once)
+    }
+
+    /// Calls that are made at once; a time is that of one of them.
+    fn at_once(&self) -> usize {
+        self.meter.buffers.len()
     }
 }
 
 /// How many elements of a guard were written.
 fn written<T: Patterned>(guard: &[T]) -> u64 {
     guard.iter().filter(|&&element| element != T::UNWRITTEN).count() as u64
-}
-
-/// A buffer with its guard.
-enum Area<T> {
-    Plain { memory: Vec<T>, start: usize },
-    Registered(Memory<T>),
-}
-
-impl<T: Patterned> Area<T> {
-    fn new(
-        communicator: &Communicator,
-        memory: options::Memory,
-        count: usize,
-    ) -> Result<Area<T>, Error> {
-        let count = count + GUARD;
-        match memory {
-            options::Memory::Plain => {
-                let memory = vec![T::default(); count + ALIGNMENT_BYTES / size_of::<T>()];
-                let start = memory.as_ptr().align_offset(ALIGNMENT_BYTES);
-                Ok(Area::Plain { memory, start })
-            }
-            options::Memory::Registered => Ok(Area::Registered(communicator.alloc(count)?)),
-        }
-    }
-}
-
-impl<T: Patterned> Deref for Area<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        match self {
-            Area::Plain { memory, start } => &memory[*start..],
-            Area::Registered(memory) => memory,
-        }
-    }
-}
-
-impl<T: Patterned> DerefMut for Area<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        match self {
-            Area::Plain { memory, start } => &mut memory[*start..],
-            Area::Registered(memory) => memory,
-        }
-    }
 }

@@ -1,11 +1,14 @@
 //! `ringtree bench`: measures a collective between processes.
 
+mod area;
 mod baseline;
+mod call;
 mod layout;
 mod measure;
 mod options;
 mod output;
 mod pattern;
+mod posted;
 mod record;
 mod regret;
 mod sizes;
@@ -21,11 +24,12 @@ use std::thread;
 use std::time::Duration;
 
 use ringtree::{
-    Algorithm, Communicator, DataType, Explanation, F8E4M3, F8E5M2, Settings, bf16, f16,
+    Algorithm, Collective, Communicator, DataType, Explanation, F8E4M3, F8E5M2, Settings, bf16, f16,
 };
 use ringtree_transport::endpoint::Transports;
 
 use crate::run::{LaunchError, LaunchOptions, end_by_broken_pipe, launch, report};
+use call::Called;
 use measure::{Case, Meter};
 pub use options::BenchArguments;
 use options::{CutSize, Measurement, OptionError, Transport};
@@ -205,16 +209,26 @@ impl Sweep<'_> {
 
     /// The algorithm that a case is carried out by.
     fn algorithm(&self, case: Case) -> Carried {
-        let chosen = self.explain(case).candidates.first().map(|c| c.choice.algorithm);
+        let chosen = match case.called {
+            Called::Even(_) => self.explain(case).map(|e| e.candidates[0].choice.algorithm),
+            Called::Varied(Collective::AllGather | Collective::ReduceScatter) => {
+                let explained = self.explain(case).map(|explanation| explanation.candidates);
+                let candidates = explained.into_iter().flatten().map(|c| c.choice.algorithm);
+                candidates.into_iter().find(|a| case.called.serving().any(|b| b == *a))
+            }
+            Called::Varied(_) => Some(Algorithm::Direct),
+            Called::SendReceive => None,
+        };
         let algorithm = case.algorithm.or(chosen);
         Carried { name: algorithm.map_or("none", Algorithm::name), is_chosen: algorithm == chosen }
     }
 
     fn explanation(&self, case: Case) -> Option<String> {
-        self.measurement.explain.then(|| self.explain(case).to_string())
+        self.measurement.explain.then(|| self.explain(case)).flatten().map(|e| e.to_string())
     }
 
-    fn explain(&self, case: Case) -> Explanation {
-        self.communicator.explain(case.collective, case.count, case.data_type)
+    fn explain(&self, case: Case) -> Option<Explanation> {
+        let collective = case.called.collective()?;
+        Some(self.communicator.explain(collective, case.count, case.data_type))
     }
 }

@@ -6,8 +6,9 @@ use clap::ValueEnum;
 use ringtree::{Algorithm, Collective, DataType, MAX_SOCKETS, Op};
 use serde::{Serialize, Serializer};
 
+use super::call::{CallName, Called};
 use super::sizes::{self, SizesError, Step};
-use crate::collective::{CollectiveName, algorithm, all_algorithm_names};
+use crate::collective::{CollectiveName, all_algorithm_names};
 use crate::run::Binding;
 
 /// The sweep that is measured unless another is asked for: 12 sizes, a few seconds.
@@ -34,7 +35,7 @@ const TIME_MS: f64 = 100.0;
 pub struct BenchArguments {
     /// What to measure
     #[arg(value_name = "COLLECTIVE")]
-    pub collective: CollectiveName,
+    pub call: CallName,
     /// How many processes to start [default: one a processor, at least 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub ranks: Option<u32>,
@@ -100,6 +101,12 @@ pub struct BenchArguments {
     /// calls in a row (the loop in the JSON output) are timed without
     #[arg(long)]
     touch: bool,
+    /// Wait for each call before the next, as is done unless --async says otherwise
+    #[arg(long, conflicts_with = "asynchronous")]
+    blocking: bool,
+    /// Post so many calls at once, each on buffers of its own, and wait for all; a time is that of one
+    #[arg(long = "async", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    asynchronous: Option<u16>,
     /// What each rank is bound to; where another launcher starts the ranks, that one binds them
     #[arg(long, value_name = "TO", default_value = "none")]
     pub bind: Binding,
@@ -213,8 +220,9 @@ impl Serialize for By {
 /// What is measured: the options with everything decided.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
-    /// The collective.
-    pub collective: CollectiveName,
+    /// The call.
+    #[serde(rename = "collective")]
+    pub call: CallName,
     /// Sizes, in the order in which they are measured.
     pub sizes_bytes: Vec<u64>,
     /// Types of the elements.
@@ -231,6 +239,9 @@ pub struct Measurement {
     pub memory: Memory,
     /// Each rank writes its buffers before each timed call.
     pub touch: bool,
+    /// Calls that are under way at once; `None`: each is waited for, and is a blocking one.
+    #[serde(rename = "async")]
+    pub asynchronous: Option<usize>,
     /// Transports that may be used.
     pub transport: Transport,
     /// Encrypt what goes over TCP, if the environment does not say so already.
@@ -319,6 +330,12 @@ pub enum OptionError {
         /// The collective.
         name: &'static str,
     },
+    /// Not this way.
+    #[error("{name} is not offered asynchronously by the tool: leave --async out")]
+    Asynchronous {
+        /// The call.
+        name: &'static str,
+    },
     /// No time to measure in.
     #[error("--time-ms must be above 0")]
     Time,
@@ -348,9 +365,12 @@ impl BenchArguments {
         if self.max_loss_percent.is_some_and(|percent| percent.is_nan() || percent < 0.0) {
             return Err(OptionError::MaxLoss);
         }
-        let collective = self.collective.with_root(0);
+        let called = self.call.with_root(0);
         if self.root >= i64::from(ranks) {
             return Err(OptionError::Root { root: self.root, ranks });
+        }
+        if self.asynchronous.is_some() && matches!(called, Called::Varied(_)) {
+            return Err(OptionError::Asynchronous { name: called.name() });
         }
         let sizes_bytes = self.sizes()?;
         if let Some(smallest) = self.data_types.0.iter().min_by_key(|t| t.size_bytes()) {
@@ -361,7 +381,7 @@ impl BenchArguments {
             }
         }
         // Of all types, those that have the operation are measured.
-        let reduces = collective.is_reduction();
+        let reduces = called.is_reduction();
         let has_any = |t: &DataType| !reduces || self.ops.0.iter().any(|op| t.has(*op));
         if let (Some(data_type), false) =
             (self.data_types.0.first(), self.data_types.0.iter().any(has_any))
@@ -370,14 +390,15 @@ impl BenchArguments {
             return Err(OptionError::NoOperation { name: data_type.name(), has: has.join(", ") });
         }
         Ok(Measurement {
-            collective: self.collective,
+            call: self.call,
             sizes_bytes,
             data_types: self.data_types.0.clone(),
             ops: if reduces { self.ops.0.clone() } else { Vec::new() },
-            root: u32::try_from(self.root).ok().filter(|_| collective.root().is_some()),
-            placements: self.placements(collective)?,
+            root: u32::try_from(self.root).ok().filter(|_| called.root().is_some()),
+            placements: self.placements(called)?,
             memory: self.memory,
             touch: self.touch,
+            asynchronous: self.asynchronous.map(usize::from),
             transport: self.transport,
             encrypt: self.encrypt,
             sockets: self.sockets,
@@ -396,7 +417,7 @@ impl BenchArguments {
     }
 
     fn sizes(&self) -> Result<Vec<u64>, OptionError> {
-        if self.collective == CollectiveName::Barrier {
+        if self.call == CallName::Even(CollectiveName::Barrier) {
             return Ok(vec![0]);
         }
         if let Some(list) = &self.list {
@@ -413,15 +434,15 @@ impl BenchArguments {
         Ok(sizes::sweep(first, last, step)?)
     }
 
-    fn placements(&self, collective: Collective) -> Result<Vec<Placement>, OptionError> {
+    fn placements(&self, called: Called) -> Result<Vec<Placement>, OptionError> {
         let mut placements = match (self.in_place, self.out_of_place) {
             (true, false) => vec![Placement::InPlace],
             (false, true) => vec![Placement::OutOfPlace],
             _ => vec![Placement::OutOfPlace, Placement::InPlace],
         };
-        placements.retain(|placement| placement.is_of(collective));
+        placements.retain(|placement| called.can_be(*placement));
         if placements.is_empty() {
-            return Err(OptionError::InPlace { name: collective.name() });
+            return Err(OptionError::InPlace { name: called.name() });
         }
         Ok(placements)
     }
@@ -430,9 +451,18 @@ impl BenchArguments {
         match self.algorithm.as_deref() {
             None => Ok(By::Choice),
             Some("all") => Ok(By::Each),
-            Some(name) => algorithm(name, self.collective.with_root(0))
-                .map(By::One)
-                .map_err(|valid| OptionError::Algorithm { algorithm: name.to_owned(), valid }),
+            Some(name) => {
+                let called = self.call.with_root(0);
+                let named = called.serving().find(|algorithm| algorithm.name() == name);
+                named.map(By::One).ok_or_else(|| {
+                    let names: Vec<&str> = called.serving().map(Algorithm::name).collect();
+                    let valid = match names[..] {
+                        [] => "none: leave --algorithm out".to_owned(),
+                        _ => names.join(", "),
+                    };
+                    OptionError::Algorithm { algorithm: name.to_owned(), valid }
+                })
+            }
         }
     }
 }
@@ -455,7 +485,7 @@ impl Measurement {
 
     /// Blocks of the longer buffer among `ranks`.
     pub fn blocks(&self, ranks: u32) -> usize {
-        if self.collective.with_root(0).is_of_blocks() { ranks as usize } else { 1 }
+        self.call.with_root(0).blocks(ranks)
     }
 }
 
@@ -465,20 +495,6 @@ impl Placement {
         match self {
             Placement::OutOfPlace => "out of place",
             Placement::InPlace => "in place",
-        }
-    }
-
-    /// Whether a collective can be called so.
-    pub const fn is_of(self, collective: Collective) -> bool {
-        match self {
-            Placement::OutOfPlace => true,
-            Placement::InPlace => !matches!(
-                collective,
-                Collective::Gather { .. }
-                    | Collective::Scatter { .. }
-                    | Collective::AllToAll
-                    | Collective::Barrier
-            ),
         }
     }
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::baseline::Baseline;
 use super::measure::{Case, Outcome};
-use super::options::{BenchArguments, By, Measurement, bus_factor};
+use super::options::{BenchArguments, By, Measurement};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
 use super::{BenchError, baseline, regret, table};
@@ -111,7 +111,7 @@ impl<'a> Output<'a> {
                 .collect();
             self.print(&lines.map_err(|error| BenchError::Print(error.into()))?)
         } else {
-            let bus_factor = bus_factor(case.collective, summary.ranks);
+            let bus_factor = case.called.bus_factor(summary.ranks);
             let mut row = table::row(case, outcomes, bus_factor);
             if self.baseline.is_some() {
                 self.rows[first..].iter().for_each(|measured| row += &baseline::change(measured));

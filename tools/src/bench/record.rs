@@ -6,7 +6,7 @@ use ringtree::Op;
 use serde::{Deserialize, Serialize};
 
 use super::measure::{Case, Outcome};
-use super::options::{Measurement, Memory, Placement, bus_factor};
+use super::options::{Measurement, Memory, Placement};
 use super::statistics::{Distribution, algorithm_bandwidth};
 use super::summary::Summary;
 use super::table::type_name;
@@ -73,7 +73,7 @@ impl Record {
                 Memory::Registered => "ringtree-reg",
             },
             version: VERSION,
-            collective: case.collective.name(),
+            collective: case.called.name(),
             algorithm,
             transport: summary.transport,
             ranks: summary.ranks,
@@ -84,7 +84,7 @@ impl Record {
             p95_us: rounded(timing.p95_us, 100.0),
             loop_us: rounded(timing.loop_us, 100.0),
             algbw_gbps: rounded(algbw, 10_000.0),
-            busbw_gbps: rounded(algbw * bus_factor(case.collective, summary.ranks), 10_000.0),
+            busbw_gbps: rounded(algbw * case.called.bus_factor(summary.ranks), 10_000.0),
             inplace: placement == Placement::InPlace,
             ok: outcome.wrong.map(|wrong| wrong == 0),
         }
@@ -128,7 +128,7 @@ impl Row {
                 count: case.count,
                 data_type: type_name(case.data_type),
                 redop: case.op.map(Op::name),
-                root: case.collective.root(),
+                root: case.called.root(),
                 wrong: outcome.wrong,
                 chosen,
                 baseline_us: None,

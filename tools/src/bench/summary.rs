@@ -80,8 +80,8 @@ impl Summary {
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
              # transport {}{}, algorithm {algorithm}, {} memory{}\n\
-             # time: median of the slowest rank's times, with a barrier before each call\n",
-            measurement.collective.name(),
+             # time: median of the slowest rank's times, with a barrier before each {}\n",
+            measurement.call.with_root(0).name(),
             counted(self.ranks, "rank"),
             counted(hosts.len(), "host"),
             hosts.join(", "),
@@ -89,6 +89,9 @@ impl Summary {
             if measurement.encrypt && self.transport != "shm" { " (encrypted)" } else { "" },
             measurement.memory.name(),
             if measurement.touch { ", written before each call" } else { "" },
+            measurement.asynchronous.map_or("call".to_owned(), |at_once| {
+                format!("{}, of which a time is that of one", counted(at_once, "asynchronous call"))
+            }),
         )
     }
 }

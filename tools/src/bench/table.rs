@@ -36,7 +36,7 @@ fn line_start(size: &str, count: &str, data_type: &str, op: &str, root: &str) ->
 /// A row: one case, and one outcome a placement. `bus_factor` is the ratio of bus bandwidth to
 /// algorithm bandwidth.
 pub fn row(case: Case, outcomes: &[Outcome], bus_factor: f64) -> String {
-    let root = case.collective.root().map_or(-1, i64::from);
+    let root = case.called.root().map_or(-1, i64::from);
     let mut row = format!(
         "{:>12}  {:>12}  {:>8}  {:>6}  {root:>6}",
         case.bytes(),
@@ -123,6 +123,7 @@ fn time(time_us: f64) -> String {
 mod tests {
     use ringtree::Collective;
 
+    use super::super::call::Called;
     use super::super::statistics::Timing;
     use super::*;
 
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn rows_are_those_of_nccl_tests() {
         let case = Case {
-            collective: Collective::AllReduce,
+            called: Called::Even(Collective::AllReduce),
             data_type: DataType::F32,
             op: Some(Op::Sum),
             count: 262_144,
@@ -148,7 +149,7 @@ mod tests {
              99.99   10.49   15.73     12"
         );
         let case = Case {
-            collective: Collective::Broadcast { root: 3 },
+            called: Called::Even(Collective::Broadcast { root: 3 }),
             data_type: DataType::Bf16,
             op: None,
             count: 0,
