@@ -118,6 +118,47 @@ fn every_collective_is_verified_from_every_root() {
     }
 }
 
+/// Blocks that differ in length, and messages around a ring.
+#[test]
+fn what_is_no_collective_of_equal_blocks_is_verified_too() {
+    let names = [
+        "all-gather-v",
+        "reduce-scatter-v",
+        "gather-v",
+        "scatter-v",
+        "all-to-all-v",
+        "send-receive",
+    ];
+    for name in names {
+        for (ranks, transport) in [2, 3, 7].into_iter().flat_map(|n| [(n, "shm"), (n, "tcp")]) {
+            for data_type in ["f32", "bf16"] {
+                let records = records(&format!(
+                    "bench {name} --ranks {ranks} --transport {transport} -d {data_type} -r -1 \
+                     --sizes 0,4,12,1000,65536,1000004 -n 1 -w 0 --jsonl"
+                ));
+                assert!(records.len() >= 6, "{name}: {}", records.len());
+                for record in records {
+                    assert_eq!(record["ok"], true, "{record}");
+                    assert_eq!(record["collective"], name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn calls_can_be_asynchronous() {
+    for name in ["all-reduce", "broadcast", "all-to-all", "gather", "barrier", "send-receive"] {
+        let records = records(&format!(
+            "bench {name} --ranks 3 --sizes 12,1000004 --async 3 -n 2 -w 1 --memory registered --jsonl"
+        ));
+        assert!(!records.is_empty(), "{name}");
+        assert!(records.iter().all(|record| record["ok"] == true), "{name}: {records:?}");
+    }
+    let heading = text(&ringtree("bench all-reduce --ranks 2 --sizes 8 --async 8 -n 2").stdout);
+    assert!(heading.contains("8 asynchronous calls, of which a time is that of one"), "{heading}");
+}
+
 #[test]
 fn each_algorithm_can_be_measured_beside_the_choice() {
     let output =
@@ -401,6 +442,9 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ("bench all-reduce --sizes 8 -b 8", "leave one out"),
         ("bench broadcast --ranks 2 -r 2", "-r 2 is not below --ranks 2"),
         ("bench all-to-all --in-place", "all-to-all is not offered in place"),
+        ("bench gather-v --async 2", "gather-v is not offered asynchronously"),
+        ("bench all-gather-v --algorithm halving-doubling", "write one of ring, direct"),
+        ("bench send-receive --algorithm ring", "leave --algorithm out"),
         ("plan all-reduce --ranks 4", "give --algorithm NAME, one of: ring, double-tree"),
         ("plan all-reduce --ranks 4 --algorithm tree", "write one of ring"),
         ("plan broadcast --ranks 4 --rank 4", "--rank 4 is not below --ranks 4"),
