@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
 use ringtree_transport::pages;
-use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
+use ringtree_transport::rendezvous::{Place, Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::Board;
 use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
@@ -39,6 +39,8 @@ pub(crate) struct Joined {
 pub(crate) struct Origin {
     /// Its name among all of the job.
     name: String,
+    /// Where this rank met the others: `host:port`, or the file that tells it.
+    meets_at: String,
     /// This rank's place among those that share its processors, and how many those are. A part keeps
     /// them: the ranks outside it are still there.
     place: usize,
@@ -73,7 +75,11 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
         _ => (None, None),
     };
     let name = format!("communicator/{}", next_generation(settings));
-    let joined = meet_as(settings, name, None);
+    // Whoever hosts the store does without the file that tells where it is.
+    let own = hosting.as_ref().and_then(Hosting::address);
+    let own = own.filter(|_| is_told_in_file(&settings.rendezvous));
+    let place = own.unwrap_or_else(|| settings.rendezvous.clone());
+    let joined = meet_as(settings, place, name, None);
     let joined = joined.map_err(|error| with_reason(error, not_here.as_deref()))?;
     if let Some(hosting) = &mut hosting {
         hosting.set_joined();
@@ -84,24 +90,33 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
 /// Joins a part of a communicator, as `settings` say, at that one's rendezvous. `part` is a name among the
 /// parts of the same.
 pub(crate) fn join_part(settings: &Settings, origin: &Origin, part: &str) -> Result<Joined, Error> {
-    meet_as(settings, format!("{}/{part}", origin.name), Some(origin))
+    let name = format!("{}/{part}", origin.name);
+    meet_as(settings, origin.meets_at.clone(), name, Some(origin))
 }
 
-/// Joins the communicator of this name.
-fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joined, Error> {
+/// Joins the communicator of this name at a place.
+fn meet_as(
+    settings: &Settings,
+    meets_at: String,
+    name: String,
+    of: Option<&Origin>,
+) -> Result<Joined, Error> {
     let timeout = settings.bounded_timeout();
     let deadline = Instant::now() + timeout;
     let communicator = communicator_id(&settings.job, &name);
     let board = Board::new()?;
+    let mut meeting = Meeting::at(&meets_at, &settings.job, deadline)?;
     let endpoint = Endpoint::bind(EndpointConfig {
         job: settings.job.clone(),
         communicator,
         rank: settings.rank,
         transports: settings.transports,
         interface: settings.interface.clone(),
+        ports: settings.ports,
+        advertise: settings.advertise.clone(),
         sockets: settings.sockets,
         encrypts: settings.encrypts,
-        rendezvous: Some(settings.rendezvous.clone()),
+        rendezvous: Some(meeting.address.clone()),
         board: board.memory().clone(),
     })?;
     let mine = Introduction {
@@ -116,7 +131,7 @@ fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joi
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
-    let values = meet(settings, &name, &mine.encode(), deadline)?;
+    let values = meeting.gather(settings, &name, &mine.encode(), deadline)?;
     let all = introductions(&values, &mine)?;
 
     let recorder = Arc::new(FlightRecorder::new());
@@ -124,7 +139,7 @@ fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joi
     let abort = Arc::new(AbortWord::new());
     abort.wake(bell.clone());
     let control = Arc::new(Control::join(
-        &settings.rendezvous,
+        &meeting.address,
         &settings.job,
         Membership { communicator, rank, ranks },
         recorder.clone(),
@@ -173,28 +188,63 @@ fn meet_as(settings: &Settings, name: String, of: Option<&Origin>) -> Result<Joi
         timeout,
     };
     let engine = Engine::new(wiring, driver, shape);
-    let origin = Origin { name, place, beside };
+    let origin = Origin { name, meets_at, place, beside };
     Ok(Joined { engine, control, shape, hosting: None, origin })
 }
 
-/// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
-/// this one: then the next one is waited for.
-fn meet(
-    settings: &Settings,
-    prefix: &str,
-    value: &[u8],
-    deadline: Instant,
-) -> Result<Vec<Vec<u8>>, StoreError> {
-    loop {
-        let store = StoreClient::connect(&settings.rendezvous, &settings.job, deadline)?;
-        let (rank, ranks) = (settings.rank, settings.ranks);
-        match Store::Tcp(store).gather(prefix, rank, ranks, value, deadline) {
-            Err(
-                StoreError::Lost { .. } | StoreError::Stopped | StoreError::Disconnected { .. },
-            ) if Instant::now() < deadline => {}
-            result => return result,
+/// The store where this rank meets the others.
+struct Meeting<'a> {
+    /// `host:port`, or the file that tells it.
+    place: &'a str,
+    /// `host:port` of the store and the control service.
+    address: String,
+    /// The connection, where it had to be looked for.
+    store: Option<StoreClient>,
+}
+
+impl Meeting<'_> {
+    /// The store at a place. Where that is a file, it is looked for at once: the address in it may
+    /// be an old one.
+    fn at<'a>(
+        place: &'a str,
+        job: &Job,
+        deadline: Instant,
+    ) -> Result<Meeting<'a>, StoreError> {
+        if !is_told_in_file(place) {
+            return Ok(Meeting { place, address: place.into(), store: None });
+        }
+        let store = StoreClient::connect(place, job, deadline)?;
+        Ok(Meeting { place, address: store.address().into(), store: Some(store) })
+    }
+
+    /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
+    /// this one: then the next one is waited for.
+    fn gather(
+        &mut self,
+        settings: &Settings,
+        prefix: &str,
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        loop {
+            let store = match self.store.take() {
+                Some(store) => store,
+                None => StoreClient::connect(self.place, &settings.job, deadline)?,
+            };
+            self.address = store.address().into();
+            let (rank, ranks) = (settings.rank, settings.ranks);
+            match Store::Tcp(store).gather(prefix, rank, ranks, value, deadline) {
+                Err(
+                    StoreError::Lost { .. } | StoreError::Stopped | StoreError::Disconnected { .. },
+                ) if Instant::now() < deadline => {}
+                result => return result,
+            }
         }
     }
+}
+
+fn is_told_in_file(place: &str) -> bool {
+    matches!(Place::of(place), Place::File(_))
 }
 
 /// What rank 0 could not host itself, nobody may have: then it says why it could not.
@@ -218,7 +268,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
     static STARTED: AtomicU64 = AtomicU64::new(0);
     let name = format!("in-process {}", STARTED.fetch_add(1, Ordering::Relaxed));
     let job = Job { name, secret: Secret::from_text(&text) };
-    let hosted = Arc::new(Hosted::start("127.0.0.1:0", &job, None)?);
+    let hosted = Arc::new(Hosted::in_process(&job)?);
     let rendezvous = hosted.address();
     let settings = (0..ranks).map(|rank| Settings {
         source: Source::Explicit,
@@ -229,6 +279,8 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         timeout: Duration::from_secs(60),
         transports: Transports::Auto,
         interface: None,
+        ports: None,
+        advertise: vec![],
         sockets: 1,
         encrypts: false,
         reproducible: false,

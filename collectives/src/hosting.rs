@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ringtree_transport::rendezvous::{self, Server, StoreError};
+use ringtree_transport::rendezvous::{self, Notice, Place, Server, StoreError};
 use ringtree_transport::secure::Job;
 
 use crate::Error;
@@ -18,22 +19,50 @@ const LAST_OUT: Duration = Duration::from_secs(2);
 /// Serves the ranks until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Hosted {
+    /// Where ranks find the address in a file. The first to go.
+    _notice: Option<Notice>,
     service: Arc<ControlService>,
     server: Server,
 }
 
 impl Hosted {
-    /// Serves at `address` (port 0: any), in the process of rank `by` or of none.
+    /// Serves where the settings say, in the process of rank 0.
     ///
     /// # Errors
-    /// The address is taken or not this host's.
-    pub(crate) fn start(address: &str, job: &Job, by: Option<u32>) -> Result<Hosted, Error> {
-        let listener = rendezvous::listen(address)?;
+    /// The address is taken or not this host's; the file cannot be written.
+    fn start(settings: &Settings) -> Result<Hosted, Error> {
+        let Settings { job, interface, ports, advertise, .. } = settings;
+        let (listener, notice) = match Place::of(&settings.rendezvous) {
+            Place::Address(address) => (rendezvous::listen(address)?, None),
+            Place::File(path) => {
+                let told = advertise.first();
+                let (listener, told) =
+                    rendezvous::listen_somewhere(interface.as_deref(), *ports, told)?;
+                (listener, Some(Notice::publish(path, job, &told)?))
+            }
+        };
+        Hosted::serve(listener, notice, job, Some(0))
+    }
+
+    /// Serves ranks that are threads of this process.
+    ///
+    /// # Errors
+    /// Ports, descriptors or threads have run out.
+    pub(crate) fn in_process(job: &Job) -> Result<Hosted, Error> {
+        Hosted::serve(rendezvous::listen("127.0.0.1:0")?, None, job, None)
+    }
+
+    fn serve(
+        listener: TcpListener,
+        notice: Option<Notice>,
+        job: &Job,
+        by: Option<u32>,
+    ) -> Result<Hosted, Error> {
         let service = Arc::new(ControlService::new(by)?);
         let serve = service.clone();
         let on_control = move |stream, hello| serve.serve(stream, hello);
         let server = Server::start(listener, job.clone(), on_control)?;
-        Ok(Hosted { service, server })
+        Ok(Hosted { _notice: notice, service, server })
     }
 
     /// Where it listens, as `host:port`.
@@ -51,13 +80,13 @@ pub(crate) enum Host {
     Elsewhere(String),
 }
 
-/// By rendezvous and job.
-type Place = (String, String);
+/// Rendezvous and job.
+type Meeting = (String, String);
 
 /// What this process hosts. The communicators that meet at one place share it.
-static HERE: LazyLock<Mutex<HashMap<Place, Arc<Hosted>>>> = LazyLock::new(Mutex::default);
+static HERE: LazyLock<Mutex<HashMap<Meeting, Arc<Hosted>>>> = LazyLock::new(Mutex::default);
 
-fn here() -> MutexGuard<'static, HashMap<Place, Arc<Hosted>>> {
+fn here() -> MutexGuard<'static, HashMap<Meeting, Arc<Hosted>>> {
     HERE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -67,21 +96,22 @@ fn here() -> MutexGuard<'static, HashMap<Place, Arc<Hosted>>> {
 /// # Errors
 /// The address can be nobody's, or descriptors or threads have run out.
 pub(crate) fn host(settings: &Settings) -> Result<Host, Error> {
-    let place = (settings.rendezvous.clone(), settings.job.name.clone());
+    let meeting = (settings.rendezvous.clone(), settings.job.name.clone());
+    let is_at_address = matches!(Place::of(&settings.rendezvous), Place::Address(_));
     let mut here = here();
-    let hosted = match here.get(&place) {
+    let hosted = match here.get(&meeting) {
         Some(hosted) => hosted.clone(),
-        None => match Hosted::start(&settings.rendezvous, &settings.job, Some(0)) {
+        None => match Hosted::start(settings) {
             Ok(hosted) => Arc::new(hosted),
-            Err(Error::Rendezvous(error)) if is_elsewhere(&error) => {
+            Err(Error::Rendezvous(error)) if is_at_address && is_elsewhere(&error) => {
                 tracing::debug!("the rendezvous is another's: {error}");
                 return Ok(Host::Elsewhere(error.to_string()));
             }
             Err(error) => return Err(error),
         },
     };
-    here.insert(place.clone(), hosted.clone());
-    Ok(Host::Here(Hosting { hosted: Some(hosted), place, joined: false }))
+    here.insert(meeting.clone(), hosted.clone());
+    Ok(Host::Here(Hosting { hosted: Some(hosted), meeting, joined: false }))
 }
 
 fn is_elsewhere(error: &StoreError) -> bool {
@@ -97,13 +127,18 @@ fn is_elsewhere(error: &StoreError) -> bool {
 pub(crate) struct Hosting {
     /// Taken by drop.
     hosted: Option<Arc<Hosted>>,
-    place: Place,
+    meeting: Meeting,
     /// The communicator was made. Whoever is at the store then waits for the next one, in which
     /// this rank has a part.
     joined: bool,
 }
 
 impl Hosting {
+    /// Where it listens, as `host:port`; `None` once dropped.
+    pub(crate) fn address(&self) -> Option<String> {
+        self.hosted.as_ref().map(|hosted| hosted.address())
+    }
+
     /// The communicator was made.
     pub(crate) fn set_joined(&mut self) {
         self.joined = true;
@@ -130,11 +165,11 @@ impl Drop for Hosting {
         let mut here = here();
         drop(hosted);
         // Meanwhile another communicator may have come to the same place: it is then the last.
-        if here.get(&self.place).is_some_and(|hosted| Arc::strong_count(hosted) == 1)
-            && let Some(hosted) = here.remove(&self.place)
+        if here.get(&self.meeting).is_some_and(|hosted| Arc::strong_count(hosted) == 1)
+            && let Some(hosted) = here.remove(&self.meeting)
         {
             hosted.service.close();
-            settings::forget_host_secret(&self.place.0, &self.place.1);
+            settings::forget_host_secret(&self.meeting.0, &self.meeting.1);
         }
     }
 }

@@ -50,6 +50,8 @@ pub use progress::Pending;
 pub use ringtree_plan::{Algorithm, Collective};
 pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;
+pub use ringtree_transport::host_port::HostPort;
+pub use ringtree_transport::ports::PortRange;
 pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{MAX_SOCKETS, Origins, Settings, Source};

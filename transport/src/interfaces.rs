@@ -1,12 +1,16 @@
-//! Which address of this host other ranks are told to connect to.
+//! Which addresses of this host a process listens on, and tells other ranks to connect to.
 //!
 //! The rule: the interfaces that the setting names, by name (`eth0`) or by subnet (`10.1.0.0/16`);
-//! without a setting, the address from which this host reaches the rendezvous; if that is on this
-//! host's loopback interface, or there is none, 127.0.0.1.
+//! without a setting, the address from which this host reaches the rendezvous (127.0.0.1 for any of
+//! 127.0.0.0/8). Whoever hosts the rendezvous without having been told where uses the address from
+//! which this host reaches the world, else the first one that is not a loopback address.
+//!
+//! Addresses are IPv4 or IPv6. Link-local IPv6 addresses are never used: they mean nothing without
+//! the interface, whose name and number differ from host to host.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
 
 use nix::ifaddrs::getifaddrs;
@@ -38,6 +42,18 @@ pub enum InterfaceError {
         /// What was set.
         setting: String,
     },
+    /// All that match are link-local.
+    #[error(
+        "\"{setting}\" has only the link-local address {address}, which other hosts cannot tell from \
+         their own: give the interface an address that is unique to it (such as one of fd00::/8), or \
+         set RINGTREE_INTERFACE to another interface"
+    )]
+    LinkLocal {
+        /// What was set, or which interface was meant.
+        setting: String,
+        /// One of its addresses.
+        address: IpAddr,
+    },
     /// This host has no way to the rendezvous.
     #[error("this host does not reach the rendezvous at {address}: {reason}")]
     Route {
@@ -54,29 +70,59 @@ pub enum InterfaceError {
     },
 }
 
-/// The addresses to listen on and to tell others, by the rule above: one, or one for each part of
-/// the setting, which commas separate. `rendezvous` is host and port.
+/// The addresses of a rank by the rule above: one, or one for each part of the setting, which
+/// commas separate. `rendezvous` is host and port; without one, ranks are of this host alone.
 ///
 /// # Errors
 /// [`InterfaceError`]; an unknown setting comes with the interfaces that there are.
-pub fn advertised_addresses(
+pub fn rank_addresses(
     setting: Option<&str>,
     rendezvous: Option<&str>,
 ) -> Result<Vec<IpAddr>, InterfaceError> {
     match (setting, rendezvous) {
-        (Some(setting), _) => {
-            let interfaces =
-                list().map_err(|error| InterfaceError::List { reason: error.to_string() })?;
-            setting.split(',').map(|part| choose(&interfaces, part.trim())).collect()
-        }
-        (None, Some(address)) => match route_to(address) {
-            Ok(address) => Ok(vec![address]),
-            Err(error) => {
-                Err(InterfaceError::Route { address: address.into(), reason: error.to_string() })
-            }
-        },
+        (Some(setting), _) => chosen(setting),
+        (None, Some(address)) => Ok(vec![route_to(address)?]),
         (None, None) => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
     }
+}
+
+/// The address of whoever hosts the rendezvous without having been told where, by the rule above.
+///
+/// # Errors
+/// As [`rank_addresses`].
+pub fn host_address(setting: Option<&str>) -> Result<IpAddr, InterfaceError> {
+    if let Some(setting) = setting {
+        return Ok(chosen(setting)?[0]);
+    }
+    // Addresses that are kept for documentation (RFC 5737, RFC 3849): only the way there counts.
+    let world: [IpAddr; 2] =
+        [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
+    let mut ways = world.iter().filter_map(|ip| source_for(SocketAddr::new(*ip, 9)).ok());
+    let is_useful = |address: &IpAddr| !address.is_loopback() && !is_link_local(*address);
+    match ways.find(is_useful) {
+        Some(address) => Ok(address),
+        None => Ok(first_of(&interfaces()?)),
+    }
+}
+
+/// The best that a host without a way to the world has.
+fn first_of(interfaces: &[Interface]) -> IpAddr {
+    let usable = || interfaces.iter().map(|i| i.address).filter(|address| !is_link_local(*address));
+    let first = |loopback: bool, v4: bool| {
+        usable().find(|address| address.is_loopback() == loopback && address.is_ipv4() == v4)
+    };
+    let order = [(false, true), (false, false), (true, true), (true, false)];
+    let found = order.into_iter().find_map(|(loopback, v4)| first(loopback, v4));
+    found.unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+fn chosen(setting: &str) -> Result<Vec<IpAddr>, InterfaceError> {
+    let interfaces = interfaces()?;
+    setting.split(',').map(|part| choose(&interfaces, part.trim())).collect()
+}
+
+fn interfaces() -> Result<Vec<Interface>, InterfaceError> {
+    list().map_err(|error| InterfaceError::List { reason: error.to_string() })
 }
 
 /// The addresses of the interfaces that are up, in the system's order.
@@ -96,41 +142,48 @@ pub fn list() -> io::Result<Vec<Interface>> {
 }
 
 /// The address of the first interface that a setting (a name, an address or a subnet) means; an
-/// IPv4 address where it has one. Link-local IPv6 addresses are left out: they mean nothing without
-/// the interface, which differs from host to host.
+/// IPv4 address where it has one.
 ///
 /// # Errors
-/// [`InterfaceError::Unknown`], [`InterfaceError::Subnet`].
+/// [`InterfaceError::Unknown`], [`InterfaceError::Subnet`], [`InterfaceError::LinkLocal`].
 pub fn choose(interfaces: &[Interface], setting: &str) -> Result<IpAddr, InterfaceError> {
     let subnet = setting.parse::<Subnet>();
     if subnet.is_err() && setting.contains('/') {
         return Err(InterfaceError::Subnet { setting: setting.into() });
     }
-    let meant = |interface: &&Interface| match &subnet {
+    let is_meant = |interface: &&Interface| match &subnet {
         Ok(subnet) => subnet.contains(interface.address),
-        Err(_) => interface.name == setting && !is_link_local(interface.address),
+        Err(_) => interface.name == setting,
     };
-    let first_of = |v4: bool| {
-        interfaces.iter().filter(meant).map(|i| i.address).find(|address| address.is_ipv4() == v4)
-    };
-    first_of(true).or_else(|| first_of(false)).ok_or_else(|| InterfaceError::Unknown {
-        setting: setting.into(),
-        available: describe(interfaces),
+    let meant = || interfaces.iter().filter(is_meant).map(|interface| interface.address);
+    let usable = || meant().filter(|address| !is_link_local(*address));
+    let found = usable().find(IpAddr::is_ipv4).or_else(|| usable().next());
+    found.ok_or_else(|| match meant().next() {
+        Some(address) => InterfaceError::LinkLocal { setting: setting.into(), address },
+        None => {
+            let available = describe(interfaces);
+            InterfaceError::Unknown { setting: setting.into(), available }
+        }
     })
 }
 
 /// The address from which this host reaches another (host and port). Nothing is sent: connecting a
 /// UDP socket only asks the routing table.
-fn route_to(address: &str) -> io::Result<IpAddr> {
-    let mut outcome = Err(io::Error::other("the name has no address"));
-    for remote in address.to_socket_addrs()? {
-        outcome = source_for(remote);
-        if outcome.is_ok() {
-            break;
+fn route_to(address: &str) -> Result<IpAddr, InterfaceError> {
+    let failed = |reason: String| InterfaceError::Route { address: address.into(), reason };
+    let mut outcome = Err(failed("the name has no address".into()));
+    for remote in address.to_socket_addrs().map_err(|error| failed(error.to_string()))? {
+        match source_for(remote) {
+            Ok(IpAddr::V4(local)) if local.is_loopback() => return Ok(Ipv4Addr::LOCALHOST.into()),
+            Ok(local) if is_link_local(local) => {
+                let setting = format!("the way to {address}");
+                outcome = Err(InterfaceError::LinkLocal { setting, address: local });
+            }
+            Ok(local) => return Ok(local),
+            Err(error) => outcome = Err(failed(error.to_string())),
         }
     }
-    let local = outcome?;
-    Ok(if local.is_loopback() { Ipv4Addr::LOCALHOST.into() } else { local })
+    outcome
 }
 
 fn source_for(remote: SocketAddr) -> io::Result<IpAddr> {
@@ -218,6 +271,7 @@ mod tests {
             ("ib0", "10.2.0.9"),
             ("wg0", "fe80::2"),
             ("wg0", "fd01::7"),
+            ("usb0", "fe80::3"),
         ];
         let of = |(name, address): (&str, &str)| Interface {
             name: name.into(),
@@ -250,10 +304,36 @@ mod tests {
         for setting in ["eth1", "192.168.0.0/16", "10.2.0.8/32", "eth", "fd02::/16"] {
             let error = choose(&some(), setting).unwrap_err();
             let there = "lo (127.0.0.1), eth0 (fe80::1, fd00::5, 10.1.2.3), ib0 (10.2.0.9), \
-                         wg0 (fe80::2, fd01::7)";
+                         wg0 (fe80::2, fd01::7), usb0 (fe80::3)";
             let said = format!("no interface of this host is \"{setting}\": there are {there}");
             assert_eq!(error.to_string(), said);
         }
+    }
+
+    #[test]
+    fn link_local_addresses_are_refused_with_what_to_do() {
+        for setting in ["usb0", "fe80::/10", "fe80::2"] {
+            let error = choose(&some(), setting).unwrap_err();
+            assert!(matches!(error, InterfaceError::LinkLocal { .. }), "{setting}: {error}");
+            assert!(error.to_string().contains("fd00::/8"), "{error}");
+        }
+        // Where there is another one, that is meant.
+        assert_eq!(choose(&some(), "::/0").unwrap().to_string(), "fd00::5");
+    }
+
+    #[test]
+    fn a_host_without_a_way_to_the_world_is_known_by_its_first_address() {
+        let address = |skipped: &[&str]| {
+            let mut some = some();
+            some.retain(|interface| !skipped.contains(&interface.name.as_str()));
+            first_of(&some).to_string()
+        };
+        assert_eq!(address(&[]), "10.1.2.3");
+        assert_eq!(address(&["eth0", "ib0"]), "fd01::7");
+        assert_eq!(address(&["eth0", "ib0", "wg0"]), "127.0.0.1");
+        assert_eq!(host_address(Some("127.0.0.0/8")).unwrap(), IpAddr::from([127, 0, 0, 1]));
+        let address = host_address(None).unwrap();
+        assert!(list().unwrap().iter().any(|interface| interface.address == address), "{address}");
     }
 
     #[test]
@@ -267,27 +347,28 @@ mod tests {
     #[test]
     fn without_a_setting_the_way_to_the_rendezvous_counts() {
         let localhost = IpAddr::from(Ipv4Addr::LOCALHOST);
-        assert_eq!(advertised_addresses(None, None).unwrap(), [localhost]);
-        assert_eq!(advertised_addresses(None, Some("127.0.0.1:1")).unwrap(), [localhost]);
-        assert_eq!(advertised_addresses(None, Some("127.8.9.1:1")).unwrap(), [localhost]);
-        for interface in list().unwrap().iter().filter(|i| i.address.is_ipv4()) {
+        assert_eq!(rank_addresses(None, None).unwrap(), [localhost]);
+        assert_eq!(rank_addresses(None, Some("127.0.0.1:1")).unwrap(), [localhost]);
+        assert_eq!(rank_addresses(None, Some("127.8.9.1:1")).unwrap(), [localhost]);
+        let usable = |interface: &&Interface| !is_link_local(interface.address);
+        for interface in list().unwrap().iter().filter(usable) {
             // The way to an own address begins at that address.
-            let address = format!("{}:1", interface.address);
-            let chosen = advertised_addresses(None, Some(&address)).unwrap();
+            let address = SocketAddr::new(interface.address, 1).to_string();
+            let chosen = rank_addresses(None, Some(&address)).unwrap();
             assert!(
                 chosen == [interface.address] || interface.address.is_loopback(),
                 "{interface}"
             );
         }
-        let error = advertised_addresses(None, Some("no port")).unwrap_err();
+        let error = rank_addresses(None, Some("no port")).unwrap_err();
         assert!(matches!(error, InterfaceError::Route { .. }), "{error}");
     }
 
     #[test]
     fn this_host_has_a_loopback_interface() {
         let loopback = list().unwrap().into_iter().find(|i| i.address.is_loopback()).unwrap();
-        assert_eq!(advertised_addresses(Some(&loopback.name), None).unwrap(), [loopback.address]);
+        assert_eq!(rank_addresses(Some(&loopback.name), None).unwrap(), [loopback.address]);
         let twice = format!("{}, 127.0.0.0/8", loopback.name);
-        assert_eq!(advertised_addresses(Some(&twice), None).unwrap().len(), 2);
+        assert_eq!(rank_addresses(Some(&twice), None).unwrap().len(), 2);
     }
 }

@@ -8,10 +8,12 @@
 
 pub mod endpoint;
 mod fields;
+pub mod host_port;
 pub mod interfaces;
 mod link;
 pub mod memory;
 pub mod pages;
+pub mod ports;
 pub mod process;
 pub mod rendezvous;
 pub mod secure;

@@ -66,6 +66,8 @@ fn endpoint(rank: u32, transports: Transports) -> Endpoint {
         rank,
         transports,
         interface: None,
+        ports: None,
+        advertise: vec![],
         rendezvous: None,
         board: Board::new().unwrap().memory().clone(),
     })

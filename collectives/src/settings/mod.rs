@@ -10,6 +10,9 @@ use std::fmt;
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
+use ringtree_transport::host_port::HostPort;
+use ringtree_transport::ports::PortRange;
+use ringtree_transport::rendezvous::Place as MeetingPlace;
 use ringtree_transport::secure::Job;
 
 use crate::{Costs, Error};
@@ -77,6 +80,8 @@ pub struct Origins {
 ///     timeout: Duration::from_secs(60),
 ///     transports: Transports::Auto,
 ///     interface: None,
+///     ports: None,
+///     advertise: vec![],
 ///     sockets: 1,
 ///     encrypts: false,
 ///     reproducible: false,
@@ -92,7 +97,8 @@ pub struct Settings {
     pub rank: u32,
     /// Members of the communicator.
     pub ranks: u32,
-    /// `host:port` of the rendezvous: the launcher's, or rank 0 serves it there.
+    /// Where the ranks meet: `host:port`, where the launcher or rank 0 serves, or `file:/path`, a
+    /// file in a folder that all ranks share, in which that one tells where it serves.
     pub rendezvous: String,
     /// Name and secret that every connection proves.
     pub job: Job,
@@ -104,6 +110,13 @@ pub struct Settings {
     /// Name (`eth0`) or subnet (`10.1.0.0/16`) of the interface for TCP, or several separated by
     /// commas, which share the work; `None`: the one that reaches the rendezvous.
     pub interface: Option<String>,
+    /// Ports that this process may listen on; `None`: any. It needs one for each communicator and
+    /// interface, and one more where it serves the rendezvous at a port that is not given.
+    pub ports: Option<PortRange>,
+    /// What other ranks are told instead of the address of each interface, where this rank is
+    /// behind address translation; without a port, the one that is listened on. Empty: the
+    /// addresses themselves.
+    pub advertise: Vec<HostPort>,
     /// Connections between two ranks over TCP, for each pair of interfaces; from 1 to
     /// [`MAX_SOCKETS`]. More than one helps where the network limits what a connection carries.
     pub sockets: u32,
@@ -166,6 +179,8 @@ impl Settings {
             timeout: env.timeout()?,
             transports: env.transports()?,
             interface: env.get("RINGTREE_INTERFACE").map(str::to_string),
+            ports: env.ports()?,
+            advertise: env.advertise()?,
             sockets: env.sockets()?,
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
@@ -187,27 +202,49 @@ impl Settings {
         if rank >= ranks {
             return Err(settings(format!("rank {rank} of {ranks}: ranks count from 0")));
         }
-        let port = rendezvous
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .and_then(|(_, port)| port.parse::<u16>().ok());
-        match port {
-            None => Err(settings(format!("the rendezvous is \"{rendezvous}\", not host:port"))),
-            Some(0) => Err(settings(format!(
-                "the rendezvous is \"{rendezvous}\": name the port, since all ranks must know it"
-            ))),
-            Some(_) if self.timeout.is_zero() => Err(settings("the timeout must be above 0")),
-            Some(_) if !(1..=MAX_SOCKETS).contains(&self.sockets) => Err(settings(format!(
+        check_meeting_place(rendezvous)?;
+        if self.timeout.is_zero() {
+            return Err(settings("the timeout must be above 0"));
+        }
+        if !(1..=MAX_SOCKETS).contains(&self.sockets) {
+            return Err(settings(format!(
                 "{} sockets: a link has 1 to {MAX_SOCKETS} for each pair of interfaces",
                 self.sockets
+            )));
+        }
+        let leads_anywhere = !self.ports.is_some_and(|ports| ports.is_single());
+        match self.advertise.iter().find(|told| told.port.is_some() && leads_anywhere) {
+            Some(told) => Err(settings(format!(
+                "RINGTREE_ADVERTISE={told} names a port: set RINGTREE_PORTS to the one port of \
+                 this host that it leads to"
             ))),
-            Some(_) => self.costs.check().map_err(settings),
+            None => self.costs.check().map_err(settings),
         }
     }
 
     /// The timeout, short enough to be added to any time.
     pub(crate) fn bounded_timeout(&self) -> Duration {
         self.timeout.min(LONGEST_TIMEOUT)
+    }
+}
+
+fn check_meeting_place(rendezvous: &str) -> Result<(), Error> {
+    let address = match MeetingPlace::of(rendezvous) {
+        MeetingPlace::Address(address) => address,
+        MeetingPlace::File(path) if path.file_name().is_some() => return Ok(()),
+        MeetingPlace::File(_) => {
+            return Err(settings(format!(
+                "the rendezvous is \"{rendezvous}\": name a file, such as file:/shared/meet"
+            )));
+        }
+    };
+    let wrong = |reason: String| settings(format!("the rendezvous is {reason}"));
+    match address.parse::<HostPort>().map_err(|error| wrong(error.to_string()))?.port {
+        Some(0) => {
+            Err(wrong(format!("\"{address}\": name the port, since all ranks must know it")))
+        }
+        Some(_) => Ok(()),
+        None => Err(wrong(format!("\"{address}\", not host:port"))),
     }
 }
 
@@ -235,6 +272,21 @@ mod tests {
     }
 
     #[test]
+    fn places_and_addresses_of_all_kinds() {
+        let with = |pairs: &[(&str, &str)]| parse(&[&OURS[..], pairs].concat()).unwrap();
+        for rendezvous in ["[::1]:7000", "node7:7000", "file:/shared/meet", "file:meet"] {
+            assert_eq!(with(&[("RINGTREE_RENDEZVOUS", rendezvous)]).rendezvous, rendezvous);
+        }
+        let settings = with(&[
+            ("RINGTREE_PORTS", "40000"),
+            ("RINGTREE_ADVERTISE", "203.0.113.5:50000, [2001:db8::5], gateway"),
+        ]);
+        let told: Vec<String> = settings.advertise.iter().map(HostPort::to_string).collect();
+        assert_eq!(told, ["203.0.113.5:50000", "[2001:db8::5]", "gateway"]);
+        assert!(settings.ports.is_some_and(|ports| ports.is_single()));
+    }
+
+    #[test]
     fn torchruns_variables_with_its_agent_on_the_port() {
         let torchrun = [
             ("RANK", "2"),
@@ -244,6 +296,8 @@ mod tests {
             ("RINGTREE_SECRET", "x"),
         ];
         assert_eq!(parse(&torchrun).unwrap().rendezvous, "localhost:29400");
+        let ipv6 = [&torchrun[..], &[("MASTER_ADDR", "fd00::1")]].concat();
+        assert_eq!(parse(&ipv6).unwrap().rendezvous, "[fd00::1]:29400");
         let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
         assert_eq!(parse(&agent).unwrap().rendezvous, "localhost:29401");
         let last = [&agent[..], &[("MASTER_PORT", "65535")]].concat();
@@ -264,6 +318,13 @@ mod tests {
         assert!(with("RINGTREE_RENDEZVOUS", "").contains("RINGTREE_RENDEZVOUS is not set"));
         assert!(with("RINGTREE_RENDEZVOUS", "host").contains("not host:port"));
         assert!(with("RINGTREE_RENDEZVOUS", "host:0").contains("name the port"));
+        assert!(with("RINGTREE_RENDEZVOUS", "::1:7000").contains("in brackets"));
+        assert!(with("RINGTREE_RENDEZVOUS", "[fe80::1]:7000").contains("link-local"));
+        assert!(with("RINGTREE_RENDEZVOUS", "file:/").contains("name a file"));
+        assert!(with("RINGTREE_PORTS", "40100-40000").contains("no range of ports"));
+        assert!(with("RINGTREE_PORTS", "many").starts_with("RINGTREE_PORTS"));
+        assert!(with("RINGTREE_ADVERTISE", "fd00::1").contains("in brackets"));
+        assert!(with("RINGTREE_ADVERTISE", "203.0.113.5:50000").contains("set RINGTREE_PORTS"));
         assert!(with("RINGTREE_SECRET", "").contains("no secret"));
         assert!(with("RINGTREE_TIMEOUT", "-1").contains("RINGTREE_TIMEOUT"));
         assert!(with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp"));

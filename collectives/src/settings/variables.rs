@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
+use ringtree_transport::host_port::HostPort;
+use ringtree_transport::ports::PortRange;
 
 use super::DEFAULT_TIMEOUT;
 use super::launchers::Told;
@@ -36,6 +38,18 @@ impl Variables<'_> {
 
     pub(super) fn sockets(&self) -> Result<u32, Error> {
         self.get("RINGTREE_SOCKETS").map_or(Ok(1), |_| self.number("RINGTREE_SOCKETS"))
+    }
+
+    pub(super) fn ports(&self) -> Result<Option<PortRange>, Error> {
+        let wrong = |error| settings(format!("RINGTREE_PORTS: {error}"));
+        self.get("RINGTREE_PORTS").map(|text| text.parse().map_err(wrong)).transpose()
+    }
+
+    pub(super) fn advertise(&self) -> Result<Vec<HostPort>, Error> {
+        let told = self.get("RINGTREE_ADVERTISE").into_iter().flat_map(|text| text.split(','));
+        told.map(|text| text.trim().parse::<HostPort>())
+            .collect::<Result<_, _>>()
+            .map_err(|error| settings(format!("RINGTREE_ADVERTISE: {error}")))
     }
 
     /// A variable that is 0 or 1.

@@ -1,16 +1,15 @@
 //! What endpoints tell each other: their addresses, and who dials whom.
 
-use std::net::SocketAddr;
-
 use super::error::Peer;
 use crate::fields::{Fields, put_bytes};
+use crate::host_port::HostPort;
 use crate::secure::WIRE_VERSION;
 
 /// Longest name of an abstract socket.
 const SOCKET_NAME_LIMIT_BYTES: usize = 64;
 
-/// Longest text of a socket address: an IPv6 address with scope and port.
-const TCP_LIMIT_BYTES: usize = 64;
+/// Longest text of a TCP address: a name as DNS has it, and a port.
+const TCP_LIMIT_BYTES: usize = 253 + 6;
 
 /// TCP addresses of one endpoint at most.
 pub(super) const MAX_TCP_ADDRESSES: usize = 16;
@@ -27,8 +26,8 @@ const HOST_LIMIT_BYTES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) socket_name: Option<String>,
-    /// One for each interface, in the order of the setting.
-    pub(super) tcp: Vec<SocketAddr>,
+    /// One for each interface, in the order of the setting, each with a port.
+    pub(super) tcp: Vec<HostPort>,
     pub(super) host: String,
     pub(super) pid: u32,
 }
@@ -63,8 +62,11 @@ impl Address {
     fn decode_fields(mut fields: Fields<'_>) -> Option<Address> {
         let socket_name = fields.text(SOCKET_NAME_LIMIT_BYTES)?;
         let count = usize::from(fields.u8()?);
-        let text = |_| fields.text(TCP_LIMIT_BYTES)?.parse().ok();
-        let tcp = (0..count).map(text).collect::<Option<Vec<_>>>()?;
+        let mut tcp_address = || {
+            let address: HostPort = fields.text(TCP_LIMIT_BYTES)?.parse().ok()?;
+            address.port.is_some().then_some(address)
+        };
+        let tcp = (0..count).map(|_| tcp_address()).collect::<Option<Vec<_>>>()?;
         if count > MAX_TCP_ADDRESSES {
             return None;
         }

@@ -37,6 +37,17 @@ pub enum EndpointError {
         /// What the system said.
         reason: String,
     },
+    /// Not as many addresses are told as are listened on.
+    #[error(
+        "RINGTREE_ADVERTISE names {advertised} addresses, and this rank listens on {listened}: give \
+         one for each part of RINGTREE_INTERFACE, separated by commas"
+    )]
+    Advertised {
+        /// How many were to be told.
+        advertised: usize,
+        /// How many there are.
+        listened: usize,
+    },
     /// The address is not one that an endpoint of this version made for another rank.
     #[error("rank {peer} cannot be connected to: {reason}")]
     Address {

@@ -15,7 +15,7 @@ mod error;
 mod tests;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{self, UnixListener, UnixStream};
 use std::sync::Arc;
@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use crate::interfaces::advertised_addresses;
+use crate::host_port::HostPort;
+use crate::interfaces::rank_addresses;
 use crate::memory::SharedMemory;
+use crate::ports::{PortRange, listen_on};
 use crate::secure::{
     Acceptor, Ended, FrameKeys, Job, Limit, Purpose, SecureError, Socket, dial, dial_local,
     hexadecimal, initiate_within, random_bytes,
@@ -77,6 +79,11 @@ pub struct EndpointConfig {
     /// links of two ranks use as many as the one has that has more, the first with the first and
     /// so on.
     pub interface: Option<String>,
+    /// Ports for TCP; `None`: any.
+    pub ports: Option<PortRange>,
+    /// What peers are told instead of the address of each interface, where that is behind address
+    /// translation; without a port, the one that is listened on. Empty: the addresses themselves.
+    pub advertise: Vec<HostPort>,
     /// Connections of a TCP link for each pair of interfaces, at least 1.
     pub sockets: u32,
     /// Whether TCP links encrypt what they carry; all ranks alike.
@@ -105,7 +112,8 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`EndpointError::Interface`] where no address can be chosen for TCP,
-    /// [`EndpointError::Listen`] where the system refuses.
+    /// [`EndpointError::Advertised`] where more or fewer shall be told than there are,
+    /// [`EndpointError::Listen`] where the system refuses or no port is free.
     pub fn bind(config: EndpointConfig) -> Result<Endpoint, EndpointError> {
         let desk = Arc::new(Desk::new(&config));
         let mut own =
@@ -120,10 +128,17 @@ impl Endpoint {
         let mut sources = Vec::new();
         if config.transports != Transports::Shm {
             let (interface, rendezvous) = (config.interface.as_deref(), &config.rendezvous);
-            let ips = advertised_addresses(interface, rendezvous.as_deref())?;
-            for &ip in ips.iter().take(MAX_TCP_ADDRESSES) {
-                let (address, acceptor) = listen_tcp(ip, &config.job, &desk)?;
-                own.tcp.push(address);
+            let ips = rank_addresses(interface, rendezvous.as_deref())?;
+            if !config.advertise.is_empty() && config.advertise.len() != ips.len() {
+                let (advertised, listened) = (config.advertise.len(), ips.len());
+                return Err(EndpointError::Advertised { advertised, listened });
+            }
+            for (at, &ip) in ips.iter().enumerate().take(MAX_TCP_ADDRESSES) {
+                let (address, acceptor) = listen_tcp(ip, &config, &desk)?;
+                own.tcp.push(match config.advertise.get(at) {
+                    Some(told) => told.with_port(told.port.unwrap_or(address.port())),
+                    None => address.into(),
+                });
                 tcp.push(acceptor);
             }
             if interface.is_some() {
@@ -212,13 +227,8 @@ impl Endpoint {
         let mut connections = Vec::new();
         for at in 0..count {
             let pair = usize::from(at) % pairs;
-            let address = way.tcp[pair % way.tcp.len()];
             let source = self.sources.iter().cycle().nth(pair).copied();
-            let source = source.filter(|source| source.is_ipv4() == address.is_ipv4());
-            let socket = dial(address, source, limit).map_err(|ended| match ended {
-                Ended::Stopped => EndpointError::Stopped { peer: way.peer.clone() },
-                ended => self.unreachable(way, address, ended),
-            })?;
+            let socket = self.connect_tcp(way, &way.tcp[pair % way.tcp.len()], source, limit)?;
             let hello = self.hello(way, link, at, count);
             let (stream, keys) = self.introduce(socket, way, hello, limit)?;
             let keys = self.config.encrypts.then_some(keys);
@@ -304,21 +314,49 @@ impl Endpoint {
         })
     }
 
+    /// Connects to the first address of a peer's host that answers.
+    fn connect_tcp(
+        &self,
+        way: &Way<'_>,
+        address: &HostPort,
+        source: Option<IpAddr>,
+        limit: &Limit<'_>,
+    ) -> Result<TcpStream, EndpointError> {
+        let failed = |address: &HostPort, reason: String| self.unreachable(way, address, reason);
+        let port = address.port.unwrap_or_default();
+        let resolved = (address.host.as_str(), port).to_socket_addrs();
+        let resolved = resolved.map_err(|error| failed(address, error.to_string()))?;
+        let mut outcome = Err(failed(address, "the name has no address".into()));
+        for remote in resolved {
+            let source = source.filter(|source| source.is_ipv4() == remote.is_ipv4());
+            outcome = match dial(remote, source, limit) {
+                Ok(stream) => return Ok(stream),
+                Err(Ended::Stopped) => {
+                    return Err(EndpointError::Stopped { peer: way.peer.clone() });
+                }
+                Err(ended) => Err(failed(&remote.into(), ended.to_string())),
+            };
+        }
+        outcome
+    }
+
     fn not_on_this_host(&self, way: &Way<'_>) -> EndpointError {
         let same_name = way.peer.host == self.own.host;
         let doubt = if same_name { ", or in another container, or it has ended" } else { "" };
         EndpointError::NotOnThisHost { peer: way.peer.clone(), doubt }
     }
 
-    fn unreachable(&self, way: &Way<'_>, address: SocketAddr, ended: Ended) -> EndpointError {
-        let hint = if address.ip().is_loopback() && way.peer.host != self.own.host {
+    fn unreachable(&self, way: &Way<'_>, address: &HostPort, reason: String) -> EndpointError {
+        let is_loopback = address.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        let hint = if is_loopback && way.peer.host != self.own.host {
             "; that address means every host itself: set RINGTREE_INTERFACE, or give the \
              rendezvous by an address that other hosts reach"
         } else {
-            "; it has ended, or a firewall is in the way"
+            "; it has ended, or a firewall or address translation is in the way (RINGTREE_PORTS, \
+             RINGTREE_ADVERTISE)"
         };
-        let (address, reason) = (address.to_string(), ended.to_string());
-        EndpointError::Unreachable { peer: way.peer.clone(), address, reason, hint }
+        let (peer, address) = (way.peer.clone(), address.to_string());
+        EndpointError::Unreachable { peer, address, reason, hint }
     }
 
     /// Where this endpoint listens, for people.
@@ -340,7 +378,7 @@ impl fmt::Debug for Endpoint {
 struct Way<'a> {
     peer: Peer,
     shm: Option<&'a str>,
-    tcp: &'a [SocketAddr],
+    tcp: &'a [HostPort],
 }
 
 impl EndpointError {
@@ -366,13 +404,13 @@ fn listen_unix(
 
 fn listen_tcp(
     ip: IpAddr,
-    job: &Job,
+    config: &EndpointConfig,
     desk: &Arc<Desk>,
 ) -> Result<(SocketAddr, Acceptor<TcpListener>), EndpointError> {
     let listen = || {
-        let listener = TcpListener::bind((ip, 0))?;
+        let listener = listen_on(ip, config.ports)?;
         let address = listener.local_addr()?;
-        Ok((address, Acceptor::start(listener, job.clone(), desk.clone())?))
+        Ok((address, Acceptor::start(listener, config.job.clone(), desk.clone())?))
     };
     listen().map_err(|error: std::io::Error| EndpointError::Listen {
         address: ip.to_string(),

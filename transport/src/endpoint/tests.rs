@@ -36,6 +36,8 @@ fn config(rank: u32, transports: Transports) -> EndpointConfig {
         rank,
         transports,
         interface: None,
+        ports: None,
+        advertise: vec![],
         sockets: 1,
         encrypts: false,
         rendezvous: None,
@@ -209,7 +211,7 @@ fn another_communicator_or_rank_is_refused_with_a_reason() {
     ];
     for (hello, complaint) in cases {
         for purpose in [Purpose::Link, Purpose::Store] {
-            let stream = TcpStream::connect(high.own.tcp[0]).unwrap();
+            let stream = TcpStream::connect(high.own.tcp[0].to_string()).unwrap();
             let outcome = initiate(stream, &job("s"), purpose, &hello.encode(), soon());
             let complaint =
                 if purpose == Purpose::Link { complaint } else { "links are made here" };
@@ -238,7 +240,7 @@ fn strangers_disturb_nobody() {
     let name = high.own.socket_name.clone().unwrap();
     let mut silent = Vec::new();
     for turn in 0..40u8 {
-        let mut tcp = TcpStream::connect(high.own.tcp[0]).unwrap();
+        let mut tcp = TcpStream::connect(high.own.tcp[0].to_string()).unwrap();
         let limit = Limit::until(Instant::now() + Duration::from_secs(10));
         let mut unix = dial_local(&name, &limit).unwrap();
         if turn % 2 == 0 {
@@ -291,7 +293,7 @@ fn a_peer_that_does_not_come_is_named_at_the_deadline() {
     let error = high.connect(0, &low.address(), deadline, &|| false).unwrap_err();
     assert!(matches!(error, EndpointError::TimedOut { .. }), "{error}");
     let host = host_name();
-    let listening = high.own.tcp[0];
+    let listening = high.own.tcp[0].to_string();
     assert!(error.to_string().starts_with(&format!("rank 0 on host {host} (process ")), "{error}");
     assert!(error.to_string().ends_with(&format!("{listening} on host {host}")), "{error}");
 }
@@ -305,7 +307,7 @@ fn a_stop_ends_the_wait_on_either_side() {
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = altered(&high, |address| {
         address.socket_name = None;
-        address.tcp = vec![deaf.local_addr().unwrap()];
+        address.tcp = vec![deaf.local_addr().unwrap().into()];
     });
     let asked = std::cell::Cell::new(0);
     let stop = || asked.replace(asked.get() + 1) > 3;
@@ -336,12 +338,57 @@ fn tcp_listens_on_the_interface_that_was_set() {
         Endpoint::bind(EndpointConfig { interface, ..config(0, Transports::Tcp) })
     };
     let low = set("127.0.0.0/8").unwrap();
-    assert!(low.own.tcp[0].ip().is_loopback());
+    assert_eq!(low.own.tcp[0].host, "127.0.0.1");
     let high = endpoint(1, Transports::Tcp);
     let (mut a, mut b) = meet(&low, &high);
     check(&mut a, &mut b);
     let error = set("no-such-interface").unwrap_err();
     assert!(error.to_string().contains("there are "), "{error}");
+}
+
+#[test]
+fn over_ipv6_links_are_made_as_over_ipv4() {
+    let on = |rank, ip: &str| {
+        let interface = Some(ip.to_owned());
+        Endpoint::bind(EndpointConfig { interface, ..config(rank, Transports::Tcp) }).unwrap()
+    };
+    let (low, high) = (on(0, "::1"), on(1, "::1"));
+    assert!(low.own.tcp[0].to_string().starts_with("[::1]:"));
+    let (mut a, mut b) = meet(&low, &high);
+    check(&mut a, &mut b);
+    // What the two ranks listen on need not be of one family.
+    let (mut a, mut b) = meet(&low, &endpoint(2, Transports::Tcp));
+    check(&mut a, &mut b);
+}
+
+#[test]
+fn peers_are_told_the_address_that_is_set() {
+    let telling = |rank, told: &[&str]| {
+        let advertise = told.iter().map(|text| text.parse().unwrap()).collect();
+        Endpoint::bind(EndpointConfig { advertise, ..config(rank, Transports::Tcp) })
+    };
+    let (low, high) = (telling(0, &[]).unwrap(), telling(1, &["localhost"]).unwrap());
+    assert_eq!(high.own.tcp[0].host, "localhost");
+    let (mut a, mut b) = meet(&low, &high);
+    check(&mut a, &mut b);
+    assert_eq!(telling(1, &["192.0.2.1:7"]).unwrap().own.tcp[0].to_string(), "192.0.2.1:7");
+
+    let nowhere = telling(1, &["no such host"]).unwrap();
+    let error = connect(&low, &nowhere).unwrap_err().to_string();
+    assert!(error.contains("no such host") && error.contains("RINGTREE_ADVERTISE"), "{error}");
+    let error = telling(0, &["a", "b"]).unwrap_err();
+    assert_eq!(error, EndpointError::Advertised { advertised: 2, listened: 1 });
+}
+
+#[test]
+fn when_all_ports_are_taken_the_error_names_them() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().port();
+    let ports = Some(taken.to_string().parse().unwrap());
+    let bound = Endpoint::bind(EndpointConfig { ports, ..config(0, Transports::Tcp) });
+    let error = bound.unwrap_err().to_string();
+    let named = format!("on 127.0.0.1: all ports of RINGTREE_PORTS={taken} are taken");
+    assert!(error.contains(&named), "{error}");
 }
 
 /// A rank with two addresses and two sockets for each, and one with one address.

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::StoreError;
+use super::notice::address_in;
+use super::{Place, StoreError};
 use super::wire::{Reply, Request, decode_answer};
 use crate::secure::{Job, Limit, Purpose, SecureError, SecureStream, dial, initiate};
 
@@ -31,16 +32,26 @@ pub struct StoreClient {
 }
 
 impl StoreClient {
-    /// Connects to the store at `address` (host and port), and tries again until the deadline while
-    /// nobody listens there: rank 0 may start later.
+    /// Connects to the store at a [`Place`] (`host:port` or `file:/path`), and tries again until the
+    /// deadline while nobody listens there: rank 0 may start later.
     ///
     /// # Errors
     /// [`StoreError::Refused`] at once where trying again cannot help, such as with a wrong secret;
-    /// [`StoreError::Unreachable`] at the deadline.
-    pub fn connect(address: &str, job: &Job, deadline: Instant) -> Result<StoreClient, StoreError> {
-        let stream = connect(address, job, Purpose::Store, b"", deadline)?;
+    /// [`StoreError::Unreachable`] or [`StoreError::NotFound`] at the deadline.
+    pub fn connect(place: &str, job: &Job, deadline: Instant) -> Result<StoreClient, StoreError> {
+        let stream = connect(place, job, Purpose::Store, b"", deadline)?;
+        let address = match Place::of(place) {
+            Place::Address(address) => address,
+            Place::File(_) => stream.peer(),
+        };
+        let address = address.to_owned();
         let local = stream.socket().local_addr().map_or(IpAddr::from([127, 0, 0, 1]), |a| a.ip());
-        Ok(StoreClient { address: address.into(), local, stream: Mutex::new(Some(stream)) })
+        Ok(StoreClient { address, local, stream: Mutex::new(Some(stream)) })
+    }
+
+    /// Where the store was found: host and port.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// The address of this host from which the store was reached.
@@ -72,7 +83,7 @@ impl StoreClient {
 /// # Errors
 /// As [`StoreClient::connect`].
 pub fn connect(
-    address: &str,
+    place: &str,
     job: &Job,
     purpose: Purpose,
     hello: &[u8],
@@ -80,16 +91,23 @@ pub fn connect(
 ) -> Result<SecureStream<TcpStream>, StoreError> {
     let mut rest = RETRY_FIRST;
     loop {
-        let reason = match attempt(address, job, purpose, hello, deadline) {
+        let reason = match attempt(place, job, purpose, hello, deadline) {
             Ok(stream) => return Ok(stream),
             Err(Attempt::Hopeless(source)) => {
-                return Err(StoreError::Refused { address: address.into(), source });
+                return Err(StoreError::Refused { address: place.into(), source });
             }
             Err(Attempt::Failed(reason)) => reason,
         };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(StoreError::Unreachable { address: address.into(), reason });
+            return Err(match Place::of(place) {
+                Place::Address(address) => {
+                    StoreError::Unreachable { address: address.into(), reason }
+                }
+                Place::File(path) => {
+                    StoreError::NotFound { path: path.display().to_string(), reason }
+                }
+            });
         }
         thread::sleep(rest.min(left));
         rest = (rest * 2).min(RETRY_LONGEST);
@@ -102,8 +120,31 @@ enum Attempt {
     Hopeless(SecureError),
 }
 
-/// Tries all addresses of the host once.
+/// Tries once.
 fn attempt(
+    place: &str,
+    job: &Job,
+    purpose: Purpose,
+    hello: &[u8],
+    deadline: Instant,
+) -> Result<SecureStream<TcpStream>, Attempt> {
+    let path = match Place::of(place) {
+        Place::Address(address) => return attempt_address(address, job, purpose, hello, deadline),
+        Place::File(path) => path,
+    };
+    let address = address_in(path, job).map_err(Attempt::Failed)?;
+    attempt_address(&address, job, purpose, hello, deadline).map_err(|failure| {
+        // The file may be of an earlier run: then another process may listen there by now.
+        let reason = match failure {
+            Attempt::Failed(reason) => reason,
+            Attempt::Hopeless(error) => error.to_string(),
+        };
+        Attempt::Failed(format!("{address}, which it names: {reason}"))
+    })
+}
+
+/// Tries all addresses of the host once.
+fn attempt_address(
     address: &str,
     job: &Job,
     purpose: Purpose,

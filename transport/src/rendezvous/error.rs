@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use crate::interfaces::InterfaceError;
 use crate::secure::SecureError;
 
 /// Why the store did not do what it was asked.
@@ -17,6 +18,9 @@ pub enum StoreError {
         /// What the system said.
         reason: String,
     },
+    /// No address to listen on.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
     /// No store was found by the deadline.
     #[error(
         "no store answered at {address} ({reason}): is rank 0 running there, and is \
@@ -26,6 +30,25 @@ pub enum StoreError {
         /// Host and port.
         address: String,
         /// What the last attempt met.
+        reason: String,
+    },
+    /// No store was found through a file by the deadline.
+    #[error(
+        "no store was found through the file {path} ({reason}): does rank 0 run, and are \
+         RINGTREE_RENDEZVOUS, RINGTREE_JOB and the secret the same for all ranks?"
+    )]
+    NotFound {
+        /// The file.
+        path: String,
+        /// What the last attempt met.
+        reason: String,
+    },
+    /// The file that tells where the store is cannot be written.
+    #[error("cannot write the rendezvous file {path}: {reason}")]
+    Notice {
+        /// The file.
+        path: String,
+        /// What the system said.
         reason: String,
     },
     /// Whoever listens there refuses this rank, or does not prove itself.

@@ -1,12 +1,14 @@
 //! Where the ranks of a job exchange addresses: a store of small values.
 //!
 //! [`Server`] hosts it over TCP, for rank 0 or the launcher, and passes on control connections that
-//! come to the same port. [`StoreClient`] is a rank's connection to it. Ranks that are threads of
-//! one process share a [`MemoryStore`]. Losing the store after the start harms nobody.
+//! come to the same port. [`StoreClient`] is a rank's connection to it, by address or by a file
+//! ([`Notice`]) that tells the address. Ranks that are threads of one process share a
+//! [`MemoryStore`]. Losing the store after the start harms nobody.
 
 mod client;
 mod error;
 mod memory;
+mod notice;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -18,7 +20,8 @@ use std::time::Instant;
 pub use client::{StoreClient, connect};
 pub use error::StoreError;
 pub use memory::MemoryStore;
-pub use server::{Server, listen};
+pub use notice::{Notice, Place};
+pub use server::{Server, listen, listen_somewhere, listen_within};
 use wire::{Reply, Request};
 
 /// Longest key, in bytes.

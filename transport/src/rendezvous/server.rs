@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,9 @@ use tracing::debug;
 
 use super::wire::{Request, encode_answer};
 use super::{MemoryStore, StoreError};
+use crate::host_port::HostPort;
+use crate::interfaces::host_address;
+use crate::ports::{PortRange, listen_on};
 use crate::secure::{
     Acceptor, Job, MESSAGE_LIMIT_BYTES, Purpose, SecureError, SecureStream, Service, Socket,
 };
@@ -27,7 +30,45 @@ const IDLE_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// # Errors
 /// [`StoreError::Listen`].
 pub fn listen(address: &str) -> Result<TcpListener, StoreError> {
-    TcpListener::bind(address).map_err(|error| failed_to_listen(address.into(), &error))
+    listen_within(address, None)
+}
+
+/// As [`listen`], where port 0 is one of `ports`.
+///
+/// # Errors
+/// [`StoreError::Listen`].
+pub fn listen_within(address: &str, ports: Option<PortRange>) -> Result<TcpListener, StoreError> {
+    let failed = |error: io::Error| failed_to_listen(address.into(), &error);
+    let mut outcome = Err(failed(io::Error::other("the name has no address")));
+    for address in address.to_socket_addrs().map_err(failed)? {
+        outcome = match address.port() {
+            0 => listen_on(address.ip(), ports),
+            _ => TcpListener::bind(address),
+        }
+        .map_err(failed);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Listens where other hosts reach this one, nobody having said where: at the address of
+/// [`host_address`], a free port of `ports`. Also returns what to tell the ranks: that address, or
+/// the host `advertise` in its place.
+///
+/// # Errors
+/// [`StoreError::Interface`], [`StoreError::Listen`].
+pub fn listen_somewhere(
+    interface: Option<&str>,
+    ports: Option<PortRange>,
+    advertise: Option<&HostPort>,
+) -> Result<(TcpListener, HostPort), StoreError> {
+    let own = HostPort::from(host_address(interface)?).with_port(0);
+    let listener = listen_within(&own.to_string(), ports)?;
+    let address = listener.local_addr();
+    let port = address.map_err(|error| failed_to_listen(own.to_string(), &error))?.port();
+    Ok((listener, advertise.unwrap_or(&own).with_port(port)))
 }
 
 fn failed_to_listen(address: String, error: &io::Error) -> StoreError {

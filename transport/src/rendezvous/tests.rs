@@ -1,7 +1,10 @@
 //! The store, in memory and over TCP, among friends and strangers.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -9,6 +12,7 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use super::*;
+use crate::host_port::HostPort;
 use crate::secure::{Job, Purpose, Secret, SecureError};
 
 fn job(secret: &str) -> Job {
@@ -330,6 +334,130 @@ fn a_lost_connection_is_said_again() {
     assert!(matches!(error, StoreError::Lost { .. }), "{error}");
     let again = store.set("k", b"", soon()).unwrap_err();
     assert_eq!(again, StoreError::Disconnected { address });
+}
+
+/// A folder of a test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("ringtree-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn names(&self) -> usize {
+        fs::read_dir(&self.0).unwrap().count()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_file_tells_where_the_store_is_as_long_as_it_is_there() {
+    let folder = Folder::new("notice");
+    let path = folder.0.join("meet");
+    let place = format!("file:{}", path.display());
+    thread::scope(|scope| {
+        // It waits for the file first.
+        let waiting = scope.spawn(|| StoreClient::connect(&place, &job("s"), soon()).unwrap());
+        let server = server();
+        let notice = Notice::publish(&path, &job("s"), &server.address().into()).unwrap();
+        assert_eq!(waiting.join().unwrap().address(), server.address().to_string());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(folder.names(), 1, "nothing else stays in the folder");
+        drop(notice);
+        assert_eq!(folder.names(), 0);
+    });
+}
+
+#[test]
+fn a_file_of_another_job_is_not_believed_and_said_at_the_deadline() {
+    let folder = Folder::new("foreign");
+    let path = folder.0.join("meet");
+    let place = format!("file:{}", path.display());
+    let error = |job: &Job| {
+        let deadline = Instant::now() + Duration::from_millis(20);
+        StoreClient::connect(&place, job, deadline).unwrap_err().to_string()
+    };
+    assert!(error(&job("s")).contains("it is not there"));
+    let server = server();
+    let _notice = Notice::publish(&path, &job("s"), &server.address().into()).unwrap();
+    let other = Job { name: "other".into(), ..job("s") };
+    for stranger in [job("t"), other] {
+        let error = error(&stranger);
+        assert!(error.contains("of another job, or of another secret"), "{error}");
+    }
+    for text in ["", "something", "ringtree rendezvous\n", &"x".repeat(2000)] {
+        fs::write(&path, text).unwrap();
+        assert!(error(&job("s")).contains("not one that Ringtree wrote"), "{text}");
+    }
+}
+
+/// What a killed run leaves: its file names a port that nobody, or somebody else, listens on.
+#[test]
+fn a_stale_file_does_not_stop_the_next_run() {
+    let folder = Folder::new("stale");
+    let path = folder.0.join("meet");
+    let place = format!("file:{}", path.display());
+    let stranger = Server::start(listen("127.0.0.1:0").unwrap(), job("t"), |_, _| {}).unwrap();
+    let gone = listen("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for stale in [gone, stranger.address()] {
+        std::mem::forget(Notice::publish(&path, &job("s"), &stale.into()).unwrap());
+        let deadline = Instant::now() + Duration::from_millis(20);
+        let error = StoreClient::connect(&place, &job("s"), deadline).unwrap_err().to_string();
+        assert!(error.contains(&format!("{stale}, which it names")), "{error}");
+        thread::scope(|scope| {
+            let early = scope.spawn(|| StoreClient::connect(&place, &job("s"), soon()).unwrap());
+            let server = server();
+            let _notice = Notice::publish(&path, &job("s"), &server.address().into()).unwrap();
+            assert_eq!(early.join().unwrap().address(), server.address().to_string());
+        });
+    }
+}
+
+#[test]
+fn a_file_that_another_run_has_replaced_stays() {
+    let folder = Folder::new("replaced");
+    let path = folder.0.join("meet");
+    let publish = |port| {
+        let address = HostPort { host: "localhost".into(), port: Some(port) };
+        Notice::publish(&path, &job("s"), &address).unwrap()
+    };
+    let (first, second) = (publish(1), publish(2));
+    drop(first);
+    assert_eq!(folder.names(), 1);
+    drop(second);
+    assert_eq!(folder.names(), 0);
+    let nowhere = folder.0.join("no such folder/meet");
+    let error = Notice::publish(&nowhere, &job("s"), &HostPort::from_host("a").unwrap());
+    assert!(matches!(error, Err(StoreError::Notice { .. })), "{error:?}");
+}
+
+#[test]
+fn the_store_is_reached_over_ipv6_too() {
+    let server = Server::start(listen("[::1]:0").unwrap(), job("s"), |_, _| {}).unwrap();
+    let store = client(&server);
+    store.set("k", b"v", soon()).unwrap();
+    assert_eq!(store.get("k", soon()).unwrap(), b"v");
+}
+
+#[test]
+fn where_the_port_is_not_given_it_is_one_of_the_range() {
+    let pid = std::process::id();
+    let ip = format!("127.102.{}.{}", (pid >> 8) & 255, pid & 255);
+    let ports = Some("40000-40001".parse().unwrap());
+    let listener = listen_within(&format!("{ip}:0"), ports).unwrap();
+    assert_eq!(listener.local_addr().unwrap().port(), 40000);
+    let outside = listen_within(&format!("{ip}:39999"), ports).unwrap();
+    assert_eq!(outside.local_addr().unwrap().port(), 39999, "one that is given is kept");
+    let _second = listen_within(&format!("{ip}:0"), ports).unwrap();
+    let error = listen_within(&format!("{ip}:0"), ports).unwrap_err().to_string();
+    assert!(error.contains("RINGTREE_PORTS=40000-40001"), "{error}");
 }
 
 #[test]

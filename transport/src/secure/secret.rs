@@ -33,6 +33,11 @@ impl Secret {
         Secret(digest("ringtree: no secret", b""))
     }
 
+    /// What only those who know the secret can tell of `bytes`, in hexadecimal.
+    pub(crate) fn tag(&self, domain: &str, bytes: &[u8]) -> String {
+        hexadecimal(&digest(domain, &[&self.0, bytes].concat()))
+    }
+
     pub(super) fn key(&self) -> &[u8; KEY_BYTES] {
         &self.0
     }

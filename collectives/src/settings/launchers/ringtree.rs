@@ -10,7 +10,8 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
     }
     let missing = || {
         settings(
-            "RINGTREE_RENDEZVOUS is not set: it must give the host:port where rank 0 can be met",
+            "RINGTREE_RENDEZVOUS is not set: it must give the host:port where rank 0 can be met, or \
+             a file that all ranks share (file:/path)",
         )
     };
     Ok(Some(Place {

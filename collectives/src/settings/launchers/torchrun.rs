@@ -1,5 +1,7 @@
 //! torchrun: `RANK`, `WORLD_SIZE`, and where rank 0 is in `MASTER_ADDR` and `MASTER_PORT`.
 
+use ringtree_transport::host_port::HostPort;
+
 use super::{DEFAULT_PORT, Place, Source, Told, set_rendezvous};
 use crate::Error;
 use crate::settings::variables::{Variables, settings};
@@ -25,6 +27,8 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
 /// port is ours.
 fn rendezvous(env: &Variables<'_>) -> Result<Told<String>, Error> {
     let host = env.required("MASTER_ADDR", "the host of rank 0")?;
+    let host = HostPort::from_host(&host)
+        .map_err(|error| settings(format!("MASTER_ADDR: {error}")))?;
     let port = env.get("MASTER_PORT");
     let port = port.map_or(Ok(DEFAULT_PORT), |port| {
         port.parse().map_err(|_| settings(format!("MASTER_PORT={port} is not a port")))
@@ -36,5 +40,5 @@ fn rendezvous(env: &Variables<'_>) -> Result<Told<String>, Error> {
              choose a lower one, or set RINGTREE_RENDEZVOUS",
         )
     })?;
-    Ok(Told { value: format!("{host}:{port}"), variable: "MASTER_ADDR" })
+    Ok(Told { value: host.with_port(port).to_string(), variable: "MASTER_ADDR" })
 }
