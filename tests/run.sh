@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need (Debian: iproute2, for network namespaces) and runs all of them:
+# Installs what the tests need (Debian: iproute2 and nftables, for network namespaces) and runs all:
 # formatting, lints, documentation, unit and end-to-end tests, loom, and each benchmark once.
 #
 # Tests over two network namespaces need root. Without it they are skipped, except in CI (CI=true),
@@ -9,12 +9,13 @@ cd "$(dirname "$0")/.."
 
 step() { printf '\n== %s\n' "$*"; }
 
-if ! command -v ip >/dev/null; then
-    step "installing iproute2"
+if ! command -v ip >/dev/null || ! command -v nft >/dev/null; then
+    step "installing iproute2 and nftables"
     if [ "$(id -u)" = 0 ]; then
-        apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends iproute2 nftables >/dev/null
     else
-        echo "the tests over network namespaces need \`ip\`: install iproute2" >&2
+        echo "the tests over network namespaces need \`ip\` and \`nft\`: install iproute2, nftables" >&2
         exit 1
     fi
 fi

@@ -6,6 +6,14 @@
 //!   wire1 10.77.1.1  =========  wire1 10.77.1.2      (if there are two wires)
 //! ```
 //!
+//! They have IPv4 addresses, or IPv6 addresses alone (`fd77::1`, and so on), or the second one is
+//! behind a router that translates addresses:
+//!
+//! ```text
+//!     outside                      router                      inside
+//!   wire0 10.77.0.1  =====  10.77.0.254 | 10.78.0.254  =====  wire0 10.78.0.2
+//! ```
+//!
 //! The namespaces have no names: descriptors hold them. When the last one is closed and the last
 //! process inside has ended, the kernel removes them with their interfaces, whatever became of the
 //! test. Addresses and ports mean nothing outside, so that beds never clash.
@@ -16,7 +24,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -42,6 +50,18 @@ pub struct TwoHosts {
 pub struct Host {
     number: u8,
     namespace: OwnedFd,
+    /// On each wire.
+    addresses: Vec<IpAddr>,
+}
+
+/// A host that reaches another one through a router that hides it.
+#[derive(Debug)]
+pub struct Translated {
+    /// It knows the router, and not the inside.
+    pub outside: Host,
+    /// It can open connections to the outside.
+    pub inside: Host,
+    _router: Host,
 }
 
 impl TwoHosts {
@@ -50,23 +70,35 @@ impl TwoHosts {
     /// `None`, with a line that says why, where the system does not let this process make them; in
     /// continuous integration (`CI=true`) that is a failure instead, lest nobody notices.
     pub fn new(wires: u8) -> Option<TwoHosts> {
-        TwoHosts::build(wires).map_err(|reason| unavailable(&reason)).ok()
+        let address = |wire, host| Ipv4Addr::new(10, 77, wire, host + 1).into();
+        TwoHosts::build(wires, address).map_err(|reason| unavailable(&reason)).ok()
     }
 
-    fn build(wires: u8) -> Result<TwoHosts, String> {
-        let hosts = [Host::new(0)?, Host::new(1)?];
-        let other_end = path_of(&hosts[1].namespace);
+    /// As [`TwoHosts::new`], for hosts that have no IPv4 address at all, not even of their own.
+    pub fn with_ipv6_only(wires: u8) -> Option<TwoHosts> {
+        let address = |wire: u8, host: u8| {
+            Ipv6Addr::new(0xfd77, 0, 0, wire.into(), 0, 0, 0, u16::from(host) + 1).into()
+        };
+        let build = || {
+            let bed = TwoHosts::build(wires, address)?;
+            for host in &bed.hosts {
+                host.run("ip", &["-4", "address", "flush", "dev", "lo"])?;
+            }
+            Ok(bed)
+        };
+        build().map_err(|reason: String| unavailable(&reason)).ok()
+    }
+
+    fn build(wires: u8, address: impl Fn(u8, u8) -> IpAddr) -> Result<TwoHosts, String> {
+        let mut hosts = [Host::new(0)?, Host::new(1)?];
         for wire in 0..wires {
-            let name = name_of(wire);
-            let veth = ["link", "add", &name, "type", "veth", "peer", "name", &name];
-            hosts[0].run("ip", &[&veth[..], &["netns", &other_end]].concat())?;
+            hosts[0].join(&hosts[1], &name_of(wire), &name_of(wire))?;
         }
-        for host in &hosts {
-            host.run("ip", &["link", "set", "lo", "up"])?;
+        for host in &mut hosts {
             for wire in 0..wires {
-                let (name, address) = (name_of(wire), format!("{}/24", host.address(wire)));
-                host.run("ip", &["address", "add", &address, "dev", &name])?;
-                host.run("ip", &["link", "set", &name, "up"])?;
+                let address = address(wire, host.number);
+                host.add_address(&name_of(wire), address)?;
+                host.addresses.push(address);
             }
         }
         Ok(TwoHosts { hosts })
@@ -85,6 +117,46 @@ impl TwoHosts {
     }
 }
 
+/// The router's address on the outside.
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
+
+impl Translated {
+    /// Two hosts with the router between them, which passes on what comes from the inside under an
+    /// address of its own, and what `rules` say to the inside: lines such as `tcp dport 7 dnat to
+    /// 10.78.0.2`, for nftables.
+    ///
+    /// Where they cannot be made, as [`TwoHosts::new`].
+    pub fn new(rules: &[&str]) -> Option<Translated> {
+        Translated::build(rules).map_err(|reason| unavailable(&reason)).ok()
+    }
+
+    fn build(rules: &[&str]) -> Result<Translated, String> {
+        let (mut outside, mut inside, router) = (Host::new(0)?, Host::new(1)?, Host::new(1)?);
+        router.join(&outside, "out", &name_of(0))?;
+        router.join(&inside, "in", &name_of(0))?;
+        router.add_address("out", ROUTER.into())?;
+        let gateway = Ipv4Addr::new(10, 78, 0, 254);
+        router.add_address("in", gateway.into())?;
+        let ends = [(&mut outside, [10, 77, 0, 1]), (&mut inside, [10, 78, 0, 2])];
+        for (host, address) in ends {
+            host.add_address(&name_of(0), address.into())?;
+            host.addresses.push(address.into());
+        }
+        inside.run("ip", &["route", "add", "default", "via", &gateway.to_string()])?;
+        let forwards = router.inside(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"));
+        forwards.map_err(|error| format!("a host that forwards: {error}"))?;
+        let mut commands = vec![
+            "add table ip nat".to_owned(),
+            "add chain ip nat in { type nat hook prerouting priority dstnat; }".into(),
+            "add chain ip nat out { type nat hook postrouting priority srcnat; }".into(),
+            "add rule ip nat out oifname out masquerade".into(),
+        ];
+        commands.extend(rules.iter().map(|rule| format!("add rule ip nat in iifname out {rule}")));
+        router.run("nft", &[&commands.join("\n")])?;
+        Ok(Translated { outside, inside, _router: router })
+    }
+}
+
 impl Host {
     fn new(number: u8) -> Result<Host, String> {
         // A thread of its own moves into the new namespace and leaves it behind.
@@ -94,12 +166,37 @@ impl Host {
         });
         let made = made.join().expect("a thread that makes a namespace");
         let failed = |error| format!("a network namespace cannot be made: {error}");
-        Ok(Host { number, namespace: made.map_err(failed)?.into() })
+        let host = Host { number, namespace: made.map_err(failed)?.into(), addresses: vec![] };
+        host.run("ip", &["link", "set", "lo", "up"])?;
+        Ok(host)
+    }
+
+    /// Lays a wire to another host.
+    fn join(&self, other: &Host, name: &str, name_there: &str) -> Result<(), String> {
+        let there = path_of(&other.namespace);
+        let veth = ["link", "add", name, "type", "veth", "peer", "name", name_there];
+        self.run("ip", &[&veth[..], &["netns", &there]].concat())
+    }
+
+    /// Gives an end of a wire an address, and switches it on.
+    fn add_address(&self, wire: &str, address: IpAddr) -> Result<(), String> {
+        let prefix_bits = if address.is_ipv4() { 24 } else { 64 };
+        let with_prefix = format!("{address}/{prefix_bits}");
+        let mut add = vec!["address", "add", &with_prefix, "dev", wire];
+        // Nobody else has it, so that nobody needs to be asked.
+        add.extend(address.is_ipv6().then_some("nodad"));
+        self.run("ip", &add)?;
+        self.run("ip", &["link", "set", wire, "up"])
     }
 
     /// The host's address on a wire.
-    pub fn address(&self, wire: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 77, wire, self.number + 1)
+    pub fn address(&self, wire: u8) -> IpAddr {
+        self.addresses[usize::from(wire)]
+    }
+
+    /// Where a child of this process finds the host's network namespace.
+    pub fn namespace_path(&self) -> String {
+        path_of(&self.namespace)
     }
 
     /// A program that will run on this host, with nothing in its environment. It is killed when
@@ -192,7 +289,7 @@ fn path_of(descriptor: &OwnedFd) -> String {
 /// The system cannot do what a test needs.
 fn unavailable(reason: &str) {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    assert!(!in_ci, "tests between two hosts need root, iproute2, veth and tbf: {reason}");
+    assert!(!in_ci, "tests between hosts need root, iproute2, nftables, veth and tbf: {reason}");
     // Not by a macro: the line shall be seen although the test passes.
     let _ = writeln!(io::stderr(), "SKIPPED, no test between two hosts: {reason}");
 }

@@ -1,6 +1,7 @@
 //! Jobs on two hosts, which are two network namespaces: who uses which transport, over which
 //! interface, and what everyone is told when the wire is cut.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -57,7 +58,7 @@ impl Job {
     fn start_rank(&self, bed: &TwoHosts, rank: usize, own: &[(&str, &str)]) -> Program {
         let host = &bed.hosts[self.host_of(rank)];
         let mut command = host.command(env!("CARGO_BIN_EXE_ringtree-netns-rank"));
-        let rendezvous = format!("{}:29400", bed.hosts[0].address(self.meet_on));
+        let rendezvous = SocketAddr::new(bed.hosts[0].address(self.meet_on), 29400).to_string();
         command
             .args([self.count.to_string(), self.repeats.to_string()])
             .env("RINGTREE_RANK", rank.to_string())

@@ -321,7 +321,7 @@ mod tests {
         assert!(with("RINGTREE_RENDEZVOUS", "::1:7000").contains("in brackets"));
         assert!(with("RINGTREE_RENDEZVOUS", "[fe80::1]:7000").contains("link-local"));
         assert!(with("RINGTREE_RENDEZVOUS", "file:/").contains("name a file"));
-        assert!(with("RINGTREE_PORTS", "40100-40000").contains("no range of ports"));
+        assert!(with("RINGTREE_PORTS", "40100-40000").contains("not a range of ports"));
         assert!(with("RINGTREE_PORTS", "many").starts_with("RINGTREE_PORTS"));
         assert!(with("RINGTREE_ADVERTISE", "fd00::1").contains("in brackets"));
         assert!(with("RINGTREE_ADVERTISE", "203.0.113.5:50000").contains("set RINGTREE_PORTS"));
