@@ -14,6 +14,7 @@ pub mod random;
 pub mod ranks;
 pub mod sample;
 pub mod sockets;
+pub mod ssh;
 pub mod traffic;
 pub mod values;
 pub mod varied;

@@ -44,6 +44,11 @@ impl Program {
         Program { child, process, lines: lines_of(output), said: Vec::new() }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for a line that begins so, and returns the rest of it.
     pub fn await_line(&mut self, start: &str) -> String {
         let deadline = Instant::now() + LIMIT;

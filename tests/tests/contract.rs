@@ -590,13 +590,23 @@ fn free_address() -> String {
 
 #[test]
 fn a_communicator_may_come_while_the_one_before_goes() {
+    come_and_go(&free_address());
+}
+
+#[test]
+fn so_it_may_where_a_file_tells_the_address() {
+    let path = std::env::temp_dir().join(format!("ringtree-contract-{}", std::process::id()));
+    come_and_go(&format!("file:{}", path.display()));
+    assert!(!path.exists());
+}
+
+fn come_and_go(rendezvous: &str) {
     const TURNS: usize = 20;
-    let rendezvous = free_address();
     each((0..2).collect(), |rank| {
         let settings = Settings {
             rank,
             ranks: 2,
-            rendezvous: rendezvous.clone(),
+            rendezvous: rendezvous.to_string(),
             timeout: Duration::MAX,
             ..settings("x")
         };

@@ -160,8 +160,7 @@ fn hosts_with_ipv6_alone_are_as_others() {
 fn ranks_of_one_host_meet_on_its_ipv6_loopback() {
     let Some(bed) = TwoHosts::with_ipv6_only(1) else { return };
     for transport in ["auto", "tcp"] {
-        let settings =
-            [("RINGTREE_RENDEZVOUS", "[::1]:29400"), ("RINGTREE_TRANSPORT", transport)];
+        let settings = [("RINGTREE_RENDEZVOUS", "[::1]:29400"), ("RINGTREE_TRANSPORT", transport)];
         let ranks = [0, 1].map(|rank| start(&bed.hosts[0], rank, 2, &settings));
         ranks.map(Program::await_end).iter().for_each(assert_verified);
     }
@@ -198,7 +197,8 @@ fn every_listener_is_in_the_range_and_a_range_too_small_is_named() {
             ranks.iter().for_each(assert_verified);
             continue;
         }
-        let told = ranks.iter().filter(|rank| error_of(rank).contains("RINGTREE_PORTS=40000-40001"));
+        let told =
+            ranks.iter().filter(|rank| error_of(rank).contains("RINGTREE_PORTS=40000-40001"));
         assert_eq!(told.count(), 1, "one rank found no port: {ranks:#?}");
     }
 }
@@ -230,7 +230,10 @@ fn a_rank_behind_a_router_is_reached_where_it_says() {
     let [outside, inside] = ranks.map(Program::await_end);
     for ended in [&outside, &inside] {
         let message = error_of(ended);
-        assert!(message.contains("10.78.0.2") && message.contains("RINGTREE_ADVERTISE"), "{ended:#?}");
+        assert!(
+            message.contains("10.78.0.2") && message.contains("RINGTREE_ADVERTISE"),
+            "{ended:#?}"
+        );
     }
 }
 

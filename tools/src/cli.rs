@@ -12,7 +12,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArguments};
 use crate::plan::{self, PlanArguments};
-use crate::run::{Binding, LaunchOptions, launch, report};
+use crate::run::{
+    Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
+};
 
 /// Measures collectives, starts jobs, shows and proves plans.
 #[derive(Debug, Parser)]
@@ -27,9 +29,12 @@ enum Action {
     Bench(Box<BenchArguments>),
     Plan(PlanArguments),
     Run(RunArguments),
+    /// Takes the part of a job that `ringtree run --hosts` hands over on standard input
+    #[command(hide = true)]
+    Remote,
 }
 
-/// Starts the ranks of a job on this host and looks after them.
+/// Starts the ranks of a job, on this host or on several, and looks after them.
 ///
 /// Each rank is a process with RINGTREE_RANK, RINGTREE_RANKS, RINGTREE_LOCAL_RANK,
 /// RINGTREE_RENDEZVOUS, RINGTREE_JOB and RINGTREE_SECRET in its environment and nothing on its
@@ -38,21 +43,42 @@ enum Action {
 /// and its exit status (or 128 and the number of the signal that killed it) is passed on.
 ///
 /// The job's secret is made up, or taken from RINGTREE_SECRET or RINGTREE_SECRET_FILE.
+///
+/// With --hosts or --hostfile a launcher is started on each host over ssh, which must not ask for
+/// anything. This program must be there at the same path as here, and the folder that this one is
+/// in. RINGTREE_* variables are passed on, others are not. The ranks meet at this host, at the
+/// address of RINGTREE_INTERFACE, or else that of the way to the world, unless --rendezvous says
+/// where.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: ringtree run --ranks 4 -- python3 train.py\n\
-                  On several hosts start the first one so; it prints what to type on the others:\n  \
+                  On several hosts, over ssh:\n  \
+                  ringtree run --hosts a:8,b:8 -- ./train\n\
+                  Without ssh start the first one so; it prints what to type on the others:\n  \
                   ringtree run --ranks 16 --nodes 2 --rendezvous 10.0.0.1:29400 -- ./train")]
 struct RunArguments {
-    /// Ranks of the whole job, all hosts together
+    /// Ranks of the whole job, all hosts together; with --hosts or --hostfile as many as there are
+    /// slots, unless fewer are said
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
-    ranks: u32,
+    #[arg(required_unless_present_any = ["hosts", "hostfile"])]
+    ranks: Option<u32>,
+    /// Hosts to start ranks on over ssh, and how many each takes (1 if not said)
+    #[arg(long, value_name = "HOST:N,..", conflicts_with_all = ["nodes", "node_rank"])]
+    hosts: Option<HostList>,
+    /// The same in a file: a line for each host, such as "node7 slots=4" or "node7:4"
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["hosts", "nodes", "node_rank"])]
+    #[arg(value_parser = HostList::read)]
+    hostfile: Option<HostList>,
+    /// What starts a program on a host; the host and a line for its shell are added
+    #[arg(long, value_name = "COMMAND", default_value = "ssh -o BatchMode=yes")]
+    ssh: String,
     /// Hosts of the job
     #[arg(long, value_name = "H", default_value_t = 1)]
     nodes: u32,
     /// Which of them this one is, from 0; host 0 is where the ranks meet
     #[arg(long, value_name = "R", default_value_t = 0)]
     node_rank: u32,
-    /// Address and port of host 0, as the other hosts reach it
+    /// Address and port of host 0, or with --hosts of this one, as the other hosts reach it; or
+    /// file:/PATH, a file that all hosts share and by which they find it
     #[arg(long, value_name = "HOST:PORT")]
     rendezvous: Option<String>,
     /// Name of the job [default: made up]
@@ -78,13 +104,25 @@ struct RunArguments {
     command: Vec<OsString>,
 }
 
-impl From<RunArguments> for LaunchOptions {
-    fn from(arguments: RunArguments) -> LaunchOptions {
+impl TryFrom<RunArguments> for LaunchOptions {
+    type Error = LaunchError;
+
+    fn try_from(arguments: RunArguments) -> Result<LaunchOptions, LaunchError> {
+        let (ranks, layout) = match arguments.hosts.or(arguments.hostfile) {
+            Some(list) => {
+                let hosts = list.share(arguments.ranks)?;
+                let ranks = hosts.last().map_or(0, |last| last.ranks.end);
+                (ranks, Layout::Hosts { hosts, ssh: arguments.ssh })
+            }
+            None => {
+                let RunArguments { nodes, node_rank, .. } = arguments;
+                (arguments.ranks.unwrap_or(1), Layout::Nodes { nodes, node_rank })
+            }
+        };
         let mut words = arguments.command.into_iter();
-        LaunchOptions {
-            ranks: arguments.ranks,
-            nodes: arguments.nodes,
-            node_rank: arguments.node_rank,
+        Ok(LaunchOptions {
+            ranks,
+            layout,
             rendezvous: arguments.rendezvous,
             job: arguments.job,
             binding: arguments.bind,
@@ -92,7 +130,7 @@ impl From<RunArguments> for LaunchOptions {
             arguments: words.collect(),
             raw_output_of_rank_0: arguments.raw,
             grace: arguments.grace,
-        }
+        })
     }
 }
 
@@ -106,14 +144,19 @@ pub fn run() -> ExitCode {
     match cli.command {
         Action::Bench(arguments) => bench::run(&arguments),
         Action::Plan(arguments) => plan::run(&arguments),
-        Action::Run(arguments) => match launch(&arguments.into()) {
-            Ok(code) => ExitCode::from(code),
-            Err(error) => {
-                report(&error.to_string());
-                ExitCode::from(error.exit_code())
-            }
-        },
+        Action::Run(arguments) => {
+            status(LaunchOptions::try_from(arguments).and_then(|options| launch(&options)))
+        }
+        Action::Remote => status(launch_part()),
     }
+}
+
+/// A launcher's status, and what it has to say if that is its own.
+fn status(launched: Result<u8, LaunchError>) -> ExitCode {
+    ExitCode::from(launched.unwrap_or_else(|error| {
+        report(&error.to_string());
+        error.exit_code()
+    }))
 }
 
 /// What the library has to say goes to standard error, from the level in RINGTREE_LOG on.

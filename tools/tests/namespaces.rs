@@ -1,5 +1,6 @@
 //! `ringtree run` on two hosts, which are two network namespaces.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use ringtree_tests::namespaces::TwoHosts;
@@ -10,7 +11,7 @@ const BYTES: u64 = 1 << 20;
 
 /// Starts a job of four ranks that run `bench` on two hosts: on the second one, what the first
 /// one's launcher printed for it.
-fn start(bed: &TwoHosts, bench: &str) -> [Program; 2] {
+fn start(bed: &TwoHosts, rendezvous: &str, bench: &str) -> [Program; 2] {
     let program = env!("CARGO_BIN_EXE_ringtree");
     let folder = Path::new(program).parent().expect("a program lies in a folder").display();
     let shell = |host: usize, script: &str| {
@@ -19,19 +20,36 @@ fn start(bed: &TwoHosts, bench: &str) -> [Program; 2] {
         command.env("PATH", format!("{folder}:/usr/bin:/bin")).env("RINGTREE_TIMEOUT", "2");
         Program::start(command)
     };
-    let rendezvous = format!("{}:29400", bed.hosts[0].address(0));
-    let options = format!("--ranks 4 --nodes 2 --rendezvous {rendezvous}");
+    let options = format!("--ranks 4 --nodes 2 --rendezvous '{rendezvous}'");
     let mut first = shell(0, &format!("exec ringtree run {options} -- ringtree bench {bench}"));
     let printed = first.await_line("ringtree:   ");
     let second = shell(1, &printed);
     [first, second]
 }
 
+/// An address of the first host.
+fn address(bed: &TwoHosts) -> String {
+    SocketAddr::new(bed.hosts[0].address(0), 29400).to_string()
+}
+
 #[test]
 fn the_printed_command_makes_one_job_of_two_hosts() {
     let Some(bed) = TwoHosts::new(1) else { return };
+    makes_one_job(&bed, &address(&bed));
+}
+
+#[test]
+fn it_does_so_over_ipv6_and_by_a_file_that_tells_the_address() {
+    let Some(bed) = TwoHosts::with_ipv6_only(1) else { return };
+    makes_one_job(&bed, &address(&bed));
+    let file = std::env::temp_dir().join(format!("ringtree-meet-{}", std::process::id()));
+    makes_one_job(&bed, &format!("file:{}", file.display()));
+    assert!(!file.exists(), "the first launcher removes the file");
+}
+
+fn makes_one_job(bed: &TwoHosts, rendezvous: &str) {
     let bench = format!("all-reduce --sizes 4,{BYTES} --time-ms 20 --jsonl");
-    let [first, second] = start(&bed, &bench).map(Program::await_end);
+    let [first, second] = start(bed, rendezvous, &bench).map(Program::await_end);
     assert!(first.status.success() && second.status.success(), "{first:#?} {second:#?}");
     let rows: Vec<&String> = first.lines.iter().filter(|line| line.contains("busbw")).collect();
     assert_eq!(rows.len(), 4, "two sizes, in place and out of place: {first:#?}");
@@ -50,7 +68,7 @@ fn when_the_wire_is_cut_both_launchers_end_and_every_rank_says_why() {
     let Some(bed) = TwoHosts::new(1) else { return };
     let sizes = ["64K"; 1000].join(",");
     let [mut first, second] =
-        start(&bed, &format!("all-reduce --sizes {sizes} --time-ms 20 --jsonl"));
+        start(&bed, &address(&bed), &format!("all-reduce --sizes {sizes} --time-ms 20 --jsonl"));
     first.await_line("[0] {");
     bed.hosts[1].cut(0);
     let ended = [first, second].map(Program::await_end);

@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn what_names_no_host_is_said() {
-        for text in ["", ":1", "host:", "host:65536", "[::1", "[::1]5", "[host]:1", "[]:1", "[::1%lo]"] {
+        for text in
+            ["", ":1", "host:", "host:65536", "[::1", "[::1]5", "[host]:1", "[]:1", "[::1%lo]"]
+        {
             let error = text.parse::<HostPort>().unwrap_err();
             assert!(matches!(error, HostPortError::Malformed { .. }), "{text}: {error}");
         }

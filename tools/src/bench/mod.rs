@@ -28,7 +28,7 @@ use ringtree::{
 };
 use ringtree_transport::endpoint::Transports;
 
-use crate::run::{LaunchError, LaunchOptions, end_by_broken_pipe, launch, report};
+use crate::run::{LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report};
 use call::Called;
 use measure::{Case, Meter};
 pub use options::BenchArguments;
@@ -104,8 +104,7 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     output::baseline(arguments)?;
     let code = launch(&LaunchOptions {
         ranks,
-        nodes: 1,
-        node_rank: 0,
+        layout: Layout::Nodes { nodes: 1, node_rank: 0 },
         rendezvous: None,
         job: None,
         binding: arguments.bind,

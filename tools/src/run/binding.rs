@@ -11,7 +11,17 @@ use nix::unistd::Pid;
 const SYSTEM: &str = "/sys/devices/system";
 
 /// What each rank is bound to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Deserialize,
+    serde::Serialize,
+)]
 pub enum Binding {
     /// To nothing: the system places the ranks
     #[default]

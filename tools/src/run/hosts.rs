@@ -24,7 +24,7 @@ pub fn command_for_node(
 ) -> String {
     let mut words: Vec<OsString> = ["ringtree", "run", "--ranks"].map(Into::into).to_vec();
     words.push(options.ranks.to_string().into());
-    words.extend(["--nodes".into(), options.nodes.to_string().into()]);
+    words.extend(["--nodes".into(), options.nodes().to_string().into()]);
     words.extend(["--node-rank".into(), node.to_string().into()]);
     words.extend(["--rendezvous".into(), rendezvous.into()]);
     words.extend(["--job".into(), job.into(), "--".into()]);

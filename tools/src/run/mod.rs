@@ -1,19 +1,25 @@
-//! `ringtree run`: starts the ranks of a job on this host and looks after them.
+//! `ringtree run`: starts the ranks of a job on this host and looks after them, or has launchers on
+//! other hosts do so.
 //!
-//! The launcher of the first host also hosts what the ranks meet at: the rendezvous store and the
-//! control service.
+//! The launcher of the first host, or the one that starts the others, also hosts what the ranks meet
+//! at: the rendezvous store and the control service.
 
 mod binding;
 mod guardian;
+mod hostlist;
 mod hosts;
+mod member;
 mod process;
 mod ranks;
 mod relay;
+mod remote;
 mod service;
 mod supervisor;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,9 +30,11 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 pub use binding::Binding;
+pub use hostlist::{HostList, HostShare};
 pub use process::end_by_broken_pipe;
 use ranks::RankCommand;
 use relay::Stream;
+use remote::Part;
 use service::Service;
 use supervisor::{Outcome, Supervisor};
 
@@ -36,16 +44,18 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long the launcher of the first host serves those of the others after its own have ended.
 const A_LONG_TIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// The status of a launcher whose guardian, or whose own launcher, is gone.
+const ABANDONED: u8 = 128 + Signal::SIGKILL as u8;
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct LaunchOptions {
     /// Ranks of the whole job; at least 1.
     pub ranks: u32,
-    /// Hosts of the job; from 1 to `ranks`.
-    pub nodes: u32,
-    /// Which of them this one is; below `nodes`.
-    pub node_rank: u32,
-    /// Where the ranks meet: `host:port`, an address of the first host. Needed on several hosts.
+    /// On which hosts they run, and who starts them there.
+    pub layout: Layout,
+    /// Where the ranks meet: `host:port`, an address of the first host, or `file:/path`. Needed
+    /// where people start the launchers of several hosts.
     pub rendezvous: Option<String>,
     /// The job's name; by default one is made up.
     pub job: Option<String>,
@@ -60,6 +70,63 @@ pub struct LaunchOptions {
     /// How long the others may run on after a rank has failed, and again after they were asked
     /// to end.
     pub grace: Duration,
+}
+
+/// Where the ranks of a job run.
+#[derive(Clone, Debug)]
+pub enum Layout {
+    /// On this host, or on several, where people start a launcher on each.
+    Nodes {
+        /// Hosts of the job; from 1 to `ranks`.
+        nodes: u32,
+        /// Which of them this one is; below `nodes`.
+        node_rank: u32,
+    },
+    /// On hosts whose launchers this one starts.
+    Hosts {
+        /// The hosts with their ranks: all of them, in order.
+        hosts: Vec<HostShare>,
+        /// The command that starts something on another host.
+        ssh: String,
+    },
+}
+
+impl LaunchOptions {
+    /// Whether this is the launcher that hosts the rendezvous.
+    fn is_first(&self) -> bool {
+        !matches!(self.layout, Layout::Nodes { node_rank: 1.., .. })
+    }
+
+    fn nodes(&self) -> u32 {
+        match &self.layout {
+            Layout::Nodes { nodes, .. } => *nodes,
+            Layout::Hosts { hosts, .. } => hosts.len() as u32,
+        }
+    }
+
+    fn others_are_started_by_hand(&self) -> bool {
+        matches!(self.layout, Layout::Nodes { nodes: 2.., .. })
+    }
+
+    /// Whether this launcher starts ranks on other hosts.
+    fn has_other_hosts(&self) -> bool {
+        match &self.layout {
+            Layout::Nodes { .. } => false,
+            Layout::Hosts { hosts, .. } => !hosts.iter().all(|it| remote::is_this_host(&it.name)),
+        }
+    }
+
+    fn part(&self, ranks: Range<u32>, environment: Vec<(String, String)>) -> Part {
+        Part {
+            ranks,
+            environment,
+            binding: self.binding,
+            program: self.program.clone(),
+            arguments: self.arguments.clone(),
+            raw_output_of_rank_0: self.raw_output_of_rank_0,
+            grace: self.grace,
+        }
+    }
 }
 
 /// Why a job could not be started or watched.
@@ -82,8 +149,26 @@ pub enum LaunchError {
         nodes: u32,
     },
     /// Several hosts need an address that is known to all.
-    #[error("several hosts need --rendezvous HOST:PORT, an address of the first host")]
+    #[error(
+        "several hosts need --rendezvous HOST:PORT, an address of the first host, or file:/PATH"
+    )]
     NoRendezvous,
+    /// More ranks than the hosts take.
+    #[error("--ranks {ranks} does not fit the hosts, which have {slots} slots")]
+    Slots {
+        /// Ranks asked for.
+        ranks: u32,
+        /// What the hosts take.
+        slots: u32,
+    },
+    /// The launcher of another host cannot be started.
+    #[error("cannot start a launcher on host {host}: {source}")]
+    Host {
+        /// The host.
+        host: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The secret, or the place where ranks meet.
     #[error(transparent)]
     Service(#[from] service::ServiceError),
@@ -137,8 +222,23 @@ pub fn report(text: &str) {
     let _ = writeln!(io::stderr(), "ringtree: {text}");
 }
 
+/// As [`launch`], for the part of a job that another launcher hands over on standard input.
+pub fn launch_part() -> Result<u8, LaunchError> {
+    let (part, launcher) = remote::receive().map_err(during("take a part of a job"))?;
+    guardian::guarded(|guardian| {
+        watch_part(&part, launcher, guardian).unwrap_or_else(|error| {
+            report(&error.to_string());
+            error.exit_code()
+        })
+    })
+    .map_err(during("watch over the launcher"))
+}
+
 fn check(options: &LaunchOptions) -> Result<(), LaunchError> {
-    let &LaunchOptions { ranks, nodes, node_rank, .. } = options;
+    let (ranks, Layout::Nodes { nodes, node_rank }) = (options.ranks, &options.layout) else {
+        return Ok(());
+    };
+    let (nodes, node_rank) = (*nodes, *node_rank);
     if nodes == 0 || nodes > ranks {
         return Err(LaunchError::Nodes { nodes, ranks });
     }
@@ -155,74 +255,122 @@ fn check(options: &LaunchOptions) -> Result<(), LaunchError> {
 fn watch_ranks(options: &LaunchOptions, guardian: OwnedFd) -> Result<u8, LaunchError> {
     let signals = process::catch_signals().map_err(during("catch signals"))?;
     let service = Service::start(options)?;
-    let outcome = run_ranks(options, &service, &signals, &guardian);
-    // Whatever went wrong, nothing stays.
-    let left = process::end_descendants(&[], END_LIMIT).map_err(during("end all processes"))?;
-    for pid in left {
-        report(&format!("process {pid} does not end"));
-    }
-    match outcome? {
-        (Outcome::Ended(code), output) => {
-            let wait = |end| wait_for_end(end, &signals, &guardian).map_err(during("wait"));
-            let lost_output =
-                wait(&output)? && (&output).read(&mut [0]).is_ok_and(|count| count > 0);
-            if lost_output {
-                wait(&output)?;
-            }
-            let code = if lost_output { code.max(1) } else { code };
-            if options.nodes > 1 {
-                let limit = if code == 0 { A_LONG_TIME } else { options.grace };
-                let others = service.others_left(limit).map_err(during("wait for other hosts"))?;
-                others.as_ref().map_or(Ok(false), wait)?;
-            }
-            Ok(code)
+    let watch = Watch { service: &service, signals: &signals, guardian: &guardian };
+    let code = watch.run(None, options.grace, |supervisor| match &options.layout {
+        Layout::Nodes { nodes, node_rank } => {
+            let here = hosts::ranks_of_node(options.ranks, *nodes, *node_rank);
+            start_ranks(&options.part(here, service.environment()), supervisor)
         }
-        (Outcome::Abandoned, _) => Ok(128 + Signal::SIGKILL as u8),
+        Layout::Hosts { hosts, ssh } => start_hosts(options, hosts, ssh, &service, supervisor),
+    })?;
+    if let (Some(code), true) = (code, options.others_are_started_by_hand()) {
+        let limit = if code == 0 { A_LONG_TIME } else { options.grace };
+        let others = service.others_left(limit).map_err(during("wait for other hosts"))?;
+        others.as_ref().map_or(Ok(false), |others| watch.wait_for_end(others))?;
+    }
+    Ok(code.unwrap_or(ABANDONED))
+}
+
+/// The launcher proper of a part.
+fn watch_part(part: &Part, launcher: File, guardian: OwnedFd) -> Result<u8, LaunchError> {
+    let signals = process::catch_signals().map_err(during("catch signals"))?;
+    let service = Service::elsewhere();
+    let watch = Watch { service: &service, signals: &signals, guardian: &guardian };
+    let start = |supervisor: &mut Supervisor| start_ranks(part, supervisor);
+    Ok(watch.run(Some(launcher), part.grace, start)?.unwrap_or(ABANDONED))
+}
+
+/// What a launcher looks at while its job runs.
+struct Watch<'a> {
+    service: &'a Service,
+    signals: &'a SignalFd,
+    guardian: &'a OwnedFd,
+}
+
+impl Watch<'_> {
+    /// Starts members and waits until all have ended and everything that they printed is passed on.
+    /// Returns the status to pass on; none, where nobody is left to pass it on to.
+    fn run(
+        &self,
+        launcher: Option<File>,
+        grace: Duration,
+        start: impl FnOnce(&mut Supervisor) -> Result<Vec<Stream>, LaunchError>,
+    ) -> Result<Option<u8>, LaunchError> {
+        let outcome = self.supervise(launcher, grace, start);
+        // Whatever went wrong, nothing stays.
+        let left = process::end_descendants(&[], END_LIMIT).map_err(during("end all processes"))?;
+        for pid in left {
+            report(&format!("process {pid} does not end"));
+        }
+        let (Outcome::Ended(code), output) = outcome? else { return Ok(None) };
+        let lost_output =
+            self.wait_for_end(&output)? && (&output).read(&mut [0]).is_ok_and(|count| count > 0);
+        if lost_output {
+            self.wait_for_end(&output)?;
+        }
+        Ok(Some(if lost_output { code.max(1) } else { code }))
+    }
+
+    fn supervise(
+        &self,
+        launcher: Option<File>,
+        grace: Duration,
+        start: impl FnOnce(&mut Supervisor) -> Result<Vec<Stream>, LaunchError>,
+    ) -> Result<(Outcome, PipeReader), LaunchError> {
+        let mut supervisor =
+            Supervisor::new(self.signals, self.service, self.guardian, launcher, grace)
+                .map_err(during("watch the ranks"))?;
+        let streams = start(&mut supervisor)?;
+        let output = relay::start(streams).map_err(during("pass on output"))?;
+        let outcome = supervisor.run().map_err(during("watch the ranks"))?;
+        Ok((outcome, output))
+    }
+
+    fn wait_for_end(&self, pipe: &PipeReader) -> Result<bool, LaunchError> {
+        wait_for_end(pipe, self.signals, self.guardian).map_err(during("wait"))
     }
 }
 
-fn run_ranks(
-    options: &LaunchOptions,
-    service: &Service,
-    signals: &SignalFd,
-    guardian: &OwnedFd,
-) -> Result<(Outcome, PipeReader), LaunchError> {
-    let mut supervisor = Supervisor::new(signals, service, guardian, options.grace)
-        .map_err(during("watch the ranks"))?;
-    let streams = start_ranks(options, service, &mut supervisor)?;
-    let output = relay::start(streams).map_err(during("pass on output"))?;
-    let outcome = supervisor.run().map_err(during("watch the ranks"))?;
-    Ok((outcome, output))
+fn start_ranks(part: &Part, supervisor: &mut Supervisor) -> Result<Vec<Stream>, LaunchError> {
+    let mut streams = Vec::new();
+    let sets = part.binding.sets(part.ranks.len()).map_err(during("bind the ranks"))?;
+    for rank in part.ranks.clone() {
+        let local_rank = (rank - part.ranks.start) as usize;
+        let common = part.environment.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let own =
+            [("RINGTREE_RANK", rank.to_string()), ("RINGTREE_LOCAL_RANK", local_rank.to_string())];
+        let command = RankCommand {
+            rank,
+            program: &part.program,
+            arguments: &part.arguments,
+            environment: common.chain(own).collect(),
+            processors: sets.as_ref().map(|sets| sets[local_rank]),
+            raw_output: rank == 0 && part.raw_output_of_rank_0,
+        };
+        let (member, output) = ranks::start(&command).map_err(|source| LaunchError::Program {
+            program: PathBuf::from(&part.program),
+            source,
+        })?;
+        supervisor.watch(member).map_err(during("watch a rank"))?;
+        streams.extend(output);
+    }
+    Ok(streams)
 }
 
-fn start_ranks(
+fn start_hosts(
     options: &LaunchOptions,
+    hosts: &[HostShare],
+    ssh: &str,
     service: &Service,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<Stream>, LaunchError> {
+    let environment = service.environment_elsewhere()?;
     let mut streams = Vec::new();
-    let here = hosts::ranks_of_node(options.ranks, options.nodes, options.node_rank);
-    let sets = options.binding.sets(here.len()).map_err(during("bind the ranks"))?;
-    for rank in here.clone() {
-        let local_rank = (rank - here.start) as usize;
-        let mut environment = service.environment();
-        environment.extend([
-            ("RINGTREE_RANK", rank.to_string()),
-            ("RINGTREE_LOCAL_RANK", local_rank.to_string()),
-        ]);
-        let command = RankCommand {
-            rank,
-            program: &options.program,
-            arguments: &options.arguments,
-            environment,
-            processors: sets.as_ref().map(|sets| sets[local_rank]),
-            raw_output: rank == 0 && options.raw_output_of_rank_0,
-        };
-        let (process, output) = ranks::start(&command).map_err(|source| LaunchError::Program {
-            program: PathBuf::from(&options.program),
-            source,
-        })?;
-        supervisor.watch(process).map_err(during("watch a rank"))?;
+    for host in hosts {
+        let part = options.part(host.ranks.clone(), environment.clone());
+        let failed = |source| LaunchError::Host { host: host.name.clone(), source };
+        let (member, output) = remote::start(host, &part, ssh).map_err(failed)?;
+        supervisor.watch(member).map_err(during("watch a host"))?;
         streams.extend(output);
     }
     Ok(streams)

@@ -1,4 +1,5 @@
-//! Passes on what the ranks print, each line with the rank in front: `[2] text`.
+//! Passes on what the ranks print, each line with the rank in front: `[2] text`. What the launcher
+//! of another host prints has that already.
 //!
 //! Lines stay whole: what several ranks print at once never mixes within a line. Bytes are passed
 //! on as they are, whatever their encoding.
@@ -29,7 +30,7 @@ pub enum Target {
     Stderr,
 }
 
-/// One stream of one rank.
+/// One stream of one rank, or of another launcher.
 pub struct Stream {
     source: File,
     target: Target,
@@ -37,9 +38,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// What `rank` writes into `source`'s other end goes to `target`.
-    pub fn new(rank: u32, source: OwnedFd, target: Target) -> Stream {
-        Stream { source: File::from(source), target, lines: Prefixer::new(rank) }
+    /// What is written into `source`'s other end goes to `target`, with `prefix` before each line.
+    pub fn new(prefix: &str, source: OwnedFd, target: Target) -> Stream {
+        Stream { source: File::from(source), target, lines: Prefixer::new(prefix) }
     }
 }
 
@@ -128,15 +129,15 @@ fn write_out(target: Target, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Cuts a stream of bytes into lines and puts the rank in front of each.
+/// Cuts a stream of bytes into lines and puts a prefix in front of each.
 struct Prefixer {
     prefix: Vec<u8>,
     partial: Vec<u8>,
 }
 
 impl Prefixer {
-    fn new(rank: u32) -> Prefixer {
-        Prefixer { prefix: format!("[{rank}] ").into_bytes(), partial: Vec::new() }
+    fn new(prefix: &str) -> Prefixer {
+        Prefixer { prefix: prefix.into(), partial: Vec::new() }
     }
 
     /// Takes bytes, and appends the lines that they complete to `out`.
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     fn prefixed(pieces: &[&[u8]]) -> Vec<u8> {
-        let mut lines = Prefixer::new(2);
+        let mut lines = Prefixer::new("[2] ");
         let mut out = Vec::new();
         for piece in pieces {
             lines.push(piece, &mut out);

@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 
 use ringtree::Settings;
 use ringtree::control::{ControlService, Verdict};
-use ringtree_transport::rendezvous::{Server, StoreError, listen};
+use ringtree_transport::host_port::HostPort;
+use ringtree_transport::rendezvous::{
+    Notice, Place, Server, StoreError, listen_somewhere, listen_within,
+};
 use ringtree_transport::secure::{Job, Secret, SecureError};
 
 use super::{LaunchOptions, hosts, report};
@@ -32,7 +35,7 @@ pub enum ServiceError {
     )]
     NoSecret,
     /// The rendezvous is not an address with a port.
-    #[error("--rendezvous {0} is not HOST:PORT, such as 10.0.0.1:29400")]
+    #[error("--rendezvous {0} is not HOST:PORT, such as 10.0.0.1:29400, or file:/PATH")]
     Address(String),
     /// Nobody can be met there.
     #[error(transparent)]
@@ -40,6 +43,14 @@ pub enum ServiceError {
     /// No secret could be made.
     #[error("cannot make a secret: {0}")]
     Secret(#[from] SecureError),
+    /// The secret that was given cannot be handed to other hosts.
+    #[error("cannot read the secret file {}: {source}", path.display())]
+    GivenSecretFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The secret could not be handed to the other hosts.
     #[error("cannot write the secret file {}: {source}", path.display())]
     SecretFile {
@@ -64,6 +75,8 @@ pub struct Service {
 }
 
 struct Hosted {
+    /// Where others find the address in a file. The first to go.
+    _notice: Option<Notice>,
     control: Arc<ControlService>,
     _server: Server,
 }
@@ -72,7 +85,7 @@ impl Service {
     /// Names the job, makes its secret where the environment has none, and serves the ranks if
     /// this is the first host.
     pub fn start(options: &LaunchOptions) -> Result<Service, ServiceError> {
-        let is_first = options.node_rank == 0;
+        let is_first = options.is_first();
         let secret = match (secret_is_given(), is_first) {
             (true, _) => None,
             (false, true) => Some(Secret::generate()?),
@@ -83,26 +96,49 @@ impl Service {
             (None, true) => format!("job-{}", std::process::id()),
             (None, false) => return Err(ServiceError::NoJob),
         };
-        let (rendezvous, listener) = meeting_place(options)?;
-        let mut variables = vec![
-            ("RINGTREE_RANKS", options.ranks.to_string()),
-            ("RINGTREE_RENDEZVOUS", rendezvous.clone()),
-            ("RINGTREE_JOB", name.clone()),
-        ];
+        let mut variables =
+            vec![("RINGTREE_RANKS", options.ranks.to_string()), ("RINGTREE_JOB", name.clone())];
         variables.extend(secret.iter().map(|text| ("RINGTREE_SECRET", text.clone())));
-        let job = job_of_ranks(&variables)?;
-        let hosted = listener.map(|listener| Hosted::start(listener, job)).transpose()?;
+        let settings = settings_of_ranks(&variables)?;
+        let meeting = Meeting::prepare(options, &settings)?;
+        variables.push(("RINGTREE_RENDEZVOUS", meeting.of_own_ranks));
+        let serve = |listener| Hosted::start(listener, meeting.notice, settings.job);
+        let hosted = meeting.listener.map(serve).transpose()?;
         let mut secret_file = None;
-        if options.nodes > 1 && is_first {
+        if options.others_are_started_by_hand() && is_first {
             secret_file = secret.map(|text| SecretFile::write(&name, &text)).transpose()?;
-            explain_to_others(options, &name, &rendezvous, secret_file.as_ref());
+            explain_to_others(options, &name, &meeting.of_others, secret_file.as_ref());
         }
         Ok(Service { variables, hosted, _secret_file: secret_file })
     }
 
-    /// What the ranks find in their environment, beside their place.
-    pub fn environment(&self) -> Vec<(&'static str, String)> {
-        self.variables.clone()
+    /// The part of a launcher that another one started: it only passes on what it was given.
+    pub fn elsewhere() -> Service {
+        Service { variables: Vec::new(), hosted: None, _secret_file: None }
+    }
+
+    /// What the ranks find in their environment, beside their place and what they inherit.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.variables.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+    }
+
+    /// What ranks of other hosts find there, which inherit nothing from here.
+    ///
+    /// # Errors
+    /// A secret was given in a file that cannot be read.
+    pub fn environment_elsewhere(&self) -> Result<Vec<(String, String)>, ServiceError> {
+        let mut all = HashMap::new();
+        if let Some(path) = env::var_os("RINGTREE_SECRET_FILE").filter(|path| !path.is_empty()) {
+            let path = PathBuf::from(path);
+            let text = fs::read_to_string(&path)
+                .map_err(|source| ServiceError::GivenSecretFile { path, source })?;
+            all.insert("RINGTREE_SECRET".to_owned(), text.trim().to_owned());
+        }
+        all.extend(variables_of_this_process().into_iter().filter(|(name, _)| {
+            name.starts_with("RINGTREE_") && !ONLY_HERE.contains(&name.as_str())
+        }));
+        all.extend(self.environment());
+        Ok(all.into_iter().collect())
     }
 
     /// What the ranks were told of what went wrong, if they meet here.
@@ -124,11 +160,15 @@ impl Service {
 }
 
 impl Hosted {
-    fn start(listener: TcpListener, job: Job) -> Result<Hosted, ServiceError> {
+    fn start(
+        listener: TcpListener,
+        notice: Option<Notice>,
+        job: Job,
+    ) -> Result<Hosted, ServiceError> {
         let control = Arc::new(ControlService::new(None)?);
         let serve = control.clone();
         let server = Server::start(listener, job, move |stream, hello| serve.serve(stream, hello))?;
-        Ok(Hosted { control, _server: server })
+        Ok(Hosted { _notice: notice, control, _server: server })
     }
 }
 
@@ -172,32 +212,80 @@ fn secret_is_given() -> bool {
         || env::var("RINGTREE_INSECURE").is_ok_and(|value| value == "1")
 }
 
-/// Where the ranks meet, and on the first host a listener there.
-fn meeting_place(options: &LaunchOptions) -> Result<(String, Option<TcpListener>), ServiceError> {
-    let wanted = options.rendezvous.as_deref().unwrap_or("127.0.0.1:0");
-    let host = match wanted.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => host,
-        _ => return Err(ServiceError::Address(wanted.into())),
-    };
-    if options.node_rank > 0 {
-        return Ok((wanted.into(), None));
-    }
-    let listener = listen(wanted)?;
-    // Port 0 has become a free one.
-    let port = listener.local_addr()?.port();
-    Ok((format!("{host}:{port}"), Some(listener)))
+/// Where the ranks meet.
+struct Meeting {
+    /// As the ranks of this host are told.
+    of_own_ranks: String,
+    /// As those of other hosts are told.
+    of_others: String,
+    /// There, on the first host.
+    listener: Option<TcpListener>,
+    /// If others find it by a file.
+    notice: Option<Notice>,
 }
 
-/// The job as the ranks will understand it.
-fn job_of_ranks(variables: &[(&'static str, String)]) -> Result<Job, ServiceError> {
-    // What is not text cannot be one of ours.
+impl Meeting {
+    fn prepare(options: &LaunchOptions, settings: &Settings) -> Result<Meeting, ServiceError> {
+        let Settings { interface, ports, advertise, .. } = settings;
+        let somewhere = || listen_somewhere(interface.as_deref(), *ports, advertise.first());
+        let at = |address: HostPort, listener| {
+            let address = address.to_string();
+            let of_others = address.clone();
+            Meeting { of_own_ranks: address, of_others, listener, notice: None }
+        };
+        let wanted = match &options.rendezvous {
+            Some(wanted) => wanted.as_str(),
+            None if options.has_other_hosts() => {
+                let (listener, told) = somewhere()?;
+                return Ok(at(told, Some(listener)));
+            }
+            None => "127.0.0.1:0",
+        };
+        let path = match Place::of(wanted) {
+            Place::Address(text) => {
+                let wrong = || ServiceError::Address(wanted.into());
+                let address: HostPort = text.parse().map_err(|_| wrong())?;
+                let port = address.port.ok_or_else(wrong)?;
+                if !options.is_first() {
+                    return Ok(at(address, None));
+                }
+                let listener = listen_within(text, *ports)?;
+                // Port 0 has become a free one.
+                let port = if port == 0 { listener.local_addr()?.port() } else { port };
+                return Ok(at(address.with_port(port), Some(listener)));
+            }
+            Place::File(path) => path,
+        };
+        let (of_own_ranks, of_others) = (wanted.to_owned(), wanted.to_owned());
+        if !options.is_first() {
+            return Ok(Meeting { of_own_ranks, of_others, listener: None, notice: None });
+        }
+        let (listener, told) = somewhere()?;
+        let notice = Some(Notice::publish(path, &settings.job, &told)?);
+        // Rank 0 would host at the file itself.
+        let of_own_ranks = listener.local_addr()?.to_string();
+        Ok(Meeting { of_own_ranks, of_others, listener: Some(listener), notice })
+    }
+}
+
+/// Settings of this host alone, which ranks of others are not told.
+const ONLY_HERE: [&str; 2] = ["RINGTREE_ADVERTISE", "RINGTREE_SECRET_FILE"];
+
+/// The settings as the ranks will understand them, but for the place, which is not known yet.
+fn settings_of_ranks(variables: &[(&'static str, String)]) -> Result<Settings, ServiceError> {
+    let mut all = variables_of_this_process();
+    all.extend(variables.iter().map(|(name, value)| (name.to_string(), value.clone())));
+    all.insert("RINGTREE_RANK".into(), "0".into());
+    all.insert("RINGTREE_RENDEZVOUS".into(), "127.0.0.1:1".into());
+    Ok(Settings::from_variables(&all)?)
+}
+
+/// The environment, but for what is not text: that cannot be one of ours.
+fn variables_of_this_process() -> HashMap<String, String> {
     let text = |(name, value): (OsString, OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
-    let mut all: HashMap<String, String> = env::vars_os().filter_map(text).collect();
-    all.extend(variables.iter().map(|(name, value)| (name.to_string(), value.clone())));
-    all.insert("RINGTREE_RANK".into(), "0".into());
-    Ok(Settings::from_variables(&all)?.job)
+    env::vars_os().filter_map(text).collect()
 }
 
 fn explain_to_others(
@@ -224,7 +312,7 @@ fn explain_to_others(
             String::new()
         }
     };
-    for node in 1..options.nodes {
+    for node in 1..options.nodes() {
         let command = hosts::command_for_node(options, job, rendezvous, &secret, node);
         report(&format!("  {command}"));
     }

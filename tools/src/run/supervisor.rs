@@ -1,6 +1,7 @@
-//! Watches the ranks of one host from start to end: passes signals on, notices who failed first,
-//! and ends the others.
+//! Watches the ranks of one host, or the launchers of several, from start to end: passes signals on,
+//! notices who failed first, and ends the others.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
@@ -15,22 +16,20 @@ use nix::unistd::Pid;
 
 use ringtree::control::Verdict;
 
-use super::process;
-use super::ranks::RankProcess;
-use super::report;
+use super::member::{Member, Role};
 use super::service::Service;
+use super::{END_LIMIT, process, remote, report};
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Every rank of this host has ended; this is the status to pass on: that of the first one
-    /// that failed, or 0.
+    /// Everyone has ended; this is the status to pass on: that of the first one that failed, or 0.
     Ended(u8),
-    /// The process that watches the launcher was killed.
+    /// The process that watches the launcher was killed, or the launcher that started it.
     Abandoned,
 }
 
-/// What is done about the ranks that still run.
+/// What is done about those that still run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// None has failed.
@@ -39,21 +38,27 @@ enum Stage {
     Grace { until: Instant },
     /// They were asked to end.
     Asked { until: Instant },
-    /// They were killed.
-    Killed,
+    /// They were killed: other hosts were told to.
+    Killed { until: Instant },
+    /// What still connects to other hosts was killed, too.
+    GivenUp,
 }
 
-/// Token of the signal descriptor; ranks are named by their place.
+/// Token of the signal descriptor; members are named by their place.
 const SIGNALS: u64 = u64::MAX;
 /// Token of the guardian's descriptor.
 const GUARDIAN: u64 = u64::MAX - 1;
+/// Token of the descriptor on which another launcher sends signals.
+const LAUNCHER: u64 = u64::MAX - 2;
 
-/// The ranks of one host.
+/// The ranks of one host, or the launchers of several.
 pub struct Supervisor<'a> {
     epoll: Epoll,
     signals: &'a SignalFd,
     service: &'a Service,
-    ranks: Vec<Rank>,
+    /// The launcher that started this one, if one did.
+    launcher: Option<File>,
+    members: Vec<Watched>,
     grace: Duration,
     stage: Stage,
     passed_on: Option<Signal>,
@@ -62,16 +67,15 @@ pub struct Supervisor<'a> {
     witness: Option<Failed>,
 }
 
-/// A rank that failed.
+/// A member that failed, by its place.
 #[derive(Clone, Copy)]
 struct Failed {
-    rank: u32,
-    pid: Pid,
+    index: usize,
     status: ExitStatus,
 }
 
-struct Rank {
-    process: RankProcess,
+struct Watched {
+    member: Member,
     state: State,
 }
 
@@ -83,23 +87,29 @@ enum State {
 }
 
 impl<'a> Supervisor<'a> {
-    /// A supervisor of no rank yet. Once one has failed, the others get `grace` to end by
+    /// A supervisor of nobody yet. Once one has failed, the others get `grace` to end by
     /// themselves, and as much again after they were asked to. `guardian` becomes readable when the
-    /// process that watches this one has ended. What the ranks know of each other, `service` knows.
+    /// process that watches this one has ended. On `launcher`, the launcher that started this one
+    /// sends signals, until it is gone. What the ranks know of each other, `service` knows.
     pub fn new(
         signals: &'a SignalFd,
         service: &'a Service,
         guardian: &OwnedFd,
+        launcher: Option<File>,
         grace: Duration,
     ) -> io::Result<Supervisor<'a>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
         epoll.add(guardian, EpollEvent::new(EpollFlags::EPOLLIN, GUARDIAN))?;
+        if let Some(launcher) = &launcher {
+            epoll.add(launcher, EpollEvent::new(EpollFlags::EPOLLIN, LAUNCHER))?;
+        }
         Ok(Supervisor {
             epoll,
             signals,
             service,
-            ranks: Vec::new(),
+            launcher,
+            members: Vec::new(),
             grace,
             stage: Stage::Running,
             passed_on: None,
@@ -108,19 +118,19 @@ impl<'a> Supervisor<'a> {
         })
     }
 
-    /// Takes charge of a rank. To be called before the next rank is started: ends are reported in
-    /// the order in which they happen, for the ranks that are watched by then.
-    pub fn watch(&mut self, process: RankProcess) -> io::Result<()> {
-        let token = self.ranks.len() as u64;
-        self.epoll.add(&process.end, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-        self.ranks.push(Rank { process, state: State::Running });
+    /// Takes charge of a member. To be called before the next one is started: ends are reported in
+    /// the order in which they happen, for those that are watched by then.
+    pub fn watch(&mut self, member: Member) -> io::Result<()> {
+        let token = self.members.len() as u64;
+        self.epoll.add(&member.end, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        self.members.push(Watched { member, state: State::Running });
         Ok(())
     }
 
-    /// Waits until every rank has ended.
+    /// Waits until everyone has ended.
     pub fn run(mut self) -> io::Result<Outcome> {
         let mut events = [EpollEvent::empty(); 64];
-        while self.ranks.iter().any(|rank| !matches!(rank.state, State::Ended)) {
+        while self.members.iter().any(|watched| !matches!(watched.state, State::Ended)) {
             let limit =
                 self.deadline().map(|until| until.saturating_duration_since(Instant::now()));
             let ready = match self.epoll.wait(&mut events, process::poll_timeout(limit)) {
@@ -139,6 +149,13 @@ impl<'a> Supervisor<'a> {
                         }
                     }
                     GUARDIAN => return Ok(Outcome::Abandoned),
+                    LAUNCHER => {
+                        let sent = self.launcher.as_mut().map(remote::signals_from);
+                        let Some(signals) = sent.transpose()?.flatten() else {
+                            return Ok(Outcome::Abandoned);
+                        };
+                        signals.into_iter().for_each(|signal| self.on_sent(signal));
+                    }
                     index => self.on_end(index as usize)?,
                 }
             }
@@ -147,27 +164,32 @@ impl<'a> Supervisor<'a> {
         Ok(Outcome::Ended(self.first_failure.map_or(0, process::exit_code)))
     }
 
-    /// Keeps the status of a rank until its turn; an orphan that ended here is of no interest.
+    /// Keeps the status of a member until its turn; an orphan that ended here is of no interest.
     fn on_reaped(&mut self, pid: Pid, status: ExitStatus) {
         let found = self
-            .ranks
+            .members
             .iter_mut()
-            .find(|rank| rank.process.pid == pid && matches!(rank.state, State::Running));
-        if let Some(rank) = found {
-            rank.state = State::Reaped(status);
+            .find(|watched| watched.member.pid == pid && matches!(watched.state, State::Running));
+        if let Some(watched) = found {
+            watched.state = State::Reaped(status);
         }
     }
 
     fn on_end(&mut self, index: usize) -> io::Result<()> {
-        let rank = &mut self.ranks[index];
-        let State::Reaped(status) = rank.state else { return Ok(()) };
-        rank.state = State::Ended;
-        self.epoll.delete(&rank.process.end)?;
-        let ended = Failed { rank: rank.process.rank, pid: rank.process.pid, status };
+        let watched = &mut self.members[index];
+        let State::Reaped(status) = watched.state else { return Ok(()) };
+        watched.state = State::Ended;
+        self.epoll.delete(&watched.member.end)?;
+        let ended = Failed { index, status };
         if self.first_failure.is_some() {
             return Ok(());
         }
-        if status.signal() == Some(Signal::SIGPIPE as i32) {
+        if matches!(self.stage, Stage::Killed { .. } | Stage::GivenUp) {
+            // Whoever had it killed has said why.
+            self.first_failure = (!status.success()).then_some(status);
+            return Ok(());
+        }
+        if self.members[index].member.ended_by(Signal::SIGPIPE, status) {
             // Nobody reads what it prints: everyone ends, and nobody needs to be told.
             self.first_failure = Some(status);
             self.kill();
@@ -175,11 +197,9 @@ impl<'a> Supervisor<'a> {
         }
         if let Some(signal) = self.passed_on.filter(|_| !status.success()) {
             self.first_failure = Some(status);
-            report(&format!(
-                "ended by {signal}: rank {}: {}",
-                ended.rank,
-                process::describe(status)
-            ));
+            let member = &self.members[index].member;
+            let (name, how) = (member.name(), member.describe(status));
+            report(&format!("ended by {signal}: {name}: {how}"));
         } else {
             self.look_for_the_first(ended);
         }
@@ -189,18 +209,16 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Names the rank that failed first. That is the one that the others' verdict is about, if it
-    /// is here and fails, too: they learn of its failure while it may not even have ended.
+    /// Names the one that failed first. That is the one that the ranks' verdict is about, if it is
+    /// here and fails, too: they learn of its failure while it may not even have ended.
     fn look_for_the_first(&mut self, ended: Failed) {
         let culprit = self.service.verdict().as_ref().and_then(Verdict::culprit);
-        let still_runs = |culprit: &u32| {
-            let here = self.ranks.iter().find(|rank| rank.process.rank == *culprit);
-            here.is_some_and(|rank| !matches!(rank.state, State::Ended))
-        };
+        let at = culprit.and_then(|rank| self.members.iter().position(|w| w.member.has(rank)));
+        let still_runs = at.is_some_and(|at| !matches!(self.members[at].state, State::Ended));
         let failed = (!ended.status.success()).then_some(ended);
-        if culprit.as_ref().is_some_and(still_runs) {
+        if still_runs {
             self.witness = self.witness.or(failed);
-        } else if culprit == Some(ended.rank) {
+        } else if at == Some(ended.index) {
             self.name(failed.or(self.witness));
         } else {
             self.name(self.witness.or(failed));
@@ -208,20 +226,24 @@ impl<'a> Supervisor<'a> {
     }
 
     fn name(&mut self, first: Option<Failed>) {
-        let Some(Failed { rank, pid, status }) = first else { return };
+        let Some(Failed { index, status }) = first else { return };
         self.first_failure = Some(status);
+        let member = &self.members[index].member;
         let verdict = self.service.verdict();
         let was_killed = status.signal() == Some(Signal::SIGKILL as i32);
         let why = match verdict.as_ref().and_then(Verdict::culprit) {
-            Some(culprit) if culprit != rank => format!(", because of rank {culprit}"),
+            Some(culprit) if !member.has(culprit) => format!(", because of rank {culprit}"),
             Some(_) if was_killed && matches!(verdict, Some(Verdict::Stopped { .. })) => {
                 " by its peers, since it was stopped and must not write into their memory later"
                     .into()
             }
             _ => String::new(),
         };
-        let how = process::describe(status);
-        report(&format!("rank {rank} (process {pid}) failed first: {how}{why}"));
+        let who = match &member.role {
+            Role::Rank(rank) => format!("rank {rank} (process {})", member.pid),
+            Role::Host { .. } => member.name(),
+        };
+        report(&format!("{who} failed first: {}{why}", member.describe(status)));
     }
 
     /// The first signal is for the ranks to deal with; the second one ends them.
@@ -232,6 +254,15 @@ impl<'a> Supervisor<'a> {
         } else {
             self.passed_on = Some(signal);
             self.signal_running(signal);
+        }
+    }
+
+    /// What another launcher sends has been decided there.
+    fn on_sent(&mut self, signal: Signal) {
+        self.passed_on.get_or_insert(signal);
+        match signal {
+            Signal::SIGKILL => self.kill(),
+            _ => self.signal_running(signal),
         }
     }
 
@@ -252,39 +283,46 @@ impl<'a> Supervisor<'a> {
                 self.report_running("sending SIGKILL");
                 self.kill();
             }
-            Stage::Running | Stage::Killed => {}
+            Stage::Killed { .. } => {
+                self.running().for_each(|member| member.signal_here(Signal::SIGKILL));
+                self.stage = Stage::GivenUp;
+            }
+            Stage::Running | Stage::GivenUp => {}
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Grace { until } | Stage::Asked { until } => Some(until),
-            Stage::Running | Stage::Killed => None,
+            Stage::Grace { until } | Stage::Asked { until } | Stage::Killed { until } => {
+                Some(until)
+            }
+            Stage::Running | Stage::GivenUp => None,
         }
     }
 
     fn kill(&mut self) {
         self.signal_running(Signal::SIGKILL);
-        self.stage = Stage::Killed;
+        self.stage = Stage::Killed { until: Instant::now() + END_LIMIT };
     }
 
     fn signal_running(&self, signal: Signal) {
-        self.running().for_each(|process| process.signal(signal));
+        self.running().for_each(|member| member.signal(signal));
     }
 
     fn report_running(&self, what: &str) {
-        let names: Vec<String> = self.running().map(|process| process.rank.to_string()).collect();
-        if !names.is_empty() {
+        let (kinds, names): (Vec<_>, Vec<_>) = self.running().map(Member::words).unzip();
+        // All are of one kind.
+        if let Some(kind) = kinds.first() {
             let seconds = self.grace.as_secs_f64();
             let names = names.join(", ");
-            report(&format!("still running {seconds} s later: rank {names}: {what}"));
+            report(&format!("still running {seconds} s later: {kind} {names}: {what}"));
         }
     }
 
-    fn running(&self) -> impl Iterator<Item = &RankProcess> {
-        self.ranks
+    fn running(&self) -> impl Iterator<Item = &Member> {
+        self.members
             .iter()
-            .filter(|rank| matches!(rank.state, State::Running))
-            .map(|rank| &rank.process)
+            .filter(|watched| matches!(watched.state, State::Running))
+            .map(|watched| &watched.member)
     }
 }

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::notice::address_in;
-use super::{Place, StoreError};
 use super::wire::{Reply, Request, decode_answer};
+use super::{Place, StoreError};
 use crate::secure::{Job, Limit, Purpose, SecureError, SecureStream, dial, initiate};
 
 /// First and longest rest between two attempts to connect.

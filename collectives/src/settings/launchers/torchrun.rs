@@ -27,8 +27,8 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
 /// port is ours.
 fn rendezvous(env: &Variables<'_>) -> Result<Told<String>, Error> {
     let host = env.required("MASTER_ADDR", "the host of rank 0")?;
-    let host = HostPort::from_host(&host)
-        .map_err(|error| settings(format!("MASTER_ADDR: {error}")))?;
+    let host =
+        HostPort::from_host(&host).map_err(|error| settings(format!("MASTER_ADDR: {error}")))?;
     let port = env.get("MASTER_PORT");
     let port = port.map_or(Ok(DEFAULT_PORT), |port| {
         port.parse().map_err(|_| settings(format!("MASTER_PORT={port} is not a port")))
