@@ -205,11 +205,7 @@ struct Meeting<'a> {
 impl Meeting<'_> {
     /// The store at a place. Where that is a file, it is looked for at once: the address in it may
     /// be an old one.
-    fn at<'a>(
-        place: &'a str,
-        job: &Job,
-        deadline: Instant,
-    ) -> Result<Meeting<'a>, StoreError> {
+    fn at<'a>(place: &'a str, job: &Job, deadline: Instant) -> Result<Meeting<'a>, StoreError> {
         if !is_told_in_file(place) {
             return Ok(Meeting { place, address: place.into(), store: None });
         }

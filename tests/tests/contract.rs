@@ -619,6 +619,10 @@ fn come_and_go(rendezvous: &str) {
             works(&next, 10, turn as f32);
             before = Some(next);
         }
+        // Its parts meet at the same place.
+        let last = before.expect("a communicator");
+        let part = last.split(Some(0), 0).expect("a part").expect("one for all");
+        works(&part, 10, 0.0);
     });
 }
 
