@@ -244,7 +244,7 @@ fn is_told_in_file(place: &str) -> bool {
 }
 
 /// What rank 0 could not host itself, nobody may have: then it says why it could not.
-fn with_reason(error: Error, not_here: Option<&str>) -> Error {
+pub(crate) fn with_reason(error: Error, not_here: Option<&str>) -> Error {
     match (&error, not_here) {
         (Error::Rendezvous(rendezvous), Some(not_here)) => match &**rendezvous {
             StoreError::Unreachable { address, reason } => {

@@ -451,6 +451,11 @@ impl Link {
         }
     }
 
+    /// Whether each side reaches the other's ordinary memory, which needs no copy through slots then.
+    pub fn reaches_memory(&self) -> bool {
+        matches!(self, Link::Shm(link) if link.reaches_memory())
+    }
+
     /// Says goodbye and gives everything back; waits at most until `deadline` for what is posted or
     /// under way to reach the peer's kernel or memory. A peer that reads on gets everything that
     /// was sent, then [`LinkError::Closed`].

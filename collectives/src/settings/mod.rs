@@ -1,6 +1,7 @@
 //! Who this rank is and how it finds the others: from the environment or set by hand.
 
 mod launchers;
+mod list;
 mod secrets;
 mod variables;
 
@@ -17,6 +18,7 @@ use ringtree_transport::secure::Job;
 
 use crate::{Costs, Error};
 use launchers::{Place, Told};
+pub use list::Setting;
 pub(crate) use secrets::forget_host_secret;
 use variables::{Variables, settings};
 

@@ -134,6 +134,10 @@ impl ShmLink {
         self.peer
     }
 
+    pub(crate) fn reaches_memory(&self) -> bool {
+        self.reach != Reach::Nothing
+    }
+
     #[inline]
     pub(crate) fn divide(&mut self, lanes: usize) {
         if lanes == self.lanes {

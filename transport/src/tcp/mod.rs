@@ -19,6 +19,7 @@ mod socket;
 mod tests;
 
 pub use link::{Connection, TcpLink};
+pub use socket::LOOPBACK_CONGESTION_CONTROLS;
 
 /// Payload bytes of one frame at most. On loopback, 128 and 256 KiB are equally fast and 512 KiB
 /// is a quarter slower where slices go through slots, which then no longer stay in the cache.

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// Congestion controls that reach full bandwidth on loopback, best first. BBR reaches half of it.
-const FOR_LOOPBACK: [&[u8]; 2] = [b"cubic", b"reno"];
+pub const LOOPBACK_CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
 
 /// Bytes that are thrown away at once.
 const DISCARD_BYTES: usize = 1 << 20;
@@ -25,7 +25,8 @@ pub(super) fn prepare(stream: &TcpStream, is_alone: bool) -> io::Result<()> {
     }
     if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
         // Only a process with privilege may choose any; another keeps what it has.
-        let _ = FOR_LOOPBACK.iter().find(|name| set_congestion_control(stream, name).is_ok());
+        let is_taken = |name: &&str| set_congestion_control(stream, name.as_bytes()).is_ok();
+        let _ = LOOPBACK_CONGESTION_CONTROLS.into_iter().find(is_taken);
     }
     Ok(())
 }

@@ -1,0 +1,62 @@
+//! All variables that set something: what the README's table and `ringtree config` list.
+
+/// A variable of the environment that sets something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The variable.
+    pub name: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// What holds where it is not set; `None`: it must be set, or nothing holds.
+    pub default: Option<&'static str>,
+    /// Whether nobody may see its value.
+    pub is_secret: bool,
+}
+
+impl Setting {
+    /// All there are, in the README's order.
+    pub const ALL: [Setting; 16] = [
+        setting("RINGTREE_RANK", "this rank, from 0"),
+        setting("RINGTREE_RANKS", "how many ranks there are"),
+        setting("RINGTREE_LOCAL_RANK", "this rank's number on its host, for the program"),
+        setting(
+            "RINGTREE_RENDEZVOUS",
+            "where ranks meet: host:port, or file:/path of a file that all share",
+        ),
+        setting("RINGTREE_JOB", "name of the job; jobs never mix").or("default"),
+        secret("RINGTREE_SECRET", "what every connection proves"),
+        setting("RINGTREE_SECRET_FILE", "file of mode 0600 that has the secret"),
+        setting("RINGTREE_INSECURE", "1: no secret, anyone may join").or("0"),
+        setting("RINGTREE_TIMEOUT", "seconds without progress until a call fails").or("60"),
+        setting("RINGTREE_TRANSPORT", "auto, shm or tcp").or("auto"),
+        setting(
+            "RINGTREE_INTERFACE",
+            "interfaces for TCP by name or subnet, separated by commas; else the way to the \
+             rendezvous",
+        ),
+        setting("RINGTREE_PORTS", "ports that a rank may listen on, such as 40000-40100; else any"),
+        setting(
+            "RINGTREE_ADVERTISE",
+            "host or host:port that other ranks are told, for a rank behind address translation; one \
+             for each interface",
+        ),
+        setting("RINGTREE_SOCKETS", "connections between two ranks for each interface").or("1"),
+        setting("RINGTREE_ENCRYPT", "1: encrypt what goes over TCP, on all ranks alike").or("0"),
+        setting("RINGTREE_LOG", "what the program ringtree logs").or("warn"),
+    ];
+}
+
+const fn setting(name: &'static str, meaning: &'static str) -> Setting {
+    Setting { name, meaning, default: None, is_secret: false }
+}
+
+const fn secret(name: &'static str, meaning: &'static str) -> Setting {
+    Setting { is_secret: true, ..setting(name, meaning) }
+}
+
+impl Setting {
+    const fn or(mut self, default: &'static str) -> Setting {
+        self.default = Some(default);
+        self
+    }
+}
