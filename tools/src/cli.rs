@@ -6,17 +6,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArguments};
+use crate::config::{self, ConfigArguments};
+use crate::doctor::{self, DoctorArguments};
+use crate::manual::{self, CompletionsArguments, ManArguments};
 use crate::plan::{self, PlanArguments};
 use crate::run::{
     Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
 };
 
-/// Measures collectives, starts jobs, shows and proves plans.
+/// Measures collectives, starts jobs, shows and proves plans, and says what is wrong with a machine.
 #[derive(Debug, Parser)]
 #[command(name = "ringtree", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -27,6 +30,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     Bench(Box<BenchArguments>),
+    Completions(CompletionsArguments),
+    Config(ConfigArguments),
+    Doctor(DoctorArguments),
+    Man(ManArguments),
     Plan(PlanArguments),
     Run(RunArguments),
     /// Takes the part of a job that `ringtree run --hosts` hands over on standard input
@@ -143,6 +150,10 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Action::Bench(arguments) => bench::run(&arguments),
+        Action::Completions(arguments) => manual::completions(&arguments, Cli::command()),
+        Action::Config(arguments) => config::run(&arguments),
+        Action::Doctor(arguments) => doctor::run(&arguments),
+        Action::Man(arguments) => manual::man(&arguments, Cli::command()),
         Action::Plan(arguments) => plan::run(&arguments),
         Action::Run(arguments) => {
             status(LaunchOptions::try_from(arguments).and_then(|options| launch(&options)))

@@ -3,6 +3,9 @@
 mod bench;
 mod cli;
 mod collective;
+mod config;
+mod doctor;
+mod manual;
 mod plan;
 mod run;
 mod words;

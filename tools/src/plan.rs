@@ -1,6 +1,5 @@
 //! `ringtree plan`: prints one rank's plan, or proves the plans of all ranks.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use ringtree_plan::{Algorithm, Collective, Plan, prove};
 
 use crate::collective::{CollectiveName, algorithm, algorithm_names, all_algorithm_names, serving};
 use crate::run::report;
-use crate::words::counted;
+use crate::words::{counted, say};
 
 /// Prints the plan of a collective, or proves it.
 ///
@@ -78,18 +77,6 @@ pub fn run(arguments: &PlanArguments) -> ExitCode {
             let chunks = counted(plan.chunks, "chunk");
             say(&format!("# {algorithm}: rank {rank} of {ranks}, {chunks} a round\n{plan}"), 0)
         }
-    }
-}
-
-/// Prints, and ends with `status`. Whoever closes the pipe has seen enough.
-fn say(text: &str, status: u8) -> ExitCode {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            report(&format!("cannot print: {error}"));
-            ExitCode::FAILURE
-        }
-        _ => ExitCode::from(status),
     }
 }
 

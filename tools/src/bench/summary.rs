@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::options::{By, Measurement};
 use super::record::VERSION;
-use crate::words::counted;
+use crate::words::{counted, ranges};
 
 /// Longest host name, in bytes: Linux's limit.
 const NAME_BYTES: usize = 64;
@@ -123,31 +123,9 @@ fn first_line(path: &str) -> String {
     text.lines().next().unwrap_or("unknown").to_owned()
 }
 
-/// `0-3, 6` for 0, 1, 2, 3 and 6.
-fn ranges(ranks: &[u32]) -> String {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for &rank in ranks {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == rank => *last = rank,
-            _ => runs.push((rank, rank)),
-        }
-    }
-    let names = runs.iter().map(|&(first, last)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    });
-    names.collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn neighbouring_ranks_are_a_range() {
-        assert_eq!(ranges(&[0, 1, 2, 3, 6, 8, 9]), "0-3, 6, 8-9");
-        assert_eq!(ranges(&[5]), "5");
-    }
 
     #[test]
     fn several_transports_are_mixed() {
