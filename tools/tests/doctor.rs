@@ -1,8 +1,10 @@
 //! `ringtree doctor`, by real processes: on this machine as it is, and with something taken away.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -74,12 +76,12 @@ fn ranks_that_may_not_attach_are_a_warning() {
     }
     // Where it lies, others may not look.
     let program = std::env::temp_dir().join(format!("ringtree-doctor-{}", std::process::id()));
-    std::fs::copy(env!("CARGO_BIN_EXE_ringtree"), &program).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_ringtree"), &program).unwrap();
     let script = "exec setpriv --reuid=$((2000 + RINGTREE_RANK)) --clear-groups $0 doctor --json";
     let mut run = Command::new(env!("CARGO_BIN_EXE_ringtree"));
     run.args(["run", "--ranks", "2", "--raw", "--", "sh", "-c", script]).arg(&program);
     let output = run.stdin(Stdio::null()).output().unwrap();
-    std::fs::remove_file(&program).unwrap();
+    fs::remove_file(&program).unwrap();
     let (report, status) = parsed(&output);
     let attach = finding(&report, "memory-attach");
     assert_eq!(attach["level"], "warning");
@@ -258,6 +260,10 @@ fn an_interface_that_is_down_is_switched_on_by_the_remedy() {
 /// A rank on each of two hosts, with the interfaces that they are told to use: what rank 0 reports,
 /// and how both launchers ended.
 fn on_two_hosts(bed: &TwoHosts, interfaces: [&str; 2]) -> (Value, [Ended; 2]) {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let name = format!("ringtree-doctor-report-{}-{number}", std::process::id());
+    let report = std::env::temp_dir().join(name);
     let start = |host: usize, script: &str| {
         let mut command = bed.hosts[host].command("/bin/sh");
         command.args(["-c", script]).env("PATH", path()).env("RINGTREE_TIMEOUT", "30");
@@ -265,11 +271,19 @@ fn on_two_hosts(bed: &TwoHosts, interfaces: [&str; 2]) -> (Value, [Ended; 2]) {
         Program::start(command)
     };
     let options = format!("--ranks 2 --nodes 2 --rendezvous {}:29400", bed.hosts[0].address(0));
-    let mut first = start(0, &format!("exec ringtree run {options} -- ringtree doctor --json"));
+    // Not through the launchers, which print lines of their own beside it.
+    let doctor = format!("ringtree doctor --json >{}.$RINGTREE_RANK", report.display());
+    let mut first = start(0, &format!("exec ringtree run {options} -- sh -c '{doctor}'"));
     let second = start(1, &first.await_line("ringtree:   "));
     let ended = [first, second].map(Program::await_end);
-    let report = serde_json::from_str(ended[0].line("[0] ")).unwrap();
-    (report, ended)
+    let [mine, theirs] = [0, 1].map(|rank| {
+        let path = report.with_extension(rank.to_string());
+        let text = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        text
+    });
+    assert_eq!(theirs, "", "rank 0 speaks for both");
+    (serde_json::from_str(&mine).unwrap_or_else(|error| panic!("{error}: {ended:#?}")), ended)
 }
 
 /// Runs `body` where this thread, and all that it starts, may use one processor.

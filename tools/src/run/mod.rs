@@ -219,7 +219,8 @@ pub fn launch(options: &LaunchOptions) -> Result<u8, LaunchError> {
 
 /// A line for the user, beside what the ranks print. Where nobody reads it, it is not said.
 pub fn report(text: &str) {
-    let _ = writeln!(io::stderr(), "ringtree: {text}");
+    // Written at once: ranks may print to the same place.
+    let _ = io::stderr().write_all(format!("ringtree: {text}\n").as_bytes());
 }
 
 /// As [`launch`], for the part of a job that another launcher hands over on standard input.
