@@ -105,8 +105,12 @@ pub fn examine(
     findings.push(attach::check(system, siblings(&links)));
     let report = RankReport { findings, links };
     if rank > 0 {
-        all.tell("report", &report)?;
-        return Ok(None);
+        return match all.tell("report", &report) {
+            // Rank 0, which has the report or says that it has not, may leave with the store before
+            // the answer is here.
+            Ok(()) | Err(StoreError::Lost { .. } | StoreError::Stopped) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
     }
     let deadline = Instant::now() + SLACK;
     let told = (1..ranks).map(|other| all.told("report", other, deadline));
