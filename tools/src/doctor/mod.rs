@@ -27,7 +27,7 @@ use ringtree::{Meeting, Settings};
 use ringtree_transport::endpoint::EndpointError;
 use ringtree_transport::rendezvous::Place;
 
-use crate::run::{Binding, LaunchOptions, launch};
+use crate::run::{Binding, LaunchOptions, Layout, launch};
 use crate::words::{json, say};
 use finding::{Check, Finding};
 use host::{Host, OfRank};
@@ -80,8 +80,7 @@ fn start_ranks(arguments: &DoctorArguments) -> ExitCode {
     let started = env::current_exe().map_err(|error| error.to_string()).and_then(|program| {
         let launched = launch(&LaunchOptions {
             ranks: arguments.ranks,
-            nodes: 1,
-            node_rank: 0,
+            layout: Layout::Nodes { nodes: 1, node_rank: 0 },
             rendezvous: None,
             job: None,
             binding: Binding::None,
