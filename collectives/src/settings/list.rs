@@ -15,7 +15,7 @@ pub struct Setting {
 
 impl Setting {
     /// All there are, in the README's order.
-    pub const ALL: [Setting; 16] = [
+    pub const ALL: [Setting; 17] = [
         setting("RINGTREE_RANK", "this rank, from 0"),
         setting("RINGTREE_RANKS", "how many ranks there are"),
         setting("RINGTREE_LOCAL_RANK", "this rank's number on its host, for the program"),
@@ -42,6 +42,11 @@ impl Setting {
         ),
         setting("RINGTREE_SOCKETS", "connections between two ranks for each interface").or("1"),
         setting("RINGTREE_ENCRYPT", "1: encrypt what goes over TCP, on all ranks alike").or("0"),
+        setting(
+            "RINGTREE_REPRODUCIBLE",
+            "1: the same bits whatever the algorithm, size, grouping and hosts, on all ranks alike",
+        )
+        .or("0"),
         setting("RINGTREE_LOG", "what the program ringtree logs").or("warn"),
     ];
 }
