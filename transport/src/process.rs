@@ -95,6 +95,20 @@ impl PidFd {
     }
 }
 
+/// A descriptor that this process was started with, by its number: a copy of it, which children do not
+/// inherit.
+///
+/// # Errors
+/// `EBADF` where it is not open.
+pub fn inherited_descriptor(number: u32) -> io::Result<OwnedFd> {
+    let number = i32::try_from(number).ok().filter(|number| *number >= 0);
+    let number = number.ok_or_else(|| io::Error::from(Errno::EBADF))?;
+    // SAFETY: the number is only used for the one call that copies the descriptor, which says so where
+    // none is open; that is not -1.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    borrowed.try_clone_to_owned()
+}
+
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
@@ -144,6 +158,17 @@ mod tests {
         process.kill().unwrap();
         assert!(process.wait_ended(soon()).unwrap());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_inherited_descriptor_is_copied_or_refused() {
+        let (mine, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let copy = inherited_descriptor(mine.as_raw_fd() as u32).unwrap();
+        assert_ne!(copy.as_raw_fd(), mine.as_raw_fd());
+        drop((copy, theirs));
+        for number in [u32::MAX, i32::MAX as u32] {
+            assert_eq!(inherited_descriptor(number).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        }
     }
 
     #[test]

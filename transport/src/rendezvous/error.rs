@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use super::pmi::PmiError;
 use crate::interfaces::InterfaceError;
 use crate::secure::SecureError;
 
@@ -122,6 +123,9 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
+    /// The launcher did not tell where the store is.
+    #[error(transparent)]
+    Pmi(#[from] PmiError),
     /// A request that no store can fulfil.
     #[error("the store cannot do this: {reason}")]
     Invalid {

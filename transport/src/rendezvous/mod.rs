@@ -2,13 +2,14 @@
 //!
 //! [`Server`] hosts it over TCP, for rank 0 or the launcher, and passes on control connections that
 //! come to the same port. [`StoreClient`] is a rank's connection to it, by address or by a file
-//! ([`Notice`]) that tells the address. Ranks that are threads of one process share a
-//! [`MemoryStore`]. Losing the store after the start harms nobody.
+//! ([`Notice`]) that tells the address; under some launchers it is told over [PMI](pmi). Ranks that
+//! are threads of one process share a [`MemoryStore`]. Losing the store after the start harms nobody.
 
 mod client;
 mod error;
 mod memory;
 mod notice;
+pub mod pmi;
 mod server;
 #[cfg(test)]
 mod tests;
