@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
 use ringtree_transport::pages;
-use ringtree_transport::rendezvous::{Place, Store, StoreClient, StoreError};
+use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::Board;
 use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
@@ -20,13 +20,16 @@ use crate::control::{AbortWord, Control, FlightRecorder, Membership};
 use crate::digest::fnv1a;
 use crate::driver::Driver;
 use crate::engine::{Engine, Wiring};
-use crate::hosting::{self, Host, Hosted, Hosting};
+use crate::hosting::{Hosted, Hosting};
+use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
 use crate::{Costs, Error};
 
 /// A communicator that is ready.
 pub(crate) struct Joined {
+    /// With the rendezvous and the job's name as they were found out.
+    pub(crate) settings: Settings,
     pub(crate) engine: Engine,
     pub(crate) control: Arc<Control>,
     pub(crate) shape: Shape,
@@ -66,20 +69,11 @@ struct Introduction {
 }
 
 /// Joins as `settings` say, and waits until all ranks have come.
-pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
-    let (mut hosting, not_here) = match settings.rank {
-        0 => match hosting::host(settings)? {
-            Host::Here(hosting) => (Some(hosting), None),
-            Host::Elsewhere(reason) => (None, Some(reason)),
-        },
-        _ => (None, None),
-    };
-    let name = format!("communicator/{}", next_generation(settings));
-    // Whoever hosts the store does without the file that tells where it is.
-    let own = hosting.as_ref().and_then(Hosting::address);
-    let own = own.filter(|_| is_told_in_file(&settings.rendezvous));
-    let place = own.unwrap_or_else(|| settings.rendezvous.clone());
-    let joined = meet_as(settings, place, name, None);
+pub(crate) fn join(settings: Settings) -> Result<Joined, Error> {
+    let deadline = Instant::now() + settings.bounded_timeout();
+    let Found { settings, meets_at, mut hosting, not_here } = rendezvous::find(settings, deadline)?;
+    let name = format!("communicator/{}", next_generation(&settings));
+    let joined = meet_as(settings, meets_at, name, None);
     let joined = joined.map_err(|error| with_reason(error, not_here.as_deref()))?;
     if let Some(hosting) = &mut hosting {
         hosting.set_joined();
@@ -89,14 +83,14 @@ pub(crate) fn join(settings: &Settings) -> Result<Joined, Error> {
 
 /// Joins a part of a communicator, as `settings` say, at that one's rendezvous. `part` is a name among the
 /// parts of the same.
-pub(crate) fn join_part(settings: &Settings, origin: &Origin, part: &str) -> Result<Joined, Error> {
+pub(crate) fn join_part(settings: Settings, origin: &Origin, part: &str) -> Result<Joined, Error> {
     let name = format!("{}/{part}", origin.name);
     meet_as(settings, origin.meets_at.clone(), name, Some(origin))
 }
 
 /// Joins the communicator of this name at a place.
 fn meet_as(
-    settings: &Settings,
+    settings: Settings,
     meets_at: String,
     name: String,
     of: Option<&Origin>,
@@ -131,7 +125,7 @@ fn meet_as(
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
-    let values = meeting.gather(settings, &name, &mine.encode(), deadline)?;
+    let values = meeting.gather(&settings, &name, &mine.encode(), deadline)?;
     let all = introductions(&values, &mine)?;
 
     let recorder = Arc::new(FlightRecorder::new());
@@ -189,7 +183,7 @@ fn meet_as(
     };
     let engine = Engine::new(wiring, driver, shape);
     let origin = Origin { name, meets_at, place, beside };
-    Ok(Joined { engine, control, shape, hosting: None, origin })
+    Ok(Joined { settings, engine, control, shape, hosting: None, origin })
 }
 
 /// The store where this rank meets the others.
@@ -239,10 +233,6 @@ impl Meeting<'_> {
     }
 }
 
-fn is_told_in_file(place: &str) -> bool {
-    matches!(Place::of(place), Place::File(_))
-}
-
 /// What rank 0 could not host itself, nobody may have: then it says why it could not.
 pub(crate) fn with_reason(error: Error, not_here: Option<&str>) -> Error {
     match (&error, not_here) {
@@ -264,12 +254,13 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
     static STARTED: AtomicU64 = AtomicU64::new(0);
     let name = format!("in-process {}", STARTED.fetch_add(1, Ordering::Relaxed));
     let job = Job { name, secret: Secret::from_text(&text) };
-    let hosted = Arc::new(Hosted::in_process(&job)?);
+    let hosted = Arc::new(Hosted::in_process(&job, None)?);
     let rendezvous = hosted.address();
     let settings = (0..ranks).map(|rank| Settings {
         source: Source::Explicit,
         rank,
         ranks,
+        local_rank: Some(rank),
         rendezvous: rendezvous.clone(),
         job: job.clone(),
         timeout: Duration::from_secs(60),

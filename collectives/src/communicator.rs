@@ -118,8 +118,9 @@ impl Drop for Owner {
 }
 
 impl Communicator {
-    /// Joins the communicator that the environment describes (`RINGTREE_*`, else torchrun's
-    /// variables), and waits until all ranks have come.
+    /// Joins the communicator that the environment describes (`RINGTREE_*`, else what a launcher such
+    /// as mpirun, srun or torchrun tells; see [`Source`](crate::Source)), and waits until all ranks have
+    /// come. Without any of these, the process is the only rank.
     ///
     /// # Errors
     /// Wrong or missing settings, a rank that does not come in time, a wrong secret.
@@ -139,18 +140,18 @@ impl Communicator {
 
     fn join(settings: Settings, threads: Option<Arc<Hosted>>) -> Result<Communicator, Error> {
         settings.check()?;
-        let mut joined = bootstrap::join(&settings)?;
+        let mut joined = bootstrap::join(settings)?;
         let hosting = joined.hosting.take();
-        Ok(Communicator::of(settings, joined, Box::new((threads, hosting))))
+        Ok(Communicator::of(joined, Box::new((threads, hosting))))
     }
 
-    fn of(settings: Settings, joined: Joined, host: Box<dyn Any + Send + Sync>) -> Communicator {
+    fn of(joined: Joined, host: Box<dyn Any + Send + Sync>) -> Communicator {
         let inner = Arc::new(Inner {
-            rank: settings.rank,
+            rank: joined.settings.rank,
             shape: joined.shape,
             engine: Mutex::new(joined.engine),
             control: joined.control,
-            settings,
+            settings: joined.settings,
             origin: joined.origin,
             splits: AtomicU64::new(0),
             _host: host,
@@ -220,12 +221,9 @@ impl Communicator {
             ..settings.clone()
         };
         let part = format!("{split}/{color}");
-        let joined = bootstrap::join_part(&settings, &self.inner.origin, &part)?;
+        let joined = bootstrap::join_part(settings, &self.inner.origin, &part)?;
         let host = Box::new(self.inner.clone());
-        Ok(Some(Communicator {
-            algorithm: self.algorithm,
-            ..Communicator::of(settings, joined, host)
-        }))
+        Ok(Some(Communicator { algorithm: self.algorithm, ..Communicator::of(joined, host) }))
     }
 
     /// This rank, below [`Communicator::ranks`].

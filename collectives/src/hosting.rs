@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ringtree_transport::rendezvous::{self, Notice, Place, Server, StoreError};
-use ringtree_transport::secure::Job;
+use ringtree_transport::secure::{Job, Secret};
 
 use crate::Error;
 use crate::control::ControlService;
@@ -44,12 +44,12 @@ impl Hosted {
         Hosted::serve(listener, notice, job, Some(0))
     }
 
-    /// Serves ranks that are threads of this process.
+    /// Serves ranks of this process alone: that of rank `by`, or all as threads.
     ///
     /// # Errors
     /// Ports, descriptors or threads have run out.
-    pub(crate) fn in_process(job: &Job) -> Result<Hosted, Error> {
-        Hosted::serve(rendezvous::listen("127.0.0.1:0")?, None, job, None)
+    pub(crate) fn in_process(job: &Job, by: Option<u32>) -> Result<Hosted, Error> {
+        Hosted::serve(rendezvous::listen("127.0.0.1:0")?, None, job, by)
     }
 
     fn serve(
@@ -111,7 +111,29 @@ pub(crate) fn host(settings: &Settings) -> Result<Host, Error> {
         },
     };
     here.insert(meeting.clone(), hosted.clone());
-    Ok(Host::Here(Hosting { hosted: Some(hosted), meeting, joined: false }))
+    let secret = settings.job.secret.clone();
+    Ok(Host::Here(Hosting { hosted: Some(hosted), meeting, secret, joined: false }))
+}
+
+/// Hosts the rendezvous of a rank that is alone.
+///
+/// # Errors
+/// Ports, descriptors or threads have run out.
+pub(crate) fn host_alone(settings: &mut Settings) -> Result<Hosting, Error> {
+    let hosted = Hosted::in_process(&settings.job, Some(settings.rank))?;
+    Ok(Hosting::of(hosted, settings))
+}
+
+/// Hosts the rendezvous where other hosts reach this one. Also returns what they are to be told.
+///
+/// # Errors
+/// There is no address that others reach; ports, descriptors or threads have run out.
+pub(crate) fn host_somewhere(settings: &mut Settings) -> Result<(Hosting, String), Error> {
+    let Settings { job, interface, ports, advertise, .. } = &*settings;
+    let (listener, told) =
+        rendezvous::listen_somewhere(interface.as_deref(), *ports, advertise.first())?;
+    let hosted = Hosted::serve(listener, None, job, Some(0))?;
+    Ok((Hosting::of(hosted, settings), told.to_string()))
 }
 
 fn is_elsewhere(error: &StoreError) -> bool {
@@ -128,12 +150,23 @@ pub(crate) struct Hosting {
     /// Taken by drop.
     hosted: Option<Arc<Hosted>>,
     meeting: Meeting,
+    secret: Secret,
     /// The communicator was made. Whoever is at the store then waits for the next one, in which
     /// this rank has a part.
     joined: bool,
 }
 
 impl Hosting {
+    /// What hosts a new rendezvous, which becomes that of the settings.
+    fn of(hosted: Hosted, settings: &mut Settings) -> Hosting {
+        let hosted = Arc::new(hosted);
+        settings.rendezvous = hosted.address();
+        let meeting = (settings.rendezvous.clone(), settings.job.name.clone());
+        here().insert(meeting.clone(), hosted.clone());
+        let secret = settings.job.secret.clone();
+        Hosting { hosted: Some(hosted), meeting, secret, joined: false }
+    }
+
     /// Where it listens, as `host:port`; `None` once dropped.
     pub(crate) fn address(&self) -> Option<String> {
         self.hosted.as_ref().map(|hosted| hosted.address())
@@ -169,7 +202,7 @@ impl Drop for Hosting {
             && let Some(hosted) = here.remove(&self.meeting)
         {
             hosted.service.close();
-            settings::forget_host_secret(&self.meeting.0, &self.meeting.1);
+            settings::forget_host_secret(&self.secret);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! use ringtree::{Communicator, Op};
 //!
 //! # fn main() -> Result<(), ringtree::Error> {
-//! // Started by `ringtree run --ranks 4 -- ...`, or by torchrun.
+//! // Started by `ringtree run --ranks 4 -- ...`, mpirun, srun, torchrun and others.
 //! let comm = Communicator::from_env()?;
 //! let mut gradients = vec![comm.rank() as f32; 1_000_000];
 //! comm.all_reduce(&mut gradients, Op::Sum)?;
@@ -36,6 +36,7 @@ mod progress;
 pub mod record;
 #[doc(hidden)]
 pub mod reduce;
+mod rendezvous;
 #[doc(hidden)]
 pub mod selection;
 mod settings;

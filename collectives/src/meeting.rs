@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use ringtree_transport::rendezvous::{Place, Store, StoreClient};
+use ringtree_transport::rendezvous::{Store, StoreClient};
 
-use crate::hosting::{self, Host, Hosting};
+use crate::hosting::Hosting;
+use crate::rendezvous::{self, Found};
 use crate::settings::Settings;
 use crate::{Error, bootstrap};
 
@@ -26,19 +27,10 @@ impl Meeting {
     /// Nobody serves there until the deadline, or somebody else's job.
     pub fn with(settings: &Settings) -> Result<Meeting, Error> {
         settings.check()?;
-        let (hosting, not_here) = match settings.rank {
-            0 => match hosting::host(settings)? {
-                Host::Here(hosting) => (Some(hosting), None),
-                Host::Elsewhere(reason) => (None, Some(reason)),
-            },
-            _ => (None, None),
-        };
         let deadline = Instant::now() + settings.bounded_timeout();
-        // Whoever hosts the store does without the file that tells where.
-        let own = hosting.as_ref().and_then(Hosting::address);
-        let own = own.filter(|_| matches!(Place::of(&settings.rendezvous), Place::File(_)));
-        let place = own.unwrap_or_else(|| settings.rendezvous.clone());
-        let store = StoreClient::connect(&place, &settings.job, deadline)
+        let found = rendezvous::find(settings.clone(), deadline)?;
+        let Found { settings, meets_at, hosting, not_here } = found;
+        let store = StoreClient::connect(&meets_at, &settings.job, deadline)
             .map_err(|error| bootstrap::with_reason(error.into(), not_here.as_deref()))?;
         let address = store.address().to_owned();
         Ok(Meeting { store: Store::Tcp(store), address, _hosting: hosting })

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use ringtree::{Error, Origins, Setting, Settings};
+use ringtree::{Origins, Setting, Settings, Source};
 use serde::Serialize;
 
 use crate::words::{json, say};
@@ -84,10 +84,9 @@ impl Configuration {
     fn of(variables: &HashMap<String, String>) -> Configuration {
         let is_set = |name: &str| variables.get(name).is_some_and(|value| !value.trim().is_empty());
         let (joined, error) = match Settings::with_origins(variables) {
+            Ok((settings, _)) if settings.source == Source::Alone => (None, None),
             Ok(joined) => (Some(joined), None),
-            // Without a launcher, only what is set can be wrong.
-            Err(error) if Settings::in_env() => (None, Some(error)),
-            Err(_) => (None, alone(variables).err()),
+            Err(error) => (None, Some(error)),
         };
         let settings = Setting::ALL.iter().map(|setting| match &joined {
             _ if is_set(setting.name) => {
@@ -134,31 +133,19 @@ impl Configuration {
     }
 }
 
-/// Whether a rank could be started with what is set, if a launcher said who it is.
-fn alone(variables: &HashMap<String, String>) -> Result<Settings, Error> {
-    let mut variables = variables.clone();
-    let told = [
-        ("RINGTREE_RANK", "0"),
-        ("RINGTREE_RANKS", "1"),
-        ("RINGTREE_RENDEZVOUS", "127.0.0.1:1"),
-        ("RINGTREE_INSECURE", "1"),
-    ];
-    for (name, value) in told {
-        variables.entry(name.into()).or_insert_with(|| value.into());
-    }
-    Settings::from_variables(&variables)
-}
-
 /// What the launcher's own variables say where Ringtree's does not.
 fn from_launcher(setting: &'static Setting, joined: &Settings, origins: &Origins) -> Line {
     let told = match setting.name {
         "RINGTREE_RANK" => Some((joined.rank.to_string(), origins.rank)),
         "RINGTREE_RANKS" => Some((joined.ranks.to_string(), origins.ranks)),
+        "RINGTREE_LOCAL_RANK" => {
+            joined.local_rank.map(|rank| (rank.to_string(), origins.local_rank))
+        }
         "RINGTREE_RENDEZVOUS" => Some((joined.rendezvous.clone(), origins.rendezvous)),
-        "RINGTREE_JOB" => origins.job.map(|variable| (joined.job.name.clone(), variable)),
+        "RINGTREE_JOB" => Some((joined.job.name.clone(), origins.job)),
         _ => None,
     };
-    match told {
+    match told.filter(|(_, variable)| !variable.is_empty()) {
         Some((value, variable)) => Line::new(setting, Some(value), Some(variable)),
         None => Line::default(setting),
     }

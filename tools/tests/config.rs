@@ -21,7 +21,7 @@ fn each_value_says_where_it_comes_from() {
     let output = ringtree("config --json", &torchrun);
     assert_eq!(output.status.code(), Some(0), "{output:#?}");
     let config: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
-    assert_eq!(config["launcher"], "torchrun's variables");
+    assert_eq!(config["launcher"], "torchrun");
     for (name, value, from) in [
         ("RINGTREE_RANK", "1".into(), "RANK".into()),
         ("RINGTREE_RANKS", "2".into(), "WORLD_SIZE".into()),

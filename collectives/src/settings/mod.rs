@@ -17,8 +17,9 @@ use ringtree_transport::rendezvous::Place as MeetingPlace;
 use ringtree_transport::secure::Job;
 
 use crate::{Costs, Error};
-use launchers::{Place, Told};
+use launchers::Place;
 pub use list::Setting;
+use secrets::Reach;
 pub(crate) use secrets::forget_host_secret;
 use variables::{Variables, settings};
 
@@ -31,13 +32,30 @@ pub const MAX_SOCKETS: u32 = 8;
 /// No deadline is later than this: a year, which stands for never.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Where the settings came from.
+/// Who told this rank its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Source {
     /// `RINGTREE_*`.
     Ringtree,
     /// The variables that torchrun sets.
     Torchrun,
+    /// `OMPI_COMM_WORLD_*`.
+    OpenMpi,
+    /// `PMI_*`: MPICH, Intel MPI or `srun --mpi=pmi2`.
+    Pmi,
+    /// `SLURM_*` of a step.
+    Slurm,
+    /// `PET_*`.
+    Kubeflow,
+    /// `JOB_COMPLETION_INDEX`.
+    IndexedJob,
+    /// `TF_CONFIG`.
+    TfConfig,
+    /// `HOROVOD_*`.
+    Horovod,
+    /// Nobody: it is alone.
+    Alone,
     /// Set by the program.
     Explicit,
 }
@@ -46,24 +64,34 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Source::Ringtree => "RINGTREE_* variables",
-            Source::Torchrun => "torchrun's variables",
+            Source::Torchrun => "torchrun",
+            Source::OpenMpi => "Open MPI",
+            Source::Pmi => "PMI (MPICH, Intel MPI, srun --mpi=pmi2)",
+            Source::Slurm => "Slurm",
+            Source::Kubeflow => "Kubeflow",
+            Source::IndexedJob => "a Kubernetes indexed job",
+            Source::TfConfig => "TF_CONFIG",
+            Source::Horovod => "Horovod",
+            Source::Alone => "nobody: a single process",
             Source::Explicit => "the program",
         })
     }
 }
 
-/// Which variables gave what each launcher tells in its own way. All other settings are given by
-/// `RINGTREE_*` variables of their names, or have their defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which variables gave what each launcher tells in its own way; empty where none did. All other
+/// settings are given by `RINGTREE_*` variables of their names, or have their defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origins {
     /// The variable that gave [`Settings::rank`].
     pub rank: &'static str,
     /// That gave [`Settings::ranks`].
     pub ranks: &'static str,
+    /// That gave [`Settings::local_rank`].
+    pub local_rank: &'static str,
     /// That gave [`Settings::rendezvous`].
     pub rendezvous: &'static str,
-    /// That gave the job's name, if any did.
-    pub job: Option<&'static str>,
+    /// That gave the job's name.
+    pub job: &'static str,
 }
 
 /// Everything that a rank needs to know to join a communicator. From the environment, or set by
@@ -77,6 +105,7 @@ pub struct Origins {
 ///     source: Source::Explicit,
 ///     rank: 2,
 ///     ranks: 8,
+///     local_rank: None,
 ///     rendezvous: "10.0.0.1:7000".to_string(),
 ///     job: Job { name: "night run".to_string(), secret: Secret::from_text("from a safe place") },
 ///     timeout: Duration::from_secs(60),
@@ -99,8 +128,12 @@ pub struct Settings {
     pub rank: u32,
     /// Members of the communicator.
     pub ranks: u32,
-    /// Where the ranks meet: `host:port`, where the launcher or rank 0 serves, or `file:/path`, a
-    /// file in a folder that all ranks share, in which that one tells where it serves.
+    /// This rank's number on its host, where the launcher tells it: for the program, to choose a
+    /// device. The library finds out for itself who is on which host.
+    pub local_rank: Option<u32>,
+    /// Where the ranks meet: `host:port`, where the launcher or rank 0 serves; `file:/path`, a file in
+    /// a folder that all ranks share, in which that one tells where it serves; `pmi:DESCRIPTOR`, where
+    /// rank 0 tells it over the launcher's PMI. A single rank needs no port: `127.0.0.1:0`.
     pub rendezvous: String,
     /// Name and secret that every connection proves.
     pub job: Job,
@@ -132,22 +165,21 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings from this process's environment: `RINGTREE_*`, else torchrun's.
+    /// Settings from this process's environment: `RINGTREE_*`, else what launchers tell, in the order
+    /// of [`Source`]. Without any of it, those of a single process.
     ///
     /// # Errors
     /// [`Error::Settings`] where a variable is missing, malformed or contradicts another.
     pub fn from_env() -> Result<Settings, Error> {
-        // What is not text cannot be one of ours.
-        let text = |(name, value): (OsString, OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        Settings::from_variables(&std::env::vars_os().filter_map(text).collect())
+        let settings = Settings::from_variables(&environment())?;
+        let Settings { source, rank, ranks, rendezvous, .. } = &settings;
+        tracing::info!("rank {rank} of {ranks} by {source}, rendezvous {rendezvous}");
+        Ok(settings)
     }
 
-    /// Whether the environment names a rank, so that [`Settings::from_env`] is meant to succeed.
+    /// Whether a launcher has told this process a rank, be it with mistakes.
     pub fn in_env() -> bool {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        set("RINGTREE_RANK") || set("RINGTREE_RANKS") || (set("RANK") && set("WORLD_SIZE"))
+        !matches!(launchers::told_place(&Variables(&environment())), Ok(None))
     }
 
     /// Settings from named variables.
@@ -164,18 +196,23 @@ impl Settings {
     /// As [`Settings::from_env`].
     pub fn with_origins(variables: &HashMap<String, String>) -> Result<(Settings, Origins), Error> {
         let env = Variables(variables);
-        let Place { source, rank, ranks, is_on_one_host, rendezvous, job } =
-            launchers::place(&env)?;
-        let set_name = env.get("RINGTREE_JOB");
-        let set_name =
-            set_name.map(|name| Told { value: name.to_string(), variable: "RINGTREE_JOB" });
-        let job = set_name.or(job);
+        let place = launchers::place(&env)?;
+        let job = env.text("RINGTREE_JOB").or(place.job.clone());
         let name = job.as_ref().map_or("default", |job| &job.value).to_string();
-        let secret = secrets::secret(&env, &rendezvous.value, &name, is_on_one_host)?;
+        let secret = secrets::secret(&env, reach(&place, &name))?;
+        let Place { source, rank, ranks, local_rank, rendezvous, .. } = place;
+        let origins = Origins {
+            rank: rank.variable,
+            ranks: ranks.variable,
+            local_rank: local_rank.as_ref().map_or("", |told| told.variable),
+            rendezvous: rendezvous.variable,
+            job: job.map_or("", |told| told.variable),
+        };
         let settings = Settings {
             source,
             rank: rank.value,
             ranks: ranks.value,
+            local_rank: local_rank.map(|told| told.value),
             rendezvous: rendezvous.value,
             job: Job { name, secret },
             timeout: env.timeout()?,
@@ -189,12 +226,6 @@ impl Settings {
             costs: Costs::default(),
         };
         settings.check()?;
-        let origins = Origins {
-            rank: rank.variable,
-            ranks: ranks.variable,
-            rendezvous: rendezvous.variable,
-            job: job.map(|job| job.variable),
-        };
         Ok((settings, origins))
     }
 
@@ -204,7 +235,7 @@ impl Settings {
         if rank >= ranks {
             return Err(settings(format!("rank {rank} of {ranks}: ranks count from 0")));
         }
-        check_meeting_place(rendezvous)?;
+        check_meeting_place(rendezvous, *ranks)?;
         if self.timeout.is_zero() {
             return Err(settings("the timeout must be above 0"));
         }
@@ -224,29 +255,65 @@ impl Settings {
         }
     }
 
+    /// The descriptor over which rank 0 tells where the ranks meet, if it does so.
+    pub(crate) fn pmi_descriptor(&self) -> Option<u32> {
+        self.rendezvous.strip_prefix("pmi:")?.parse().ok()
+    }
+
+    /// Whether this rank is the only one, at whatever port.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.ranks == 1 && self.rendezvous.ends_with(":0")
+    }
+
     /// The timeout, short enough to be added to any time.
     pub(crate) fn bounded_timeout(&self) -> Duration {
         self.timeout.min(LONGEST_TIMEOUT)
     }
 }
 
-fn check_meeting_place(rendezvous: &str) -> Result<(), Error> {
+/// Whether all of `ranks` can find each other there.
+fn check_meeting_place(rendezvous: &str, ranks: u32) -> Result<(), Error> {
+    let wrong = |reason: String| settings(format!("the rendezvous is {reason}"));
+    if let Some(descriptor) = rendezvous.strip_prefix("pmi:") {
+        let number = descriptor.parse::<u32>().map(drop);
+        return number.map_err(|_| wrong(format!("\"{rendezvous}\", not pmi:DESCRIPTOR")));
+    }
     let address = match MeetingPlace::of(rendezvous) {
         MeetingPlace::Address(address) => address,
         MeetingPlace::File(path) if path.file_name().is_some() => return Ok(()),
         MeetingPlace::File(_) => {
-            return Err(settings(format!(
-                "the rendezvous is \"{rendezvous}\": name a file, such as file:/shared/meet"
-            )));
+            return Err(wrong(format!("\"{rendezvous}\": name a file, such as file:/shared/meet")));
         }
     };
-    let wrong = |reason: String| settings(format!("the rendezvous is {reason}"));
     match address.parse::<HostPort>().map_err(|error| wrong(error.to_string()))?.port {
-        Some(0) => {
+        Some(0) if ranks > 1 => {
             Err(wrong(format!("\"{address}\": name the port, since all ranks must know it")))
         }
         Some(_) => Ok(()),
         None => Err(wrong(format!("\"{address}\", not host:port"))),
+    }
+}
+
+/// This process's variables. What is not text cannot be one that is looked for.
+fn environment() -> HashMap<String, String> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Who must have the job's secret.
+fn reach<'a>(place: &'a Place, name: &'a str) -> Reach<'a> {
+    let job = place.job.as_ref().map_or(name, |job| &job.value);
+    match place.rendezvous.value.as_str() {
+        _ if place.source == Source::Alone => Reach::Process,
+        _ if !place.is_on_one_host() => Reach::Network,
+        // Each rank has a descriptor of its own: only the launcher's name for the job is the same.
+        pmi if pmi.starts_with("pmi:") && place.job.is_some() => {
+            Reach::Host { rendezvous: "pmi:", job }
+        }
+        pmi if pmi.starts_with("pmi:") => Reach::Network,
+        rendezvous => Reach::Host { rendezvous, job },
     }
 }
 
@@ -276,7 +343,7 @@ mod tests {
     #[test]
     fn places_and_addresses_of_all_kinds() {
         let with = |pairs: &[(&str, &str)]| parse(&[&OURS[..], pairs].concat()).unwrap();
-        for rendezvous in ["[::1]:7000", "node7:7000", "file:/shared/meet", "file:meet"] {
+        for rendezvous in ["[::1]:7000", "node7:7000", "file:/shared/meet", "file:meet", "pmi:9"] {
             assert_eq!(with(&[("RINGTREE_RENDEZVOUS", rendezvous)]).rendezvous, rendezvous);
         }
         let settings = with(&[
@@ -289,31 +356,12 @@ mod tests {
     }
 
     #[test]
-    fn torchruns_variables_with_its_agent_on_the_port() {
-        let torchrun = [
-            ("RANK", "2"),
-            ("WORLD_SIZE", "3"),
-            ("MASTER_ADDR", "localhost"),
-            ("MASTER_PORT", "29400"),
-            ("RINGTREE_SECRET", "x"),
-        ];
-        assert_eq!(parse(&torchrun).unwrap().rendezvous, "localhost:29400");
-        let ipv6 = [&torchrun[..], &[("MASTER_ADDR", "fd00::1")]].concat();
-        assert_eq!(parse(&ipv6).unwrap().rendezvous, "[fd00::1]:29400");
-        let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
-        assert_eq!(parse(&agent).unwrap().rendezvous, "localhost:29401");
-        let last = [&agent[..], &[("MASTER_PORT", "65535")]].concat();
-        assert!(parse(&last).unwrap_err().to_string().contains("leaves no port"));
-    }
-
-    #[test]
     fn contradictions_say_what_is_wrong() {
         let with = |name: &'static str, value: &'static str| {
             let pairs: Vec<_> =
                 OURS.iter().copied().filter(|(k, _)| *k != name).chain([(name, value)]).collect();
             parse(&pairs).unwrap_err().to_string()
         };
-        assert!(parse(&[]).unwrap_err().to_string().contains("neither RINGTREE_RANK nor RANK"));
         assert!(with("RINGTREE_INSECURE", "yes").contains("neither 0 nor 1"));
         assert!(with("RINGTREE_RANK", "4").contains("must be below RINGTREE_RANKS=4"));
         assert!(with("RINGTREE_RANK", "one").contains("not a number"));

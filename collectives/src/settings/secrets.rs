@@ -14,13 +14,18 @@ use super::variables::{Variables, settings};
 use crate::Error;
 use crate::digest::fnv1a;
 
-/// The secret of the job that meets at `rendezvous`.
-pub(super) fn secret(
-    env: &Variables<'_>,
-    rendezvous: &str,
-    job: &str,
-    single_host: bool,
-) -> Result<Secret, Error> {
+/// Who must have a job's secret.
+pub(super) enum Reach<'a> {
+    /// This process alone.
+    Process,
+    /// The ranks on this host: all that there are of the job that meets there.
+    Host { rendezvous: &'a str, job: &'a str },
+    /// Ranks on several hosts, for all that is known.
+    Network,
+}
+
+/// The secret that is set, else one that whoever must have it can find.
+pub(super) fn secret(env: &Variables<'_>, reach: Reach<'_>) -> Result<Secret, Error> {
     let is_insecure = env.flag("RINGTREE_INSECURE")?;
     if let Some(text) = env.get("RINGTREE_SECRET") {
         return Ok(Secret::from_text(text));
@@ -31,13 +36,25 @@ pub(super) fn secret(
     if is_insecure {
         return Ok(Secret::insecure());
     }
-    if single_host {
-        return secret_of_host(rendezvous, job);
+    match reach {
+        Reach::Process => secret_of_process(),
+        Reach::Host { rendezvous, job } => secret_of_host(rendezvous, job),
+        Reach::Network => Err(settings(
+            "the job has no secret: set RINGTREE_SECRET, or RINGTREE_SECRET_FILE to a file of \
+             mode 0600, the same on all ranks; or RINGTREE_INSECURE=1 to let anyone in",
+        )),
     }
-    Err(settings(
-        "the job has no secret: set RINGTREE_SECRET, or RINGTREE_SECRET_FILE to a file of \
-         mode 0600, the same on all ranks; or RINGTREE_INSECURE=1 to let anyone in",
-    ))
+}
+
+/// One for all communicators of this process, which share what it serves.
+fn secret_of_process() -> Result<Secret, Error> {
+    static OF_PROCESS: Mutex<Option<Secret>> = Mutex::new(None);
+    let mut known = OF_PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(secret) = &*known {
+        return Ok(secret.clone());
+    }
+    let text = Secret::generate().map_err(|error| settings(error.to_string()))?;
+    Ok(known.insert(Secret::from_text(&text)).clone())
 }
 
 /// A secret from a file that nobody else can read.
@@ -65,7 +82,7 @@ fn secret_of_host(rendezvous: &str, job: &str) -> Result<Secret, Error> {
     if let Some(secret) = known.get(&key) {
         return Ok(secret.clone());
     }
-    let secret = shared_secret_of_host(&host_secret_path(rendezvous, job))?;
+    let secret = shared_secret_of_host(&host_file(rendezvous, job, "secret"))?;
     known.insert(key, secret.clone());
     Ok(secret)
 }
@@ -100,25 +117,28 @@ fn shared_secret_of_host(path: &Path) -> Result<Secret, Error> {
     secret_of_file(path)
 }
 
-/// Removes the file that the secret came from, if it came from one that the ranks made: the job is
+/// Removes the file that a secret came from, if it came from one that the ranks made: the job is
 /// over. A file of that name with another secret is a later job's.
-pub(crate) fn forget_host_secret(rendezvous: &str, job: &str) {
+pub(crate) fn forget_host_secret(secret: &Secret) {
     let known = OF_HOST.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(secret) = known.get(&(rendezvous.to_string(), job.to_string())) else { return };
-    let path = host_secret_path(rendezvous, job);
-    if secret_of_file(&path).is_ok_and(|there| there == *secret) {
-        let _ = fs::remove_file(path);
+    for ((rendezvous, job), _) in known.iter().filter(|(_, known)| *known == secret) {
+        let path = host_file(rendezvous, job, "secret");
+        if secret_of_file(&path).is_ok_and(|there| there == *secret) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
-/// One name for each user, rendezvous and job, of bounded length.
-fn host_secret_path(rendezvous: &str, job: &str) -> PathBuf {
-    let folder = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+/// A file that ranks of one host share: one name for each user, rendezvous and job, of bounded length.
+pub(super) fn host_file(rendezvous: &str, job: &str, extension: &str) -> PathBuf {
+    // Launchers hand the variable on to hosts where the folder is not.
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let folder = folder.filter(|folder| folder.is_dir()).unwrap_or_else(std::env::temp_dir);
     let safe = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     let readable: String = job.chars().take(40).map(safe).collect();
     let user = nix::unistd::getuid();
     let exact = fnv1a(rendezvous.bytes().chain([0]).chain(job.bytes()));
-    folder.join(format!("ringtree-{user}-{readable}-{exact:016x}.secret"))
+    folder.join(format!("ringtree-{user}-{readable}-{exact:016x}.{extension}"))
 }
 
 #[cfg(test)]
@@ -128,19 +148,20 @@ mod tests {
     #[test]
     fn only_the_file_that_gave_the_secret_is_removed_in_the_end() {
         let job = format!("job of {}", std::process::id());
-        let path = host_secret_path("here:1", &job);
+        let path = host_file("here:1", &job, "secret");
         let secret = secret_of_host("here:1", &job).unwrap();
         assert_eq!(secret, secret_of_file(&path).unwrap());
-        assert_ne!(path, host_secret_path("here:2", &job));
+        assert_ne!(path, host_file("here:2", &job, "secret"));
 
         fs::write(&path, "a later job's").unwrap();
-        forget_host_secret("here:1", &job);
+        forget_host_secret(&secret);
         assert!(path.exists());
         fs::remove_file(&path).unwrap();
 
         // Nor one that this process never used.
-        assert_eq!(shared_secret_of_host(&path).unwrap(), secret_of_file(&path).unwrap());
-        forget_host_secret("here:3", &job);
+        let unused = shared_secret_of_host(&path).unwrap();
+        assert_eq!(unused, secret_of_file(&path).unwrap());
+        forget_host_secret(&unused);
         assert!(path.exists());
         fs::remove_file(&path).unwrap();
     }

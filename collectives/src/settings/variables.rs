@@ -20,20 +20,38 @@ impl Variables<'_> {
         self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
-    pub(super) fn required(&self, name: &str, what: &str) -> Result<String, Error> {
+    /// A text, with the variable's name.
+    pub(super) fn text(&self, variable: &'static str) -> Option<Told<String>> {
+        self.get(variable).map(|text| Told { value: text.to_string(), variable })
+    }
+
+    pub(super) fn required(&self, name: &'static str, what: &str) -> Result<Told<String>, Error> {
         let missing = || settings(format!("{name} is not set: it must give {what}"));
-        self.get(name).map(str::to_string).ok_or_else(missing)
+        self.text(name).ok_or_else(missing)
     }
 
     pub(super) fn number(&self, name: &str) -> Result<u32, Error> {
-        let hint = "start the program with `ringtree run` or torchrun, or set it";
+        let hint = "start the program with `ringtree run` or another launcher, or set it";
         let text = self.get(name).ok_or_else(|| settings(format!("{name} is not set: {hint}")))?;
         text.parse().map_err(|_| settings(format!("{name}={text} is not a number")))
     }
 
-    /// A number, with the variable's name.
+    /// A number that must be there, with the variable's name.
     pub(super) fn told(&self, variable: &'static str) -> Result<Told<u32>, Error> {
         Ok(Told { value: self.number(variable)?, variable })
+    }
+
+    /// A number that may be there.
+    pub(super) fn told_if_set(&self, variable: &'static str) -> Result<Option<Told<u32>>, Error> {
+        self.get(variable).map(|_| self.told(variable)).transpose()
+    }
+
+    pub(super) fn port(&self, name: &str) -> Result<Option<u16>, Error> {
+        let parse = |text: &str| {
+            let port = text.parse().ok().filter(|port| *port != 0);
+            port.ok_or_else(|| settings(format!("{name}={text} is not a port")))
+        };
+        self.get(name).map(parse).transpose()
     }
 
     pub(super) fn sockets(&self) -> Result<u32, Error> {

@@ -127,9 +127,10 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     }
     settings.encrypts |= measurement.encrypt;
     settings.sockets = measurement.sockets.unwrap_or(settings.sockets);
+    let launcher = settings.source;
     let communicator = Communicator::with(settings)?;
     communicator.warm_up()?;
-    let summary = Summary::collect(&communicator)?;
+    let summary = Summary::collect(&communicator, launcher)?;
     let new_output = |summary| Output::new(summary, &measurement, arguments);
     let mut output = together(&communicator, summary.map(new_output).transpose())?;
     let mut wrong = 0;

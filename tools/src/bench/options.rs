@@ -22,7 +22,7 @@ const TIME_MS: f64 = 100.0;
 /// Measures a collective between processes and checks every element of every result.
 ///
 /// Alone it starts the ranks itself, as processes of this host. Under a launcher (ringtree run,
-/// torchrun) it joins them. Without sizes it measures 8 bytes to 32 MiB, each size four times the
+/// mpirun, srun, torchrun and others) it joins them. Without sizes it measures 8 bytes to 32 MiB, each size four times the
 /// last, in a few seconds. The table and the options -b to -r are those of nccl-tests; a time is
 /// the median over iterations of the slowest rank's time, with a barrier before each. Where buffers
 /// are cut into a block for each rank, a size is that of all blocks, and the count that of one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::thread;
 
-use ringtree::{Communicator, Error};
+use ringtree::{Communicator, Error, Source};
 use ringtree_transport::TransportKind;
 use serde::Serialize;
 
@@ -25,6 +25,8 @@ pub struct Summary {
     pub ranks: u32,
     /// Transport of all links: `shm`, `tcp` or `mixed`; `none` where there is one rank.
     pub transport: &'static str,
+    /// Who told the ranks their places.
+    launcher: String,
     /// Ranks of each host, by name.
     hosts: BTreeMap<String, Vec<u32>>,
     /// Processors that rank 0 may use.
@@ -35,7 +37,10 @@ pub struct Summary {
 
 impl Summary {
     /// Collects it at rank 0, and `None` elsewhere. All links must be there.
-    pub fn collect(communicator: &Communicator) -> Result<Option<Summary>, Error> {
+    pub fn collect(
+        communicator: &Communicator,
+        launcher: Source,
+    ) -> Result<Option<Summary>, Error> {
         let (rank, ranks) = (communicator.rank(), communicator.ranks());
         let mut numbers = [0; NUMBERS];
         numbers[0] = transports(communicator);
@@ -59,6 +64,7 @@ impl Summary {
         Ok(Some(Summary {
             ranks,
             transport: transport_name(seen),
+            launcher: launcher.to_string(),
             hosts,
             processors: thread::available_parallelism().map_or(1, usize::from),
             kernel: first_line("/proc/sys/kernel/osrelease"),
@@ -79,12 +85,14 @@ impl Summary {
         };
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
+             # places told by {}\n\
              # transport {}{}, algorithm {algorithm}, {} memory{}\n\
              # time: median of the slowest rank's times, with a barrier before each {}\n",
             measurement.call.with_root(0).name(),
             counted(self.ranks, "rank"),
             counted(hosts.len(), "host"),
             hosts.join(", "),
+            self.launcher,
             self.transport,
             if measurement.encrypt && self.transport != "shm" { " (encrypted)" } else { "" },
             measurement.memory.name(),

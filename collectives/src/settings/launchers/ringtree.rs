@@ -5,9 +5,14 @@ use crate::Error;
 use crate::settings::variables::{Variables, settings};
 
 pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
-    if env.get("RINGTREE_RANK").is_none() && env.get("RINGTREE_RANKS").is_none() {
+    // An indexed job numbers its pods, and cannot say how many there are.
+    let is_indexed_job = env.get("JOB_COMPLETION_INDEX").is_some();
+    let ranks_alone = env.get("RINGTREE_RANKS").is_some() && !is_indexed_job;
+    if env.get("RINGTREE_RANK").is_none() && !ranks_alone {
         return Ok(None);
     }
+    let rank = env.told("RINGTREE_RANK")?;
+    let ranks = env.told("RINGTREE_RANKS")?;
     let missing = || {
         settings(
             "RINGTREE_RENDEZVOUS is not set: it must give the host:port where rank 0 can be met, or \
@@ -16,9 +21,10 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
     };
     Ok(Some(Place {
         source: Source::Ringtree,
-        rank: env.told("RINGTREE_RANK")?,
-        ranks: env.told("RINGTREE_RANKS")?,
-        is_on_one_host: false,
+        rank,
+        ranks,
+        local_rank: env.told_if_set("RINGTREE_LOCAL_RANK")?,
+        local_ranks: None,
         rendezvous: set_rendezvous(env).ok_or_else(missing)?,
         job: None,
     }))
