@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need (Debian: iproute2 and nftables, for network namespaces) and runs all:
-# formatting, lints, documentation, unit and end-to-end tests, loom, and each benchmark once.
+# formatting, lints, documentation, unit and end-to-end tests, loom, and each benchmark once. The launchers
+# that ranks are tested under are installed by launchers.sh.
 #
 # Tests over two network namespaces need root. Without it they are skipped, except in CI (CI=true),
 # where a test bed that cannot be made is a failure.
@@ -20,6 +21,8 @@ if ! command -v ip >/dev/null || ! command -v nft >/dev/null; then
     fi
 fi
 
+step "launchers"
+bash tests/launchers.sh
 step "formatting"
 cargo fmt --all -- --check
 step "lints"
