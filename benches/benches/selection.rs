@@ -1,10 +1,12 @@
 //! What it costs to choose an algorithm, which is done once for each new call.
 
 use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ringtree::selection::choose;
-use ringtree::{Costs, Shape};
+use ringtree::{Communicator, Costs, Shape};
 use ringtree_plan::Collective;
 
 fn selection(c: &mut Criterion) {
@@ -20,11 +22,18 @@ fn selection(c: &mut Criterion) {
             reproducible: false,
             large_pages: false,
             costs: Costs::default(),
+            tuned: None,
         };
         group.bench_function(BenchmarkId::new("ranks", ranks), |b| {
-            b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(shape), None));
+            b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(&shape), None));
         });
     }
+    let communicators = Communicator::in_process(1).expect("a communicator");
+    let measured = communicators[0].tune(Duration::ZERO).expect("times");
+    let shape = Shape { tuned: Some(Arc::new(measured)), ..communicators[0].shape().clone() };
+    group.bench_function("measured", |b| {
+        b.iter(|| choose(Collective::AllReduce, black_box(8), black_box(&shape), None));
+    });
     group.finish();
 }
 

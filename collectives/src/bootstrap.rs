@@ -24,7 +24,8 @@ use crate::hosting::{Hosted, Hosting};
 use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
-use crate::{Costs, Error};
+use crate::tuning::{Links, MeasuredOn};
+use crate::{Costs, Error, Tuned, Tuning};
 
 /// A communicator that is ready.
 pub(crate) struct Joined {
@@ -33,6 +34,7 @@ pub(crate) struct Joined {
     pub(crate) engine: Engine,
     pub(crate) control: Arc<Control>,
     pub(crate) shape: Shape,
+    pub(crate) links: Links,
     pub(crate) hosting: Option<Hosting>,
     pub(crate) origin: Origin,
 }
@@ -54,6 +56,8 @@ pub(crate) struct Origin {
 struct Introduction {
     /// Equal for processes that share a kernel and a network namespace.
     host: u64,
+    /// Number of the process on its host.
+    process: u32,
     ranks: u32,
     /// How many processors this rank may use.
     processors: u32,
@@ -65,6 +69,8 @@ struct Introduction {
     reproducible: bool,
     /// What counts are rank 0's.
     costs: Costs,
+    /// Rank 0 may have a table of measured times for all.
+    may_be_tuned: bool,
     address: Vec<u8>,
 }
 
@@ -115,6 +121,7 @@ fn meet_as(
     })?;
     let mine = Introduction {
         host: host_id(),
+        process: std::process::id(),
         ranks: settings.ranks,
         processors: usable_processors() as u32,
         processor_set: processor_set(),
@@ -122,6 +129,7 @@ fn meet_as(
         transports: settings.transports,
         reproducible: settings.reproducible,
         costs: settings.costs,
+        may_be_tuned: matches!(&settings.tuning, Tuning::Kept(cache) if cache.exists()),
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
@@ -151,7 +159,7 @@ fn meet_as(
     let count = hosts.iter().max().map_or(1, |last| last + 1);
     let on = |host: u32| hosts.iter().filter(|other| **other == host).count() as u32;
     let fewest_local_ranks = (0..count).map(on).min().unwrap_or(1);
-    let shape = Shape {
+    let mut shape = Shape {
         ranks,
         hosts: count,
         shared_memory,
@@ -161,7 +169,14 @@ fn meet_as(
         reproducible: settings.reproducible,
         large_pages: all.iter().all(|introduction| introduction.large_pages),
         costs: all[0].costs,
+        tuned: None,
     };
+    let is_here = |other: &Introduction| is_local(other) && other.process == mine.process;
+    let links = Links::new(&settings, &shape, all.iter().all(is_here));
+    if all[0].may_be_tuned {
+        let table = tuned(&mut meeting, &settings, &shape, &links, &name, deadline)?;
+        shape.tuned = table.map(Arc::new);
+    }
     let wiring = Wiring {
         rank,
         endpoint,
@@ -181,9 +196,34 @@ fn meet_as(
         recorder,
         timeout,
     };
-    let engine = Engine::new(wiring, driver, shape);
+    let engine = Engine::new(wiring, driver, shape.clone());
     let origin = Origin { name, meets_at, place, beside };
-    Ok(Joined { settings, engine, control, shape, hosting: None, origin })
+    Ok(Joined { settings, engine, control, shape, links, hosting: None, origin })
+}
+
+/// The table of measured times that rank 0 has for such ranks, if it has one. Only rank 0 looks into its
+/// cache, so that all choose by the same.
+fn tuned(
+    meeting: &mut Meeting,
+    settings: &Settings,
+    shape: &Shape,
+    links: &Links,
+    name: &str,
+    deadline: Instant,
+) -> Result<Option<Tuned>, Error> {
+    let text = match (settings.rank, &settings.tuning) {
+        (0, Tuning::Kept(cache)) => {
+            cache.find(&MeasuredOn::new(shape, links.clone())).map(|tuned| tuned.encode())
+        }
+        _ => None,
+    };
+    let mine = text.unwrap_or_default();
+    let values = meeting.gather(settings, &format!("{name}/tuned"), mine.as_bytes(), deadline)?;
+    if values[0].is_empty() {
+        return Ok(None);
+    }
+    let unusable = |why| Error::Settings(format!("rank 0's table of measured times: {why}"));
+    Tuned::decode(&values[0]).map(Some).map_err(unusable)
 }
 
 /// The store where this rank meets the others.
@@ -272,6 +312,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         encrypts: false,
         reproducible: false,
         costs: Costs::default(),
+        tuning: Tuning::Off,
     });
     Ok((hosted, settings.collect()))
 }
@@ -361,6 +402,7 @@ fn introductions(values: &[Vec<u8>], mine: &Introduction) -> Result<Vec<Introduc
 impl Introduction {
     fn encode(&self) -> Vec<u8> {
         let mut out = self.host.to_le_bytes().to_vec();
+        out.extend_from_slice(&self.process.to_le_bytes());
         out.extend_from_slice(&self.ranks.to_le_bytes());
         out.extend_from_slice(&self.processors.to_le_bytes());
         out.extend_from_slice(&self.processor_set.to_le_bytes());
@@ -368,22 +410,26 @@ impl Introduction {
         out.push(self.transports as u8);
         out.push(u8::from(self.reproducible));
         out.extend_from_slice(&self.costs.encode());
+        out.push(u8::from(self.may_be_tuned));
         out.extend_from_slice(&self.address);
         out
     }
 
     fn decode(bytes: &[u8]) -> Option<Introduction> {
         let (host, bytes) = bytes.split_first_chunk()?;
+        let (process, bytes) = bytes.split_first_chunk()?;
         let (ranks, bytes) = bytes.split_first_chunk()?;
         let (processors, bytes) = bytes.split_first_chunk()?;
         let (processor_set, bytes) = bytes.split_first_chunk()?;
         let (&large_pages, bytes) = bytes.split_first()?;
         let (&transports, bytes) = bytes.split_first()?;
         let (&reproducible, bytes) = bytes.split_first()?;
-        let (costs, address) = bytes.split_first_chunk()?;
+        let (costs, bytes) = bytes.split_first_chunk()?;
+        let (&may_be_tuned, address) = bytes.split_first()?;
         let known = [Transports::Auto, Transports::Shm, Transports::Tcp];
         Some(Introduction {
             host: u64::from_le_bytes(*host),
+            process: u32::from_le_bytes(*process),
             ranks: u32::from_le_bytes(*ranks),
             processors: u32::from_le_bytes(*processors),
             processor_set: u64::from_le_bytes(*processor_set),
@@ -391,6 +437,7 @@ impl Introduction {
             transports: known.into_iter().find(|t| *t as u8 == transports)?,
             reproducible: reproducible != 0,
             costs: Costs::decode(costs)?,
+            may_be_tuned: may_be_tuned != 0,
             address: address.to_vec(),
         })
     }

@@ -19,6 +19,7 @@ use crate::memory::{Memory, Registered};
 use crate::progress::Progress;
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
+use crate::tuning::Links;
 use crate::{Algorithm, DataType, Element, Error};
 
 /// The ranks of a job, as one of them sees it.
@@ -77,6 +78,7 @@ pub struct Communicator {
 pub(crate) struct Inner {
     rank: u32,
     shape: Shape,
+    links: Links,
     engine: Mutex<Engine>,
     control: Arc<Control>,
     settings: Settings,
@@ -91,6 +93,10 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn rank(&self) -> u32 {
         self.rank
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
     }
 
     pub(crate) fn engine(&self) -> &Mutex<Engine> {
@@ -149,6 +155,7 @@ impl Communicator {
         let inner = Arc::new(Inner {
             rank: joined.settings.rank,
             shape: joined.shape,
+            links: joined.links,
             engine: Mutex::new(joined.engine),
             control: joined.control,
             settings: joined.settings,
@@ -204,7 +211,7 @@ impl Communicator {
     /// # Errors
     /// See [`Error`].
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>, Error> {
-        let Inner { rank, shape, ref settings, .. } = *self.inner;
+        let Inner { rank, ref shape, ref settings, .. } = *self.inner;
         let mut all = vec![[-1_i64, 0]; shape.ranks as usize];
         let mine = [color.map_or(-1, i64::from), key];
         self.using(None).all_gather_into(&mine, all.as_flattened_mut())?;
@@ -237,8 +244,8 @@ impl Communicator {
     }
 
     /// What all ranks know of the machine, by which algorithms are chosen.
-    pub fn shape(&self) -> Shape {
-        self.inner.shape
+    pub fn shape(&self) -> &Shape {
+        &self.inner.shape
     }
 
     /// Makes all links now, so that no later call has to. All ranks call it: a link needs both of
@@ -298,7 +305,7 @@ impl Communicator {
     ) -> Explanation {
         let blocks = if collective.is_of_blocks() { u64::from(self.ranks()) } else { 1 };
         let bytes = blocks * count as u64 * data_type.size_bytes() as u64;
-        selection::explain(collective, bytes, self.inner.shape, None)
+        selection::explain(collective, bytes, &self.inner.shape, None)
     }
 
     /// Ends the communicator for every rank: their running or next calls return an error that
@@ -321,8 +328,8 @@ impl fmt::Debug for Communicator {
         let Shape { ranks, shared_memory, .. } = self.shape();
         f.debug_struct("Communicator")
             .field("rank", &self.rank())
-            .field("ranks", &ranks)
-            .field("shared_memory", &shared_memory)
+            .field("ranks", ranks)
+            .field("shared_memory", shared_memory)
             .finish_non_exhaustive()
     }
 }

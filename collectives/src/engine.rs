@@ -99,7 +99,7 @@ impl Engine {
     /// Makes a call's operation, its links and its memory ready, without running it.
     pub(crate) fn prepare(&mut self, call: &Call) -> Result<(), Error> {
         self.check()?;
-        let index = self.prepared.find(&call.without_factor(), &self.wiring, self.shape);
+        let index = self.prepared.find(&call.without_factor(), &self.wiring, &self.shape);
         let peers = self.prepared.operations[index].operation.peers().to_vec();
         self.connect(&peers, None)
     }
@@ -151,7 +151,7 @@ impl Engine {
             // SAFETY: the caller's promise is passed on.
             return unsafe { self.run_multiplied(call, blocks, factor, input, output) };
         }
-        let index = self.prepared.find(call, &self.wiring, self.shape);
+        let index = self.prepared.find(call, &self.wiring, &self.shape);
         if let Some(blocks) = blocks {
             self.prepared.operations[index].vary(blocks, self.wiring.rank);
         }
@@ -206,7 +206,7 @@ impl Engine {
         let mut first = None;
         for (call, input, output) in messages {
             let Entry { record, operation, .. } =
-                entry(&call, self.wiring.rank, &self.wiring.hosts, self.shape);
+                entry(&call, self.wiring.rank, &self.wiring.hosts, &self.shape);
             let sequence = self.next_sequence(call.stream);
             let named = Named { stream: call.stream, sequence, record };
             first.get_or_insert(named);

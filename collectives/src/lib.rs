@@ -41,6 +41,7 @@ mod rendezvous;
 pub mod selection;
 mod settings;
 mod together;
+pub mod tuning;
 mod types;
 
 pub use calls::{Group, Prepared, PreparedInto};
@@ -58,4 +59,5 @@ pub use ringtree_transport::ports::PortRange;
 pub use ringtree_transport::secure::{Job, Secret};
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{MAX_SOCKETS, Origins, Setting, Settings, Source};
+pub use tuning::{Tuned, Tuning, TuningCache};
 pub use types::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};

@@ -165,7 +165,7 @@ impl Entry {
 impl Prepared {
     /// The index of a call's operation, which is made if it is new.
     #[inline(always)]
-    pub(crate) fn find(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
+    pub(crate) fn find(&mut self, call: &Call, wiring: &Wiring, shape: &Shape) -> usize {
         if self.operations.get(self.last).is_some_and(|entry| entry.call == *call) {
             return self.last;
         }
@@ -174,14 +174,14 @@ impl Prepared {
     }
 
     #[cold]
-    fn find_other(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
+    fn find_other(&mut self, call: &Call, wiring: &Wiring, shape: &Shape) -> usize {
         match self.by_call.get(call) {
             Some(&index) => index,
             None => self.add(call, wiring, shape),
         }
     }
 
-    fn add(&mut self, call: &Call, wiring: &Wiring, shape: Shape) -> usize {
+    fn add(&mut self, call: &Call, wiring: &Wiring, shape: &Shape) -> usize {
         let entry = entry(call, wiring.rank, &wiring.hosts, shape);
         let scratch_bytes = entry.operation.scratch_bytes();
         self.scratch_bytes += scratch_bytes;
@@ -197,7 +197,7 @@ impl Prepared {
 }
 
 /// Chooses how to carry a call out, plans and lowers it.
-pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: Shape) -> Entry {
+pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Entry {
     let collective = call.kind.collective(call.root);
     let block_bytes = call.count * call.data_type.size_bytes() as u64;
     let (extent, bytes) = match collective {

@@ -2,15 +2,16 @@
 //! agree on, never of addresses, registration or place.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ringtree_plan::Collective;
 use ringtree_transport::shm::BOARD_BYTES;
 
 use crate::executor::Schedule;
-use crate::{Algorithm, Costs};
+use crate::{Algorithm, Costs, Tuned};
 
 /// What all ranks know of the machine.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
     /// Members of the communicator.
     pub ranks: u32,
@@ -31,6 +32,8 @@ pub struct Shape {
     pub large_pages: bool,
     /// What messages and sums cost: rank 0's table.
     pub costs: Costs,
+    /// What calls took among such ranks, if rank 0 has a table of that.
+    pub tuned: Option<Arc<Tuned>>,
 }
 
 impl Shape {
@@ -42,6 +45,16 @@ impl Shape {
     /// Whether ranks of one host share the way to others.
     fn has_hierarchy(&self) -> bool {
         self.hosts > 1 && self.ranks > self.hosts
+    }
+
+    /// Whether only what folds in the order of the ranks will do.
+    fn in_order_only(&self, collective: Collective) -> bool {
+        self.reproducible && collective.is_reduction()
+    }
+
+    /// What was measured among just such ranks.
+    fn measured(&self) -> Option<&Tuned> {
+        self.tuned.as_deref().filter(|tuned| tuned.measured_on().is_like(self))
     }
 }
 
@@ -73,8 +86,17 @@ const PIPELINED_ROUND_BYTES: usize = 256 << 10;
 pub struct Candidate {
     /// How it would be carried out.
     pub choice: Choice,
-    /// Expected time in seconds.
+    /// Time by the cost table, in seconds.
     pub predicted_s: f64,
+    /// What it took when it was measured, in seconds.
+    pub measured_s: Option<f64>,
+}
+
+impl Candidate {
+    /// Expected time in seconds.
+    pub fn expected_s(&self) -> f64 {
+        self.measured_s.unwrap_or(self.predicted_s)
+    }
 }
 
 /// The candidates of a call, best first, and why the first was taken.
@@ -97,7 +119,9 @@ impl fmt::Display for Explanation {
             1 => "1 rank".into(),
             ranks => format!("{ranks} ranks"),
         };
-        writeln!(f, "{} bytes among {ranks} over {wire}:", self.bytes)?;
+        let is_measured = self.candidates.iter().any(|c| c.measured_s.is_some());
+        let by = if is_measured { ", by measured times" } else { "" };
+        writeln!(f, "{} bytes among {ranks} over {wire}{by}:", self.bytes)?;
         for (index, candidate) in self.candidates.iter().enumerate() {
             let Choice { algorithm, schedule } = candidate.choice;
             let mark = match (index, self.forced) {
@@ -109,48 +133,49 @@ impl fmt::Display for Explanation {
             let rounds = self.bytes.div_ceil(round_bytes.max(1)).max(1);
             let at_once = rounds.min(schedule.lanes as u64);
             let rounds = if rounds == 1 { "1 round".into() } else { format!("{rounds} rounds") };
-            writeln!(
-                f,
-                "  {:<13} {:>12.1} us  {rounds} of {round_bytes} bytes, {at_once} at once{mark}",
-                algorithm.name(),
-                candidate.predicted_s * 1e6,
-            )?;
+            let predicted_us = candidate.predicted_s * 1e6;
+            write!(f, "  {:<16} {predicted_us:>12.1} us", algorithm.name())?;
+            match candidate.measured_s {
+                Some(measured_s) => write!(f, ", measured {:>12.1} us", measured_s * 1e6)?,
+                None if is_measured => write!(f, ", {:<24}", "not measured")?,
+                None => {}
+            }
+            writeln!(f, "  {rounds} of {round_bytes} bytes, {at_once} at once{mark}")?;
         }
         Ok(())
     }
 }
 
-/// The choice for a call of `bytes`; `forced` names the algorithm instead of the prediction.
+/// The choice for a call of `bytes`: what took least time where that was measured, else what should by
+/// the cost table; `forced` names the algorithm instead.
 pub fn choose(
     collective: Collective,
     bytes: u64,
-    shape: Shape,
+    shape: &Shape,
     forced: Option<Algorithm>,
 ) -> Choice {
-    best(candidates(collective, shape, forced), collective, bytes, shape)
+    best(candidates(collective, bytes, shape, forced, false), collective, bytes, shape)
 }
 
 /// As [`choose`], where blocks differ in length: plans that name several blocks as one span are out.
 pub(crate) fn choose_varied(
     collective: Collective,
     bytes: u64,
-    shape: Shape,
+    shape: &Shape,
     forced: Option<Algorithm>,
 ) -> Choice {
-    let candidates = candidates(collective, shape, forced);
-    let fitting = candidates.filter(|algorithm| !algorithm.takes_one_round(collective));
-    best(fitting, collective, bytes, shape)
+    best(candidates(collective, bytes, shape, forced, true), collective, bytes, shape)
 }
 
 fn best(
     candidates: impl Iterator<Item = Algorithm>,
     collective: Collective,
     bytes: u64,
-    shape: Shape,
+    shape: &Shape,
 ) -> Choice {
     let better = |best: Option<Candidate>, algorithm: Algorithm| {
         let next = candidate(collective, algorithm, bytes, shape);
-        Some(best.filter(|b| b.predicted_s <= next.predicted_s).unwrap_or(next))
+        Some(best.filter(|b| b.expected_s() <= next.expected_s()).unwrap_or(next))
     };
     candidates.fold(None, better).map_or_else(
         || candidate(collective, Algorithm::Dissemination, bytes, shape).choice,
@@ -158,50 +183,79 @@ fn best(
     )
 }
 
-/// All candidates of a call with their predicted times.
+/// All candidates of a call with their times.
 pub fn explain(
     collective: Collective,
     bytes: u64,
-    shape: Shape,
+    shape: &Shape,
     forced: Option<Algorithm>,
 ) -> Explanation {
-    let chosen_among = self::candidates(collective, shape, None);
+    let chosen_among = self::candidates(collective, bytes, shape, None, false);
     let mut algorithms: Vec<Algorithm> = chosen_among.collect();
     algorithms.extend(forced.filter(|forced| !algorithms.contains(forced)));
     let mut candidates: Vec<Candidate> =
         algorithms.into_iter().map(|a| candidate(collective, a, bytes, shape)).collect();
     candidates.sort_by(|a, b| {
         let is_other = |c: &Candidate| Some(c.choice.algorithm) != forced;
-        is_other(a).cmp(&is_other(b)).then(a.predicted_s.total_cmp(&b.predicted_s))
+        is_other(a).cmp(&is_other(b)).then(a.expected_s().total_cmp(&b.expected_s()))
     });
-    Explanation { bytes, shape, candidates, forced: forced.is_some() }
+    Explanation { bytes, shape: shape.clone(), candidates, forced: forced.is_some() }
 }
 
+/// `varied`: blocks differ in length.
 fn candidates(
     collective: Collective,
-    shape: Shape,
+    bytes: u64,
+    shape: &Shape,
     forced: Option<Algorithm>,
+    varied: bool,
 ) -> impl Iterator<Item = Algorithm> {
-    let in_order_only = shape.reproducible && collective.is_reduction();
+    let is_possible = move |a: &Algorithm| {
+        let is_in_order = !shape.in_order_only(collective) || a.folds_in_rank_order(collective);
+        a.serves(collective) && is_in_order && !(varied && a.takes_one_round(collective))
+    };
+    let is_measured =
+        move |measured: &Tuned, a: &Algorithm| measured.time_s(collective, *a, bytes).is_some();
+    let has_some = |measured: &&Tuned| {
+        Algorithm::ALL.iter().any(|a| is_possible(a) && is_measured(measured, a))
+    };
+    let measured = shape.measured().filter(has_some);
+    let fits = move |a: &Algorithm| match (forced, measured) {
+        (Some(forced), _) => forced == *a,
+        (None, Some(measured)) => is_measured(measured, a),
+        (None, None) => is_eligible(collective, *a, shape) && is_promising(collective, *a, shape),
+    };
+    Algorithm::ALL.into_iter().filter(is_possible).filter(fits)
+}
+
+/// Whether an algorithm can be chosen for a collective, be it fast or not.
+pub(crate) fn is_eligible(collective: Collective, algorithm: Algorithm, shape: &Shape) -> bool {
     // Where everyone must fold what everyone gives, there is nothing else.
-    let may_link_all = shape.ranks <= MOST_RANKS_ALL_LINKED || in_order_only;
-    let fits = move |a: &Algorithm| match forced {
-        Some(forced) => forced == *a,
-        None if *a == Algorithm::Hierarchical => shape.has_hierarchy(),
-        // Ranks that take turns on their processors come out of one exchange in one turn each, and
-        // out of dissemination in several. With a processor each they come out of either together.
-        None if collective == Collective::Barrier && shape.crowding() == 1.0 => !links_all(*a),
-        // One rank has most of the work and a link to each other one; processors that nobody shares
-        // would rest meanwhile.
-        None if *a == Algorithm::Star => may_link_all && shape.crowding() > 1.0,
+    let may_link_all = shape.ranks <= MOST_RANKS_ALL_LINKED || shape.in_order_only(collective);
+    let is_within_reach = match algorithm {
+        Algorithm::Hierarchical => may_link_all || shape.has_hierarchy(),
+        Algorithm::Star => may_link_all,
         // A block that goes to one rank only gains nothing by going around.
-        None if *a == Algorithm::Direct => {
+        Algorithm::Direct => {
             may_link_all || !matches!(collective, Collective::AllGather | Collective::ReduceScatter)
         }
-        None => may_link_all || !links_all(*a),
+        _ => may_link_all || !links_all(algorithm),
     };
-    let is_allowed = move |a: &Algorithm| !in_order_only || a.folds_in_rank_order(collective);
-    Algorithm::ALL.into_iter().filter(move |a| a.serves(collective)).filter(is_allowed).filter(fits)
+    algorithm.serves(collective) && is_within_reach
+}
+
+/// Whether an algorithm may be best where nothing was measured: of some the prediction cannot tell.
+fn is_promising(collective: Collective, algorithm: Algorithm, shape: &Shape) -> bool {
+    match algorithm {
+        Algorithm::Hierarchical => shape.has_hierarchy(),
+        // Ranks that take turns on their processors come out of one exchange in one turn each, and
+        // out of dissemination in several. With a processor each they come out of either together.
+        Algorithm::OneShot if collective == Collective::Barrier => shape.crowding() > 1.0,
+        // One rank has most of the work and a link to each other one; processors that nobody shares
+        // would rest meanwhile.
+        Algorithm::Star => shape.crowding() > 1.0,
+        _ => true,
+    }
 }
 
 /// Whether everyone exchanges with everyone.
@@ -209,17 +263,19 @@ fn links_all(algorithm: Algorithm) -> bool {
     matches!(algorithm, Algorithm::OneShot | Algorithm::TwoShot)
 }
 
-fn candidate(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Shape) -> Candidate {
+fn candidate(collective: Collective, algorithm: Algorithm, bytes: u64, shape: &Shape) -> Candidate {
     let schedule = schedule(collective, algorithm, bytes, shape);
     let runs = f64::from(algorithm.runs_per_call(collective));
     let predicted_s = runs * predict(collective, algorithm, bytes as f64, shape);
-    Candidate { choice: Choice { algorithm, schedule }, predicted_s }
+    let measured = shape.measured();
+    let measured_s = measured.and_then(|measured| measured.time_s(collective, algorithm, bytes));
+    Candidate { choice: Choice { algorithm, schedule }, predicted_s, measured_s }
 }
 
 /// Expected time: messages that wait for one another, and the processor's time for what a rank sends
 /// on average, copies and folds. Ranks of one host share its memory, so that there everyone's bytes
 /// count; ranks of one processor share its time.
-fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: Shape) -> f64 {
+fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: &Shape) -> f64 {
     let Costs { shm, tcp, published_s, reduced_bytes_per_s } = shape.costs;
     let costs = if shape.shared_memory { shm } else { tcp };
     let crowding = shape.crowding();
@@ -346,7 +402,7 @@ fn depth(ranks: u32) -> u32 {
 }
 
 /// Lanes and rounds of an algorithm.
-fn schedule(collective: Collective, algorithm: Algorithm, bytes: u64, shape: Shape) -> Schedule {
+fn schedule(collective: Collective, algorithm: Algorithm, bytes: u64, shape: &Shape) -> Schedule {
     if algorithm.takes_one_round(collective) {
         return WHOLE;
     }
@@ -389,12 +445,13 @@ mod tests {
             reproducible: false,
             large_pages: false,
             costs: Costs::default(),
+            tuned: None,
         }
     }
 
     fn chosen(bytes: u64, ranks: u32, processors: u32, shared_memory: bool) -> Algorithm {
         let shape = Shape { ranks, shared_memory, local_ranks: ranks, processors, ..one_host() };
-        choose(Collective::AllReduce, bytes, shape, None).algorithm
+        choose(Collective::AllReduce, bytes, &shape, None).algorithm
     }
 
     #[test]
@@ -428,7 +485,7 @@ mod tests {
         ] {
             let shape =
                 Shape { ranks, local_ranks: ranks, processors, shared_memory, ..one_host() };
-            assert_eq!(choose(Collective::Barrier, 0, shape, None).algorithm, algorithm);
+            assert_eq!(choose(Collective::Barrier, 0, &shape, None).algorithm, algorithm);
         }
     }
 
@@ -440,7 +497,7 @@ mod tests {
             }
         }
         let shape = Shape { ranks: 256, local_ranks: 256, ..one_host() };
-        let barrier = choose(Collective::Barrier, 0, shape, None);
+        let barrier = choose(Collective::Barrier, 0, &shape, None);
         assert_eq!(barrier.algorithm, Algorithm::Dissemination);
     }
 
@@ -455,13 +512,14 @@ mod tests {
             fewest_local_ranks: 4,
             ..one_host()
         };
-        let large = choose(Collective::AllReduce, 64 << 20, shape, None);
+        let large = choose(Collective::AllReduce, 64 << 20, &shape, None);
         assert_eq!(large.algorithm, Algorithm::Hierarchical);
         // One that speaks for seven others would have too much to do.
-        let uneven = Shape { local_ranks: 7, processors: 7, fewest_local_ranks: 1, ..shape };
+        let uneven =
+            Shape { local_ranks: 7, processors: 7, fewest_local_ranks: 1, ..shape.clone() };
         let one_each = Shape { hosts: 8, local_ranks: 1, fewest_local_ranks: 1, ..shape };
         for shape in [uneven, one_each] {
-            let large = choose(Collective::AllReduce, 64 << 20, shape, None);
+            let large = choose(Collective::AllReduce, 64 << 20, &shape, None);
             assert_ne!(large.algorithm, Algorithm::Hierarchical, "{shape:?}");
         }
     }
@@ -470,13 +528,13 @@ mod tests {
     fn large_buffers_of_ranks_that_take_turns_are_not_reached_in_place() {
         let attaches = |ranks, bytes| {
             let shape = Shape { ranks, local_ranks: ranks, ..one_host() };
-            choose(Collective::AllReduce, bytes, shape, None).schedule.attaches
+            choose(Collective::AllReduce, bytes, &shape, None).schedule.attaches
         };
         assert!(attaches(2, 1 << 30) && attaches(4, 1 << 20));
         assert!(!attaches(4, 16 << 20));
         // Unless they are moved into large pages.
         let shape = Shape { ranks: 4, local_ranks: 4, large_pages: true, ..one_host() };
-        assert!(choose(Collective::AllReduce, 16 << 20, shape, None).schedule.attaches);
+        assert!(choose(Collective::AllReduce, 16 << 20, &shape, None).schedule.attaches);
     }
 
     #[test]
@@ -485,7 +543,7 @@ mod tests {
             let shape = Shape { ranks, local_ranks: ranks, reproducible: true, ..one_host() };
             for collective in Collective::all(0).into_iter().filter(|c| c.is_reduction()) {
                 for bytes in [8, 4096, 1 << 16, 1 << 20, 1 << 30] {
-                    let algorithm = choose(collective, bytes, shape, None).algorithm;
+                    let algorithm = choose(collective, bytes, &shape, None).algorithm;
                     assert!(algorithm.folds_in_rank_order(collective), "{collective:?} {bytes}");
                 }
             }
@@ -496,9 +554,9 @@ mod tests {
     fn an_algorithm_that_was_asked_for_is_explained_first() {
         let shape = Shape { ranks: 64, local_ranks: 64, ..one_host() };
         let forced = Some(Algorithm::OneShot);
-        let explanation = explain(Collective::AllReduce, 8, shape, forced);
+        let explanation = explain(Collective::AllReduce, 8, &shape, forced);
         assert_eq!(explanation.candidates[0].choice.algorithm, Algorithm::OneShot);
-        let others = explain(Collective::AllReduce, 8, shape, None).candidates;
+        let others = explain(Collective::AllReduce, 8, &shape, None).candidates;
         assert!(others.iter().all(|c| c.choice.algorithm != Algorithm::OneShot));
     }
 }

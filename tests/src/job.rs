@@ -164,6 +164,8 @@ impl Job {
             .env("RINGTREE_SECRET", SECRET)
             .env("RINGTREE_TRANSPORT", self.setup.transport)
             .env("RINGTREE_TIMEOUT", self.setup.timeout_s.to_string())
+            // What a user of this machine keeps changes no test.
+            .env("RINGTREE_TUNING", "off")
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(writer.try_clone().expect("a descriptor"))

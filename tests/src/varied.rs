@@ -177,7 +177,7 @@ fn call_into<T: Element>(
             _ => {
                 let given = counts[rank].clone();
                 let pending = by.all_to_all_v_into_async(input, given, output, got)?;
-                return pending.wait().map(|(_, output, _, _)| output);
+                return pending.wait().map(|(_, output, _)| output);
             }
         };
         return pending.wait().map(|(_, output, _)| output);

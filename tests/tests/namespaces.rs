@@ -65,6 +65,7 @@ impl Job {
             .env("RINGTREE_RANKS", (2 * self.ranks_a_host).to_string())
             .env("RINGTREE_RENDEZVOUS", rendezvous)
             .env("RINGTREE_SECRET", "between two hosts")
+            .env("RINGTREE_TUNING", "off")
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .envs(own.iter().copied());

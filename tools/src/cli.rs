@@ -18,8 +18,10 @@ use crate::plan::{self, PlanArguments};
 use crate::run::{
     Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
 };
+use crate::tune::{self, TuneArguments};
 
-/// Measures collectives, starts jobs, shows and proves plans, and says what is wrong with a machine.
+/// Measures collectives and chooses by that, starts jobs, shows and proves plans, and says what is wrong
+/// with a machine.
 #[derive(Debug, Parser)]
 #[command(name = "ringtree", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -39,6 +41,7 @@ enum Action {
     /// Takes the part of a job that `ringtree run --hosts` hands over on standard input
     #[command(hide = true)]
     Remote,
+    Tune(TuneArguments),
 }
 
 /// Starts the ranks of a job, on this host or on several, and looks after them.
@@ -155,6 +158,7 @@ pub fn run() -> ExitCode {
         Action::Doctor(arguments) => doctor::run(&arguments),
         Action::Man(arguments) => manual::man(&arguments, Cli::command()),
         Action::Plan(arguments) => plan::run(&arguments),
+        Action::Tune(arguments) => tune::run(&arguments),
         Action::Run(arguments) => {
             status(LaunchOptions::try_from(arguments).and_then(|options| launch(&options)))
         }
@@ -262,7 +266,8 @@ fn words(value: &ContextValue) -> String {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// A number of seconds, not below 0.
+pub fn seconds(text: &str) -> Result<Duration, String> {
     let number =
         text.parse::<f64>().ok().and_then(|number| Duration::try_from_secs_f64(number).ok());
     number.ok_or_else(|| "not a number of seconds such as 5 or 0.5".into())

@@ -8,6 +8,7 @@ mod doctor;
 mod manual;
 mod plan;
 mod run;
+mod tune;
 mod words;
 
 use std::process::ExitCode;

@@ -9,19 +9,23 @@ use ringtree_tests::program::Program;
 /// Largest size that is measured.
 const BYTES: u64 = 1 << 20;
 
-/// Starts a job of four ranks that run `bench` on two hosts: on the second one, what the first
-/// one's launcher printed for it.
-fn start(bed: &TwoHosts, rendezvous: &str, bench: &str) -> [Program; 2] {
+/// No folder.
+const NOWHERE: &str = "/nowhere";
+
+/// Starts a job of four ranks that run `ringtree` with these arguments on two hosts: on the second one,
+/// what the first one's launcher printed for it. What was measured before is in `caches`.
+fn start(bed: &TwoHosts, rendezvous: &str, arguments: &str, caches: &Path) -> [Program; 2] {
     let program = env!("CARGO_BIN_EXE_ringtree");
     let folder = Path::new(program).parent().expect("a program lies in a folder").display();
     let shell = |host: usize, script: &str| {
         let mut command = bed.hosts[host].command("/bin/sh");
         command.args(["-c", script]);
         command.env("PATH", format!("{folder}:/usr/bin:/bin")).env("RINGTREE_TIMEOUT", "2");
+        command.env("XDG_CACHE_HOME", caches);
         Program::start(command)
     };
     let options = format!("--ranks 4 --nodes 2 --rendezvous '{rendezvous}'");
-    let mut first = shell(0, &format!("exec ringtree run {options} -- ringtree bench {bench}"));
+    let mut first = shell(0, &format!("exec ringtree run {options} -- ringtree {arguments}"));
     let printed = first.await_line("ringtree:   ");
     let second = shell(1, &printed);
     [first, second]
@@ -48,8 +52,8 @@ fn it_does_so_over_ipv6_and_by_a_file_that_tells_the_address() {
 }
 
 fn makes_one_job(bed: &TwoHosts, rendezvous: &str) {
-    let bench = format!("all-reduce --sizes 4,{BYTES} --time-ms 20 --jsonl");
-    let [first, second] = start(bed, rendezvous, &bench).map(Program::await_end);
+    let bench = format!("bench all-reduce --sizes 4,{BYTES} --time-ms 20 --jsonl");
+    let [first, second] = start(bed, rendezvous, &bench, NOWHERE.as_ref()).map(Program::await_end);
     assert!(first.status.success() && second.status.success(), "{first:#?} {second:#?}");
     let rows: Vec<&String> = first.lines.iter().filter(|line| line.contains("busbw")).collect();
     assert_eq!(rows.len(), 4, "two sizes, in place and out of place: {first:#?}");
@@ -67,8 +71,8 @@ fn makes_one_job(bed: &TwoHosts, rendezvous: &str) {
 fn when_the_wire_is_cut_both_launchers_end_and_every_rank_says_why() {
     let Some(bed) = TwoHosts::new(1) else { return };
     let sizes = ["64K"; 1000].join(",");
-    let [mut first, second] =
-        start(&bed, &address(&bed), &format!("all-reduce --sizes {sizes} --time-ms 20 --jsonl"));
+    let bench = format!("bench all-reduce --sizes {sizes} --time-ms 20 --jsonl");
+    let [mut first, second] = start(&bed, &address(&bed), &bench, NOWHERE.as_ref());
     first.await_line("[0] {");
     bed.hosts[1].cut(0);
     let ended = [first, second].map(Program::await_end);
@@ -81,4 +85,23 @@ fn when_the_wire_is_cut_both_launchers_end_and_every_rank_says_why() {
             assert!(message.contains(said), "rank {rank}: {ended:#?}");
         }
     }
+}
+
+#[test]
+fn what_was_measured_among_two_hosts_counts_among_two_hosts() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    let caches = std::env::temp_dir().join(format!("ringtree-two-hosts-{}", std::process::id()));
+    let run = |arguments: &str| {
+        let [first, second] =
+            start(&bed, &address(&bed), arguments, &caches).map(Program::await_end);
+        assert!(first.status.success() && second.status.success(), "{first:#?} {second:#?}");
+        first
+    };
+    let tuned = run("tune --seconds 0");
+    tuned.line("[0] # 4 ranks on 2 hosts over shared memory and TCP, 2 ranks for ");
+    let bench = run("bench all-reduce --sizes 4 -n 1");
+    bench.line("[0] # transport mixed, algorithm chosen by measured times, ");
+    std::fs::remove_dir_all(&caches).expect("the cache is removed");
+    let bench = run("bench all-reduce --sizes 4 -n 1");
+    bench.line("[0] # transport mixed, algorithm chosen by size, ");
 }

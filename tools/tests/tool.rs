@@ -471,6 +471,7 @@ fn help_and_version_are_printed() {
         ("bench --help", "-b, --minbytes <SIZE>"),
         ("run --help", "--grace <SECONDS>"),
         ("plan --help", "--check"),
+        ("tune --help", "--forget"),
     ] {
         let help = ringtree(arguments);
         assert_eq!(help.status.code(), Some(0));
@@ -566,6 +567,8 @@ fn ringtree(arguments: &str) -> Output {
 fn command(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringtree"));
     command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    // What a user of this machine keeps changes no test.
+    command.env("RINGTREE_TUNING", "off");
     command
 }
 

@@ -9,7 +9,7 @@ use crate::{Element, Error, Op};
 
 impl Communicator {
     /// Posts an in-place all-reduce of a buffer that the call owns until [`Pending::wait`] gives
-    /// it back: a `Vec<T>`, a [`Memory<T>`], or a type of the program's. A thread of the
+    /// it back: a `Vec<T>`, a [`Memory<T>`](crate::Memory), or a type of the program's. A thread of the
     /// communicator carries it out meanwhile.
     ///
     /// ```no_run

@@ -239,7 +239,7 @@ impl Communicator {
         input_counts: Vec<usize>,
         output: B,
         output_counts: Vec<usize>,
-    ) -> Result<Pending<(A, B, Vec<usize>, Vec<usize>)>, Error>
+    ) -> Result<Pending<(A, B, [Vec<usize>; 2])>, Error>
     where
         T: Element,
         A: AsRef<[T]> + Send + 'static,
@@ -247,7 +247,7 @@ impl Communicator {
     {
         self.post_varied::<T, _>(
             Asked::of(CallKind::AllToAllV),
-            (input, output, input_counts, output_counts),
+            (input, output, [input_counts, output_counts]),
         )
     }
 
@@ -308,9 +308,9 @@ impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for (A, B, Vec<u
     }
 }
 
-impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for (A, B, Vec<usize>, Vec<usize>) {
+impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for (A, B, [Vec<usize>; 2]) {
     fn find(&mut self) -> (Found, Counts<'_>) {
-        let (input, output, given, got) = self;
+        let (input, output, [given, got]) = self;
         (Into::<T>::find(&mut (input, output)), Counts::of_each(given, got))
     }
 }

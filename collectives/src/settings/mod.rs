@@ -16,7 +16,7 @@ use ringtree_transport::ports::PortRange;
 use ringtree_transport::rendezvous::Place as MeetingPlace;
 use ringtree_transport::secure::Job;
 
-use crate::{Costs, Error};
+use crate::{Costs, Error, Tuning};
 use launchers::Place;
 pub use list::Setting;
 use secrets::Reach;
@@ -99,7 +99,7 @@ pub struct Origins {
 ///
 /// ```
 /// # use std::time::Duration;
-/// use ringtree::{Costs, Job, Secret, Settings, Source, Transports};
+/// use ringtree::{Costs, Job, Secret, Settings, Source, Transports, Tuning};
 ///
 /// let settings = Settings {
 ///     source: Source::Explicit,
@@ -117,6 +117,7 @@ pub struct Origins {
 ///     encrypts: false,
 ///     reproducible: false,
 ///     costs: Costs::default(),
+///     tuning: Tuning::Off,
 /// };
 /// # assert!(!format!("{settings:?}").contains("safe place"));
 /// ```
@@ -162,6 +163,8 @@ pub struct Settings {
     pub reproducible: bool,
     /// By what algorithms are chosen: all ranks use rank 0's.
     pub costs: Costs,
+    /// By which measured times, which count more: all ranks use rank 0's.
+    pub tuning: Tuning,
 }
 
 impl Settings {
@@ -224,6 +227,7 @@ impl Settings {
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
             costs: Costs::default(),
+            tuning: env.tuning()?,
         };
         settings.check()?;
         Ok((settings, origins))
@@ -377,6 +381,7 @@ mod tests {
         assert!(with("RINGTREE_ADVERTISE", "203.0.113.5:50000").contains("set RINGTREE_PORTS"));
         assert!(with("RINGTREE_SECRET", "").contains("no secret"));
         assert!(with("RINGTREE_TIMEOUT", "-1").contains("RINGTREE_TIMEOUT"));
+        assert!(with("RINGTREE_TUNING", "on").contains("neither kept nor off"));
         assert!(with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp"));
     }
 }

@@ -9,7 +9,7 @@ use ringtree_transport::ports::PortRange;
 
 use super::DEFAULT_TIMEOUT;
 use super::launchers::Told;
-use crate::Error;
+use crate::{Error, Tuning, TuningCache};
 
 /// An environment.
 pub(super) struct Variables<'a>(pub(super) &'a HashMap<String, String>);
@@ -86,6 +86,16 @@ impl Variables<'_> {
         seconds.map(Duration::from_secs_f64).ok_or_else(|| {
             settings(format!("RINGTREE_TIMEOUT={text} is not a number of seconds above 0"))
         })
+    }
+
+    pub(super) fn tuning(&self) -> Result<Tuning, Error> {
+        match self.get("RINGTREE_TUNING") {
+            None | Some("kept") => Ok(TuningCache::of_user().map_or(Tuning::Off, Tuning::Kept)),
+            Some("off") => Ok(Tuning::Off),
+            Some(other) => {
+                Err(settings(format!("RINGTREE_TUNING={other} is neither kept nor off")))
+            }
+        }
     }
 
     pub(super) fn transports(&self) -> Result<Transports, Error> {

@@ -63,7 +63,7 @@ fn fill(communicator: &Communicator, repeat: usize, buffer: &mut [f32]) {
 
 fn verify(communicator: &Communicator, repeat: usize, buffer: &[f32]) {
     for (index, got) in buffer.iter().enumerate() {
-        let expected = (0..communicator.ranks()).map(|rank| value(rank, repeat, index)).sum();
+        let expected: f32 = (0..communicator.ranks()).map(|rank| value(rank, repeat, index)).sum();
         assert_eq!(*got, expected, "element {index} of all-reduce {repeat}");
     }
 }

@@ -29,6 +29,8 @@ pub struct Summary {
     launcher: String,
     /// Ranks of each host, by name.
     hosts: BTreeMap<String, Vec<u32>>,
+    /// Whether algorithms are chosen by measured times.
+    tuned: bool,
     /// Processors that rank 0 may use.
     processors: usize,
     /// Linux version of rank 0's host.
@@ -66,6 +68,7 @@ impl Summary {
             transport: transport_name(seen),
             launcher: launcher.to_string(),
             hosts,
+            tuned: communicator.shape().tuned.is_some(),
             processors: thread::available_parallelism().map_or(1, usize::from),
             kernel: first_line("/proc/sys/kernel/osrelease"),
         }))
@@ -80,7 +83,9 @@ impl Summary {
             .collect();
         let algorithm = match measurement.by {
             By::One(algorithm) => algorithm.name(),
+            By::Choice if self.tuned => "chosen by measured times",
             By::Choice => "chosen by size",
+            By::Each if self.tuned => "each in turn, * chosen by measured times",
             By::Each => "each in turn, * chosen by size",
         };
         format!(
