@@ -18,10 +18,11 @@ use crate::plan::{self, PlanArguments};
 use crate::run::{
     Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
 };
+use crate::sim::{self, SimArguments};
 use crate::tune::{self, TuneArguments};
 
-/// Measures collectives and chooses by that, starts jobs, shows and proves plans, and says what is wrong
-/// with a machine.
+/// Measures collectives, predicts them and chooses by that, starts jobs, shows and proves plans, and says
+/// what is wrong with a machine.
 #[derive(Debug, Parser)]
 #[command(name = "ringtree", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -41,6 +42,7 @@ enum Action {
     /// Takes the part of a job that `ringtree run --hosts` hands over on standard input
     #[command(hide = true)]
     Remote,
+    Sim(SimArguments),
     Tune(TuneArguments),
 }
 
@@ -158,6 +160,7 @@ pub fn run() -> ExitCode {
         Action::Doctor(arguments) => doctor::run(&arguments),
         Action::Man(arguments) => manual::man(&arguments, Cli::command()),
         Action::Plan(arguments) => plan::run(&arguments),
+        Action::Sim(arguments) => sim::run(&arguments),
         Action::Tune(arguments) => tune::run(&arguments),
         Action::Run(arguments) => {
             status(LaunchOptions::try_from(arguments).and_then(|options| launch(&options)))

@@ -1,6 +1,7 @@
 //! The program `ringtree`.
 
 mod bench;
+mod chart;
 mod cli;
 mod collective;
 mod config;
@@ -8,6 +9,7 @@ mod doctor;
 mod manual;
 mod plan;
 mod run;
+mod sim;
 mod tune;
 mod words;
 

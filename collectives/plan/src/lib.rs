@@ -22,6 +22,6 @@ pub use checker::{
     CheckError, Conditions, Credits, Fault, Report, check, check_programs, prove, prove_programs,
 };
 pub use collective::Collective;
-pub use cost::{Machine, Work, predict};
+pub use cost::{Local, Machine, Representatives, Sent, Transfer, Work, predict, trace};
 pub use lower::lower;
 pub use plan::{Plan, Space, Span, Step};

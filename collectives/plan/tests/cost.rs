@@ -1,13 +1,21 @@
-//! The cost model agrees with the closed formulas to 1 %.
+//! The cost model agrees with the closed formulas to 1 %, and a few ranks stand for all.
 
-use ringtree_plan::{Algorithm, Collective, Machine, Program, Work, lower, predict};
+use ringtree_plan::{
+    Algorithm, Collective, Local, Machine, Program, Representatives, Work, lower, predict, trace,
+};
 
 /// Where latency counts most, where bandwidth does, and where reduction does.
-const MACHINES: [Machine; 3] = [
-    Machine { latency_s: 20e-6, bandwidth_bytes_per_s: 12e9, reduction_bytes_per_s: 8e9 },
-    Machine { latency_s: 1e-6, bandwidth_bytes_per_s: 1e9, reduction_bytes_per_s: 10e9 },
-    Machine { latency_s: 1e-6, bandwidth_bytes_per_s: 20e9, reduction_bytes_per_s: 5e9 },
-];
+const MACHINES: [Machine; 3] =
+    [machine(20e-6, 0.0, 12e9, 8e9), machine(1e-6, 0.0, 1e9, 10e9), machine(1e-6, 2e-6, 20e9, 5e9)];
+
+const fn machine(
+    latency_s: f64,
+    message_s: f64,
+    bandwidth_bytes_per_s: f64,
+    reduction_bytes_per_s: f64,
+) -> Machine {
+    Machine { latency_s, message_s, bandwidth_bytes_per_s, reduction_bytes_per_s, local: None }
+}
 
 fn programs(algorithm: Algorithm, collective: Collective, ranks: u32) -> Vec<Program> {
     (0..ranks).map(|rank| lower(&algorithm.plan(collective, rank, ranks))).collect()
@@ -226,5 +234,145 @@ fn a_broadcast_of_any_ranks_takes_no_longer_than_the_formula_says() {
         let work = Work::whole(1e6);
         let formula_s = Algorithm::Tree.closed_form(broadcast, ranks, &MACHINES[1], &work);
         assert!(predict(&programs, MACHINES[1], work) <= formula_s * 1.000001, "{ranks} ranks");
+    }
+}
+
+/// Algorithms with the collectives that they serve.
+fn all() -> impl Iterator<Item = (Algorithm, Collective)> {
+    let serving = |c: Collective| Algorithm::ALL.into_iter().filter(move |a| a.serves(c));
+    Collective::all(0).into_iter().flat_map(move |c| serving(c).map(move |a| (a, c)))
+}
+
+#[test]
+fn formulas_that_are_called_exact_are_what_the_plans_take() {
+    let mut compared = 0;
+    for (algorithm, collective) in all() {
+        for ranks in [1, 2, 3, 5, 8, 33, 64, 100, 1024] {
+            // Of many ranks one is enough.
+            let machines = if ranks > 100 { &MACHINES[2..] } else { &MACHINES[..] };
+            for &machine in machines {
+                for work in [
+                    Work::whole(0.0),
+                    Work::whole(65536.0),
+                    Work::whole(1e8),
+                    Work { bytes: 1e7, rounds: 5, lanes: 1 },
+                ] {
+                    let has_form = algorithm.has_exact_form(collective, ranks, &work);
+                    if !has_form || (collective == Collective::Barrier && work.bytes > 0.0) {
+                        continue;
+                    }
+                    let representatives =
+                        Representatives::new(algorithm, collective, ranks, machine).expect("few");
+                    let predicted_s = representatives.predict(work).expect("few messages");
+                    let formula_s = algorithm.closed_form(collective, ranks, &machine, &work);
+                    let error_s = (predicted_s - formula_s).abs();
+                    assert!(
+                        error_s <= 0.01 * formula_s,
+                        "{algorithm}, {collective:?}, {ranks} ranks, {machine:?}, {work:?}: \
+                         {predicted_s} s, by formula {formula_s} s"
+                    );
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 500, "{compared}");
+}
+
+/// Ranks, ranks a host, and what they have among themselves.
+fn on_hosts(machine: Machine, locals: u32) -> Machine {
+    let local =
+        Local { ranks: locals, latency_s: 0.2e-6, message_s: 0.1e-6, bandwidth_bytes_per_s: 8e9 };
+    Machine { local: (locals > 1).then_some(local), ..machine }
+}
+
+#[test]
+fn representatives_take_as_long_as_all() {
+    for (algorithm, collective) in all() {
+        for (ranks, locals) in [(2, 1), (7, 1), (8, 2), (16, 1), (16, 4), (16, 16), (18, 3)] {
+            for flat in MACHINES {
+                let machine = on_hosts(flat, locals);
+                let hosts: Vec<u32> = (0..ranks).map(|rank| rank / locals).collect();
+                let programs: Vec<Program> = (0..ranks)
+                    .map(|rank| lower(&algorithm.plan_on(collective, rank, &hosts)))
+                    .collect();
+                let representatives =
+                    Representatives::new(algorithm, collective, ranks, machine).expect("few");
+                for work in [
+                    Work::whole(0.0),
+                    Work::whole(1e5),
+                    Work { bytes: 1e7, rounds: 41, lanes: 2 },
+                    Work { bytes: 1e8, rounds: 100, lanes: 4 },
+                ] {
+                    let all_s = predict(&programs, machine, work);
+                    let few_s = representatives.predict(work).expect("few messages");
+                    assert!(
+                        (few_s - all_s).abs() <= 0.01 * all_s,
+                        "{algorithm}, {collective:?}, {ranks} ranks, {locals} a host, {flat:?}, \
+                         {work:?}: {few_s} s, all {all_s} s"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn of_many_rounds_the_first_ones_tell_how_long_all_take() {
+    let broadcast = Collective::Broadcast { root: 0 };
+    for (algorithm, collective, lanes, most_error) in [
+        (Algorithm::Chain, broadcast, 16, 0.01),
+        (Algorithm::Tree, broadcast, 8, 0.01),
+        (Algorithm::DoubleTree, broadcast, 8, 0.03),
+        (Algorithm::DoubleTree, Collective::AllReduce, 16, 0.03),
+    ] {
+        let programs = programs(algorithm, collective, 64);
+        // Twice as many messages as are run, or more.
+        let rounds = if collective == broadcast { 32_000 } else { 8_000 };
+        let work = Work { bytes: 256e3 * f64::from(rounds), rounds, lanes };
+        let representatives =
+            Representatives::new(algorithm, collective, 64, MACHINES[0]).expect("few ranks");
+        let first_s = representatives.predict(work).expect("few messages");
+        let all_s = predict(&programs, MACHINES[0], work);
+        assert!(
+            (first_s - all_s).abs() <= most_error * all_s,
+            "{algorithm}: {first_s} s, {all_s} s"
+        );
+        assert_ne!(first_s, all_s, "all rounds were run");
+    }
+}
+
+#[test]
+fn ranks_of_a_host_share_its_port() {
+    // All to all: each of 4 ranks has 2 blocks for the other host, which pass one port.
+    let machine = on_hosts(machine(1e-6, 0.0, 1e9, 1e9), 2);
+    let exchange =
+        Representatives::new(Algorithm::Direct, Collective::AllToAll, 4, machine).expect("few");
+    let block_s = 1e-3;
+    let predicted_s = exchange.predict(Work::whole(4e6)).expect("few messages");
+    let expected_s = 1e-6 + 4.0 * block_s;
+    assert!((predicted_s - expected_s).abs() < 1e-6, "{predicted_s} s, not {expected_s} s");
+    let sent = exchange.sent(Work::whole(4e6));
+    assert_eq!((sent.messages, sent.host_bytes), (3, 4e6));
+}
+
+#[test]
+fn too_many_messages_are_not_run() {
+    let machine = on_hosts(MACHINES[0], 1024);
+    let direct = Representatives::new(Algorithm::Direct, Collective::AllToAll, 16384, machine);
+    assert!(direct.is_none());
+}
+
+#[test]
+fn a_trace_has_every_message_and_when_it_comes() {
+    let programs = programs(Algorithm::Ring, Collective::AllReduce, 3);
+    let machine = machine(1.0, 0.0, 1.0, f64::INFINITY);
+    let transfers = trace(&programs, machine, Work::whole(6.0));
+    assert_eq!(transfers.len(), 3 * 4);
+    for (index, transfer) in transfers.iter().enumerate() {
+        // Each turn takes a latency and a third of the buffer.
+        let turn = (index / 3) as f64;
+        assert_eq!(transfer.to, (transfer.from + 1) % 3);
+        assert_eq!((transfer.start_s, transfer.end_s), (3.0 * turn, 3.0 * turn + 3.0));
     }
 }

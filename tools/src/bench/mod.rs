@@ -8,10 +8,11 @@ mod measure;
 mod options;
 mod output;
 mod pattern;
+mod picture;
 mod posted;
 mod record;
 mod regret;
-mod sizes;
+pub mod sizes;
 mod statistics;
 mod summary;
 mod table;
@@ -31,7 +32,7 @@ use ringtree_transport::endpoint::Transports;
 use crate::run::{LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report};
 use call::Called;
 use measure::{Case, Meter};
-pub use options::{BenchArguments, Transport};
+pub use options::{BenchArguments, Transport, bus_factor};
 use options::{CutSize, Measurement, OptionError};
 use output::{Carried, Output};
 use pattern::Patterned;
@@ -98,7 +99,7 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         };
         report(&format!("{bytes} bytes are {what}: measuring {measured_bytes}"));
     }
-    for path in [&arguments.json, &arguments.csv].into_iter().flatten() {
+    for path in [&arguments.json, &arguments.csv, &arguments.plot].into_iter().flatten() {
         output::check_file(path)?;
     }
     output::baseline(arguments)?;

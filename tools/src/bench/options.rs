@@ -129,6 +129,10 @@ pub struct BenchArguments {
     /// Also write the rows into this file, as comma-separated values under a line of names
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+    /// Also draw time and bus bandwidth over size into this file, as SVG: a curve for each algorithm, type
+    /// and so on that is measured, and the earlier run's
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
     /// Also say how each time has changed since an earlier run, which --json wrote into this file
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
@@ -336,6 +340,9 @@ pub enum OptionError {
         /// The call.
         name: &'static str,
     },
+    /// Nothing that curves could go over.
+    #[error("--plot draws curves over sizes above 0, and there are none: leave it out")]
+    NoCurve,
     /// No time to measure in.
     #[error("--time-ms must be above 0")]
     Time,
@@ -373,6 +380,9 @@ impl BenchArguments {
             return Err(OptionError::Asynchronous { name: called.name() });
         }
         let sizes_bytes = self.sizes()?;
+        if self.plot.is_some() && sizes_bytes.iter().all(|&bytes| bytes == 0) {
+            return Err(OptionError::NoCurve);
+        }
         if let Some(smallest) = self.data_types.0.iter().min_by_key(|t| t.size_bytes()) {
             let (name, element_bytes) = (smallest.name(), smallest.size_bytes());
             let too_small = |bytes: &&u64| (1..element_bytes as u64).contains(*bytes);

@@ -11,7 +11,7 @@ use super::measure::{Case, Outcome};
 use super::options::{BenchArguments, By, Measurement};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
-use super::{BenchError, baseline, regret, table};
+use super::{BenchError, baseline, picture, regret, table};
 
 /// What a time may lose against an earlier run before it is counted, unless set.
 const MAX_LOSS_PERCENT: f64 = 10.0;
@@ -33,6 +33,7 @@ pub struct Output<'a> {
     bar: ProgressBar,
     document: Option<(PathBuf, File)>,
     csv: Option<(PathBuf, File)>,
+    plot: Option<PathBuf>,
     baseline: Option<Baseline>,
     max_loss_percent: f64,
 }
@@ -61,6 +62,7 @@ impl<'a> Output<'a> {
             bar,
             document,
             csv,
+            plot: arguments.plot.clone(),
             baseline,
             max_loss_percent: arguments.max_loss_percent.unwrap_or(MAX_LOSS_PERCENT),
         };
@@ -151,6 +153,10 @@ impl<'a> Output<'a> {
             let written = rows.try_for_each(|row| writer.serialize((&row.record, &row.details)));
             let written = written.map_err(io::Error::from).and_then(|()| writer.flush());
             written.map_err(file_error(&path))?;
+        }
+        if let Some(path) = &self.plot {
+            let chart = picture::chart(&self.summary, self.measurement, &self.rows);
+            chart.write(path).map_err(file_error(path))?;
         }
         let Some(baseline) = &self.baseline else { return Ok(0) };
         let (line, lost) = baseline.summary(&self.rows, self.max_loss_percent);

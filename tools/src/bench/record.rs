@@ -6,7 +6,7 @@ use ringtree::Op;
 use serde::{Deserialize, Serialize};
 
 use super::measure::{Case, Outcome};
-use super::options::{Measurement, Memory, Placement};
+use super::options::{By, Measurement, Memory, Placement};
 use super::statistics::{Distribution, algorithm_bandwidth};
 use super::summary::Summary;
 use super::table::type_name;
@@ -163,6 +163,18 @@ impl Row {
     /// Median time in microseconds.
     pub fn median_us(&self) -> f64 {
         self.record.median_us
+    }
+
+    /// What tells the curve that the row is part of from others: type, operation, root and, where more than
+    /// the chosen one is measured, the algorithm.
+    pub fn curve(&self, by: By) -> [Option<String>; 4] {
+        let Row { record, details: Details { data_type, redop, root, .. }, .. } = self;
+        [
+            (by != By::Choice).then(|| record.algorithm.to_owned()),
+            Some((*data_type).to_owned()),
+            redop.map(str::to_owned),
+            root.map(|root| format!("root {root}")),
+        ]
     }
 }
 

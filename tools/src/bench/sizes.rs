@@ -34,17 +34,32 @@ pub enum SizesError {
 /// A number of bytes: `8`, `64K`, `128M`, `1G` (of 1024). `KB`, `KiB` and lower case are the same.
 pub fn parse(text: &str) -> Result<u64, String> {
     let wrong = || "write a number of bytes such as 8, 64K or 128M".to_owned();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
+    let (number, shift) = split(text, |c| c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Bytes a second, above 0: `800M`, `12.5G`, with the units of sizes.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
+    let wrong = || "write a number of bytes a second such as 800M or 12.5G".to_owned();
+    let (number, shift) = split(text, |c| c.is_ascii_digit() || c == '.').ok_or_else(wrong)?;
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let rate = number * f64::from(1 << shift);
+    if rate > 0.0 && rate.is_finite() { Ok(rate) } else { Err(wrong()) }
+}
+
+/// A number and the power of two that its unit stands for.
+fn split(text: &str, is_of_number: impl Fn(char) -> bool) -> Option<(&str, u32)> {
+    let end = text.find(|c: char| !is_of_number(c)).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
     let shift = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
-        _ => return Err(wrong()),
+        _ => return None,
     };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
+    Some((number, shift))
 }
 
 /// The sizes from `first_bytes` to `last_bytes`.
@@ -85,6 +100,21 @@ mod tests {
         }
         for text in ["", "K", "12Q", "-4", "1.5M", "99999999999G", "8 K"] {
             assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_have_the_units_of_sizes_and_fractions() {
+        for (text, rate) in [
+            ("125000000", 125e6),
+            ("12.5G", 12.5 * f64::from(1 << 30)),
+            ("0.5k", 512.0),
+            ("1MiB", 1_048_576.0),
+        ] {
+            assert_eq!(parse_rate(text), Ok(rate), "{text}");
+        }
+        for text in ["", "G", "0", "0.0M", "-1", "1e9", "1.2.3", "inf", "5T"] {
+            assert!(parse_rate(text).is_err(), "{text}");
         }
     }
 

@@ -74,6 +74,17 @@ impl Summary {
         }))
     }
 
+    /// The line above a picture.
+    pub fn title(&self, measurement: &Measurement) -> String {
+        format!(
+            "{} among {} on {} over {}",
+            measurement.call.with_root(0).name(),
+            counted(self.ranks, "rank"),
+            counted(self.hosts.len(), "host"),
+            self.transport,
+        )
+    }
+
     /// The lines above the table.
     pub fn heading(&self, measurement: &Measurement) -> String {
         let hosts: Vec<String> = self

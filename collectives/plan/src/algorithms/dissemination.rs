@@ -11,7 +11,7 @@
 //! turn 1     0 -> 2     1 -> 3     2 -> 0     3 -> 1
 //! ```
 
-use super::{after, before};
+use super::{after, before, turn_s};
 use crate::{Machine, Plan, Span, Step};
 
 /// Rank `rank`'s plan; at least 1 rank.
@@ -29,7 +29,7 @@ pub(super) fn plan(rank: u32, ranks: u32) -> Plan {
     Plan { rank, ranks, chunks: 1, scratch: vec![], steps, sources: vec![] }
 }
 
-/// Seconds: `ceil(log2 n) a`.
+/// Seconds: `ceil(log2 n) (a + g)`, with `g` for a message's time at a port.
 pub(super) fn closed_form(ranks: u32, machine: &Machine) -> f64 {
-    f64::from(ranks.next_power_of_two().ilog2()) * machine.latency_s
+    f64::from(ranks.next_power_of_two().ilog2()) * turn_s(machine, 0.0, false)
 }

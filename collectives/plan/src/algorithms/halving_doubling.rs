@@ -156,7 +156,8 @@ pub(super) fn closed_form_of_half(
 }
 
 /// Seconds for a round: `2 ceil(log2 n) a + 2 (n - 1) N / (n B) + (n - 1) N / (n R)`, for a power of two.
-/// Of other numbers, ranks whose messages come in two pieces run ahead, and meet others at a port.
+/// Of other numbers, ranks whose messages come in two pieces run ahead, and meet others at a port: it
+/// takes up to half as long again.
 pub(super) fn closed_form(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
     let half = |is_reduced| closed_form_of_half(ranks, machine, round_bytes, is_reduced);
     half(true) + half(false)

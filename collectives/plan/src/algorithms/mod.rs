@@ -4,6 +4,8 @@ use std::fmt;
 
 use crate::{Collective, Machine, Plan, Space, Span, Step, Work};
 
+pub(crate) use symmetry::Symmetry;
+
 mod chain;
 mod direct;
 mod dissemination;
@@ -15,6 +17,7 @@ mod one_shot;
 mod pairwise;
 mod ring;
 mod star;
+mod symmetry;
 mod tree;
 mod two_shot;
 
@@ -241,11 +244,27 @@ impl Algorithm {
         }
     }
 
-    /// Seconds that the algorithm takes among `ranks` by the formula beside it, on the machine that
-    /// [`predict`](crate::predict) runs programs on: to 1 % what it says, where the formula's own
-    /// words do not restrict that (recursive doubling and trees are regular for powers of two
-    /// only). The double tree's is for any number of rounds and lanes; the others' are for one
-    /// lane, on which rounds add up.
+    /// Whether [`Algorithm::closed_form`] is to 1 % what [`predict`](crate::predict) says. Recursive
+    /// doubling and halving, and trees, are regular for powers of two only; messages of the two trees
+    /// of a double tree meet at ports as it happens. Rounds that overlap do not add up: whoever has its
+    /// result first begins the next one while others still wait.
+    pub fn has_exact_form(self, collective: Collective, ranks: u32, work: &Work) -> bool {
+        let is_regular = match self {
+            Algorithm::Doubling | Algorithm::HalvingDoubling | Algorithm::Tree => {
+                ranks.is_power_of_two()
+            }
+            Algorithm::DoubleTree | Algorithm::Hierarchical => ranks == 1,
+            _ => true,
+        };
+        let in_step = collective.root().is_none() && self != Algorithm::Star;
+        let adds_up = work.rounds == 1 || (work.lanes == 1 && in_step);
+        is_regular && adds_up
+    }
+
+    /// Seconds that the algorithm takes among `ranks` by the formula beside it, where each has a host
+    /// of its own, on the machine that [`predict`](crate::predict) runs programs on:
+    /// [`Algorithm::has_exact_form`] says where they agree. The double tree's is for any number of
+    /// rounds and lanes; the others' are for one lane, on which rounds add up.
     ///
     /// # Panics
     /// If there are no ranks.

@@ -14,7 +14,7 @@
 //! Up, the same goes backwards: the child with the smallest subtree is first. Blocks go through the
 //! scratch of the ranks on their way, in the order of the places: a subtree is a run of them.
 
-use super::{after, before, circle};
+use super::{after, before, circle, turn_s};
 use crate::{Machine, Plan, Space, Span, Step};
 
 /// Rank `rank`'s plan to receive, or to give, what `root` has; at least 1 rank.
@@ -147,12 +147,13 @@ fn of_blocks(rank: u32, ranks: u32, scratch: Vec<u32>, steps: Vec<Step>) -> Plan
     Plan { rank, ranks, chunks: ranks, scratch, steps, sources: vec![] }
 }
 
-/// Seconds for all blocks, of which the largest subtree's go first: `k a + (n - 1) N / (n B)` for `2^k`
-/// ranks.
+/// Seconds for all blocks, of which the largest subtree's go first: `k (a + g) + (n - 1) N / (n B)` for
+/// `2^k` ranks, with `g` for a message's time at a port.
 pub(super) fn closed_form_of_blocks(ranks: u32, machine: &Machine, round_bytes: f64) -> f64 {
     let turns = ranks.next_power_of_two().ilog2();
     let others = f64::from(ranks - 1) / f64::from(ranks);
-    f64::from(turns) * machine.latency_s + machine.transfer_s(others * round_bytes)
+    f64::from(turns) * turn_s(machine, 0.0, false)
+        + others * round_bytes / machine.bandwidth_bytes_per_s
 }
 
 /// Seconds for a round up: `k (a + N / B + N / R)` for `2^k` ranks.
