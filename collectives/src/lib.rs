@@ -44,7 +44,7 @@ mod together;
 pub mod tuning;
 mod types;
 
-pub use calls::{Group, Prepared, PreparedInto};
+pub use calls::{Counted, Group, Prepared, PreparedInto};
 pub use communicator::Communicator;
 pub use costs::{Costs, LinkCosts};
 pub use error::Error;

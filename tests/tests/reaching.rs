@@ -132,7 +132,8 @@ fn hosts_with_ipv6_alone_are_as_others() {
     let subnet = ("RINGTREE_INTERFACE", "fd77:0:0:1::/64");
     let name = ("RINGTREE_INTERFACE", "wire1");
     // Where they meet, further settings, and the wire that the data takes.
-    let meetings: [(&str, &[(&str, &str)], u8); 6] = [
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let meetings: [(&str, Variables, u8); 6] = [
         (&at(0), &[], 0),
         (&at(1), &[], 1),
         (&at(0), &[subnet], 1),

@@ -13,6 +13,7 @@ mod varied;
 
 pub use group::Group;
 pub use prepare::{Prepared, PreparedInto};
+pub use varied::Counted;
 
 use crate::communicator::Communicator;
 use crate::control::Stream;

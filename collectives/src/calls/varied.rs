@@ -239,7 +239,7 @@ impl Communicator {
         input_counts: Vec<usize>,
         output: B,
         output_counts: Vec<usize>,
-    ) -> Result<Pending<(A, B, [Vec<usize>; 2])>, Error>
+    ) -> Result<Pending<Counted<A, B>>, Error>
     where
         T: Element,
         A: AsRef<[T]> + Send + 'static,
@@ -295,6 +295,9 @@ impl Communicator {
     }
 }
 
+/// An input and an output, and how many elements the blocks of each have.
+pub type Counted<A, B> = (A, B, [Vec<usize>; 2]);
+
 /// The buffers of a call that owns them, with the lengths of their blocks.
 trait VariedBuffers<T> {
     /// See [`Form::find`].
@@ -308,7 +311,7 @@ impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for (A, B, Vec<u
     }
 }
 
-impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for (A, B, [Vec<usize>; 2]) {
+impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for Counted<A, B> {
     fn find(&mut self) -> (Found, Counts<'_>) {
         let (input, output, [given, got]) = self;
         (Into::<T>::find(&mut (input, output)), Counts::of_each(given, got))
