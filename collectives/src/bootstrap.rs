@@ -105,7 +105,7 @@ fn meet_as(
     let deadline = Instant::now() + timeout;
     let communicator = communicator_id(&settings.job, &name);
     let board = Board::new()?;
-    let mut meeting = Meeting::at(&meets_at, &settings.job, deadline)?;
+    let mut meeting = Gathering::at(&meets_at, &settings.job, deadline)?;
     let endpoint = Endpoint::bind(EndpointConfig {
         job: settings.job.clone(),
         communicator,
@@ -204,7 +204,7 @@ fn meet_as(
 /// The table of measured times that rank 0 has for such ranks, if it has one. Only rank 0 looks into its
 /// cache, so that all choose by the same.
 fn tuned(
-    meeting: &mut Meeting,
+    meeting: &mut Gathering,
     settings: &Settings,
     shape: &Shape,
     links: &Links,
@@ -227,7 +227,7 @@ fn tuned(
 }
 
 /// The store where this rank meets the others.
-struct Meeting<'a> {
+struct Gathering<'a> {
     /// `host:port`, or the file that tells it.
     place: &'a str,
     /// `host:port` of the store and the control service.
@@ -236,15 +236,15 @@ struct Meeting<'a> {
     store: Option<StoreClient>,
 }
 
-impl Meeting<'_> {
+impl Gathering<'_> {
     /// The store at a place. Where that is a file, it is looked for at once: the address in it may
     /// be an old one.
-    fn at<'a>(place: &'a str, job: &Job, deadline: Instant) -> Result<Meeting<'a>, StoreError> {
+    fn at<'a>(place: &'a str, job: &Job, deadline: Instant) -> Result<Gathering<'a>, StoreError> {
         if !is_told_in_file(place) {
-            return Ok(Meeting { place, address: place.into(), store: None });
+            return Ok(Gathering { place, address: place.into(), store: None });
         }
         let store = StoreClient::connect(place, job, deadline)?;
-        Ok(Meeting { place, address: store.address().into(), store: Some(store) })
+        Ok(Gathering { place, address: store.address().into(), store: Some(store) })
     }
 
     /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
