@@ -25,7 +25,7 @@ const TIMEOUT_NS: u64 = 10_000_000_000;
 const TWICE_ONE_IN: u64 = 16;
 
 /// Of slices or cache lines a rank's longest buffer has at most so many: what one run costs.
-const MOST_SLICES: usize = 24;
+const MOST_SLICES: usize = 96;
 
 /// A simulation that has not begun.
 #[derive(Clone, Debug)]
@@ -152,8 +152,12 @@ impl Simulation {
         let (mut rules, mut incidents) = (Vec::new(), Vec::new());
         for _ in 0..random.below(4) {
             match random.below(8) {
-                0..4 => rules.push(Rule::Frame(which(&mut random, ranks), frame(&mut random, ranks))),
-                4..6 => rules.push(Rule::Operation(which(&mut random, ranks), operation(&mut random))),
+                0..4 => {
+                    rules.push(Rule::Frame(which(&mut random, ranks), frame(&mut random, ranks)))
+                }
+                4..6 => {
+                    rules.push(Rule::Operation(which(&mut random, ranks), operation(&mut random)))
+                }
                 6 => rules.extend(partition(&mut random, ranks)),
                 _ => incidents.push((time_ns(&mut random), incident(&mut random, ranks))),
             }
@@ -277,7 +281,7 @@ fn time_ns(random: &mut Random) -> u64 {
 
 /// Everything, or some of it; half of the time only the `n`-th of that.
 fn which(random: &mut Random, ranks: u32) -> Match {
-    let mut rank = |random: &mut Random| random.below(ranks as usize) as u32;
+    let rank = |random: &mut Random| random.below(ranks as usize) as u32;
     let mut which = match random.below(6) {
         0 | 1 => Match::any(),
         2 => Match::any().from(rank(random)),

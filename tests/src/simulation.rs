@@ -21,8 +21,7 @@ const TAG: Tag = Tag { sequence: 1, digest: 5 };
 pub const AT_ONCE: Schedule = Schedule { lanes: 1, round_bytes: BOARD_BYTES, attaches: true };
 
 /// The schedule of plans that take one round.
-pub const ONE_ROUND: Schedule =
-    Schedule { lanes: 1, round_bytes: usize::MAX / 4, attaches: true };
+pub const ONE_ROUND: Schedule = Schedule { lanes: 1, round_bytes: usize::MAX / 4, attaches: true };
 
 /// One collective call of `f32` by sum, the same on every rank.
 #[derive(Clone, Debug)]
@@ -224,8 +223,7 @@ impl Rank {
             false => Extent::Whole(count as u64),
         };
         let (data_type, op, schedule) = (DataType::F32, Op::Sum, case.schedule);
-        let mut operation =
-            Operation::new(program, data_type, op, extent, schedule, 0, TAG.digest);
+        let mut operation = Operation::new(program, data_type, op, extent, schedule, 0, TAG.digest);
         if case.at_once {
             operation.exchange_at_once();
         }

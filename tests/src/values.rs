@@ -22,19 +22,26 @@ pub enum Place {
 /// One call, the same on every rank.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    collective: Collective,
+    /// Which collective.
+    pub collective: Collective,
     /// `None`: the library chooses.
-    algorithm: Option<Algorithm>,
-    data_type: DataType,
-    op: Op,
-    place: Place,
-    way: Way,
-    count: usize,
+    pub algorithm: Option<Algorithm>,
+    /// Of what.
+    pub data_type: DataType,
+    /// By what. Where it has factors, each rank has its own.
+    pub op: Op,
+    /// One buffer or two.
+    pub place: Place,
+    /// Blocking or not.
+    pub way: Way,
+    /// Elements of the buffer, or of a block where there are blocks.
+    pub count: usize,
     /// Elements before the first one: what makes a buffer unaligned.
-    offset: usize,
+    pub offset: usize,
     /// Which ranks have their buffers in memory of the library's, a bit each.
-    allocated: u64,
-    seed: u64,
+    pub allocated: u64,
+    /// What the elements are drawn from.
+    pub seed: u64,
 }
 
 /// The algorithms that serve a collective, and the library's choice.
@@ -106,7 +113,7 @@ pub fn others(seed: u64, ranks: u32, most: usize) -> Vec<Case> {
 }
 
 /// Every type with every operation that it has.
-fn reductions() -> Vec<(DataType, Op)> {
+pub fn reductions() -> Vec<(DataType, Op)> {
     let of = |data_type: DataType| data_type.ops().map(move |op| (data_type, op));
     DataType::ALL.into_iter().flat_map(of).collect()
 }
@@ -116,7 +123,8 @@ fn factor(rank: u32) -> f64 {
     [2.0, 1.0, -1.0][rank as usize % 3]
 }
 
-fn has_call_in_place(collective: Collective) -> bool {
+/// Whether it has a call on one buffer.
+pub fn has_call_in_place(collective: Collective) -> bool {
     let only_into = matches!(collective, Collective::Gather { .. } | Collective::Scatter { .. });
     collective.can_be_in_place() && !only_into
 }
