@@ -55,8 +55,8 @@ fn average_of_two_processes() {
 }
 
 #[test]
-fn overlap_gives_every_layer_its_average() {
-    let ended = run("overlap", 2);
+fn asynchronous_calls_give_every_layer_its_average() {
+    let ended = run("asynchronous", 2);
     let times = ["one after the other", "overlapped"].map(|what| {
         let line = ended.line(&format!("[0] {what}: "));
         line.strip_suffix(" ms").and_then(|ms| ms.parse::<f64>().ok())
@@ -147,5 +147,5 @@ fn examples_are_short_and_say_how_to_start_them() {
         names.push(name);
     }
     names.sort();
-    assert_eq!(names, ["average", "bandwidth", "overlap", "several_hosts", "split"]);
+    assert_eq!(names, ["asynchronous", "average", "bandwidth", "several_hosts", "split"]);
 }

@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! cargo build --workspace --examples
-//! ringtree run --ranks 2 -- target/debug/examples/overlap
+//! ringtree run --ranks 2 -- target/debug/examples/asynchronous
 //! ```
 
 use std::time::Instant;
