@@ -48,6 +48,17 @@ pub(crate) struct Wiring {
     pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
+/// Where a call reads and writes. That the two are one buffer is said, and not found by comparing
+/// addresses: those of an empty buffer and of another one may be equal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// One buffer, of all blocks if there are blocks.
+    In(*mut u8),
+    /// A buffer to read and one to write, which do not overlap. What the call does not read or write may be
+    /// anything.
+    Into(*const u8, *mut u8),
+}
+
 /// The engine. A thread that panicked while it drove an operation has left the links with the
 /// addresses of memory that is gone: the communicator is over, and nothing looks at them again.
 pub(crate) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
@@ -107,18 +118,11 @@ impl Engine {
     /// Runs a call to its end.
     ///
     /// # Safety
-    /// What the call reads of `input` must be readable, and what it writes of `output` writable, until
-    /// this returns; they are the same or do not overlap. They are the same where the call is in place:
-    /// then it is one buffer of all blocks, if there are blocks.
+    /// What the call reads must be readable, and what it writes writable, until this returns.
     #[inline]
-    pub(crate) unsafe fn run(
-        &mut self,
-        call: &Call,
-        input: *const u8,
-        output: *mut u8,
-    ) -> Result<(), Error> {
+    pub(crate) unsafe fn run(&mut self, call: &Call, place: Place) -> Result<(), Error> {
         // SAFETY: the caller's promise is passed on.
-        unsafe { self.run_on(call, None, input, output) }
+        unsafe { self.run_on(call, None, place) }
     }
 
     /// Runs a call on blocks that differ in length.
@@ -129,11 +133,10 @@ impl Engine {
         &mut self,
         call: &Call,
         blocks: &Blocks,
-        input: *const u8,
-        output: *mut u8,
+        place: Place,
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise is passed on.
-        unsafe { self.run_on(call, Some(blocks), input, output) }
+        unsafe { self.run_on(call, Some(blocks), place) }
     }
 
     #[inline(always)]
@@ -141,19 +144,18 @@ impl Engine {
         &mut self,
         call: &Call,
         blocks: Option<&Blocks>,
-        input: *const u8,
-        output: *mut u8,
+        place: Place,
     ) -> Result<(), Error> {
         self.check()?;
         if let Some(Op::PreMulSum(factor)) = call.op
             && factor != Factor::ONE
         {
             // SAFETY: the caller's promise is passed on.
-            return unsafe { self.run_multiplied(call, blocks, factor, input, output) };
+            return unsafe { self.run_multiplied(call, blocks, factor, place) };
         }
-        let index = self.prepared.find(call, &self.wiring, &self.shape);
+        let mut index = self.prepared.find(call, &self.wiring, &self.shape);
         if let Some(blocks) = blocks {
-            self.prepared.operations[index].vary(blocks, self.wiring.rank);
+            index = self.prepared.vary(index, blocks, self.wiring.rank);
         }
         let sequence = self.next_sequence(call.stream);
         let Entry { record, operation, .. } = &self.prepared.operations[index];
@@ -165,15 +167,17 @@ impl Engine {
             self.connect(&peers, Some(named))?;
         }
         let Entry { operation, runs, part, .. } = &mut self.prepared.operations[index];
-        let (mut input, mut output) = (input, output);
-        if output.cast_const() == input {
-            self.pages.note_call(input, part.input.max(part.output));
-        } else {
-            self.pages.note_call(input, part.input);
-            self.pages.note_call(output, part.output);
-            input = input.wrapping_sub(part.before_input);
-            output = output.wrapping_sub(part.before_output);
-        }
+        let (input, output) = match place {
+            Place::In(buffer) => {
+                self.pages.note_call(buffer, part.input.max(part.output));
+                (buffer.cast_const(), buffer)
+            }
+            Place::Into(input, output) => {
+                self.pages.note_call(input, part.input);
+                self.pages.note_call(output, part.output);
+                (input.wrapping_sub(part.before_input), output.wrapping_sub(part.before_output))
+            }
+        };
         let tag = Tag { sequence, digest: operation.digest() };
         for _ in 0..*runs {
             // SAFETY: the caller's promise is passed on.
@@ -198,13 +202,17 @@ impl Engine {
     /// As of [`Engine::run`], of each; and none writes what another reads or writes.
     pub(crate) unsafe fn run_together(
         &mut self,
-        messages: impl Iterator<Item = (Call, *const u8, *mut u8)>,
+        messages: impl Iterator<Item = (Call, Place)>,
     ) -> Result<(), Error> {
         self.check()?;
         let mut together = Together::new(self.driver.recorder.clone());
         let mut peers = Vec::new();
         let mut first = None;
-        for (call, input, output) in messages {
+        for (call, place) in messages {
+            let (input, output) = match place {
+                Place::In(buffer) => (buffer.cast_const(), buffer),
+                Place::Into(input, output) => (input, output),
+            };
             let Entry { record, operation, .. } =
                 entry(&call, self.wiring.rank, &self.wiring.hosts, &self.shape);
             let sequence = self.next_sequence(call.stream);
@@ -231,8 +239,7 @@ impl Engine {
         call: &Call,
         blocks: Option<&Blocks>,
         factor: Factor,
-        input: *const u8,
-        output: *mut u8,
+        place: Place,
     ) -> Result<(), Error> {
         let (rank, ranks) = (self.rank(), self.ranks());
         let element_bytes = call.data_type.size_bytes();
@@ -243,18 +250,18 @@ impl Engine {
             }
             _ => Part::of(collective, rank, ranks, call.count as usize * element_bytes),
         };
+        let (input, own_output) = match place {
+            Place::In(buffer) => (buffer.cast_const(), buffer.wrapping_add(part.before_output)),
+            Place::Into(input, output) => (input, output),
+        };
         let mut copy = Vec::new();
         // What a call leaves as it is, as of a reduction to another rank, must not be multiplied.
-        let (multiplied, output): (*mut u8, *mut u8) = if part.output == part.input {
-            (output, output)
+        let (multiplied, place): (*mut u8, Place) = if part.output == part.input {
+            (own_output, Place::In(own_output))
         } else {
             copy.resize(part.input.div_ceil(8), 0_u64);
-            let own_output = match part.output {
-                0 => copy.as_mut_ptr().cast(),
-                _ if output.cast_const() == input => output.wrapping_add(part.before_output),
-                _ => output,
-            };
-            (copy.as_mut_ptr().cast(), own_output)
+            let multiplied = copy.as_mut_ptr().cast::<u8>();
+            (multiplied, Place::Into(multiplied, own_output))
         };
         let kernel = reduce::kernel(call.data_type, Pass::Scale { factor: factor.get() });
         // SAFETY: the input can be read and, as the caller promises, the output be written; they are the
@@ -264,8 +271,8 @@ impl Engine {
         // SAFETY: the caller's promise, with the multiplied elements for the input.
         unsafe {
             match blocks {
-                None => self.run(&call, multiplied, output),
-                Some(blocks) => self.run_varied(&call, blocks, multiplied, output),
+                None => self.run(&call, place),
+                Some(blocks) => self.run_varied(&call, blocks, place),
             }
         }
     }
@@ -303,6 +310,8 @@ impl Engine {
     /// Says goodbye and lets go of everything; peers get what was sent to them.
     pub(crate) fn close(&mut self) {
         self.driver.control.leave();
+        // Parts that were split off may live on for long.
+        (self.prepared, self.pack) = (Prepared::default(), Vec::new());
         let deadline = Instant::now() + Duration::from_secs(1);
         for link in self.wiring.links.iter_mut().filter_map(Option::take) {
             if self.failed.is_none() {

@@ -149,7 +149,7 @@ impl Part {
 
 impl Entry {
     /// Sets the lengths of blocks that differ, for the next run.
-    pub(crate) fn vary(&mut self, blocks: &Blocks, rank: u32) {
+    fn vary(&mut self, blocks: &Blocks, rank: u32) {
         let Call { kind, data_type, root, .. } = self.call;
         let collective = kind.collective(root).expect("blocks are of a collective");
         if kind.has_known_lengths() {
@@ -171,6 +171,24 @@ impl Prepared {
         }
         self.last = self.find_other(call, wiring, shape);
         self.last
+    }
+
+    /// Sets the lengths of an operation's blocks for the next run. Returns where it is then: if memory for
+    /// what arrives has grown too much, all others are dropped.
+    pub(crate) fn vary(&mut self, index: usize, blocks: &Blocks, rank: u32) -> usize {
+        let entry = &mut self.operations[index];
+        let before = entry.operation.scratch_bytes();
+        entry.vary(blocks, rank);
+        let now = entry.operation.scratch_bytes();
+        self.scratch_bytes += now - before;
+        if self.scratch_bytes <= PREPARED_MOST_BYTES || self.operations.len() == 1 {
+            return index;
+        }
+        let entry = self.operations.swap_remove(index);
+        self.by_call = FxHashMap::from_iter([(entry.call, 0)]);
+        self.operations = vec![entry];
+        (self.scratch_bytes, self.last) = (now, 0);
+        0
     }
 
     #[cold]

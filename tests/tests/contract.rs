@@ -235,6 +235,31 @@ fn a_communicator_that_is_dropped_completes_what_was_posted() {
     }
 }
 
+/// An empty buffer may have the address of another one, which does not make the call one in place.
+#[test]
+fn an_empty_buffer_beside_another_is_not_the_same() {
+    on_ranks(3, Transports::Shm, |communicator| {
+        let rank = communicator.rank() as usize;
+        let all: Vec<i32> = (0..12).collect();
+        let mut buffer = [-1; 16];
+        let (nothing, output) = buffer.split_at_mut(0);
+        let given = if rank == 0 { &all[..] } else { nothing };
+        communicator.scatter_into(given, &mut output[..4], 0).expect("scattered");
+        assert_eq!(output[..4], all[4 * rank..][..4]);
+        assert!(output[4..].iter().all(|x| *x == -1), "{output:?}");
+        communicator.scatter_v_into(given, &mut output[..4], &[4; 3], 0).expect("scattered");
+        assert_eq!(output[..4], all[4 * rank..][..4]);
+
+        let mut buffer: Vec<i32> = vec![rank as i32; 4];
+        buffer.extend([-1; 12]);
+        let (nothing, input) = buffer.split_at_mut(0);
+        let mut gathered = [0; 12];
+        let output = if rank == 0 { &mut gathered[..] } else { nothing };
+        communicator.gather_into(&input[..4], output, 0).expect("gathered");
+        assert!(rank > 0 || gathered == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], "{gathered:?}");
+    });
+}
+
 /// Two ranks that do not agree on what one gives the other.
 #[test]
 fn blocks_of_another_length_than_expected_end_the_call_everywhere() {

@@ -1,6 +1,6 @@
 //! Several calls as one, messages both ways at once, and communicators that are split.
 
-use ringtree::{Communicator, Error, Op, Transports};
+use ringtree::{Communicator, Error, Factor, Op, Transports};
 use ringtree_tests::random::Random;
 use ringtree_tests::ranks::{TRANSPORTS, on_ranks};
 
@@ -33,6 +33,26 @@ fn everyone_sends_around_a_ring_at_once() {
             });
         }
     }
+}
+
+/// A buffer that is shorter each time somebody asks.
+struct Shrinking(std::sync::Mutex<usize>, [u8; 8]);
+
+impl AsRef<[u8]> for Shrinking {
+    fn as_ref(&self) -> &[u8] {
+        let mut length = self.0.lock().expect("nobody panicked");
+        *length -= 1;
+        &self.1[..*length]
+    }
+}
+
+#[test]
+fn what_a_rank_gives_itself_must_still_be_as_long_as_it_said() {
+    on_ranks(1, Transports::Shm, |communicator| {
+        let given = Shrinking(5.into(), [1; 8]);
+        let pending = communicator.send_receive_async(given, 0, vec![0_u8; 4], 0).expect("posted");
+        assert!(matches!(pending.wait(), Err(Error::Argument(_))));
+    });
 }
 
 /// Everyone to everyone, several messages each, of which the later ones are another length.
@@ -111,6 +131,21 @@ fn a_group_of_collectives_gives_what_they_give_alone() {
             }
         });
     }
+}
+
+/// A factor is each rank's own, and may differ from tensor to tensor.
+#[test]
+fn tensors_of_a_group_may_have_factors() {
+    on_ranks(2, Transports::Shm, |communicator| {
+        let factors = if communicator.rank() == 0 { [2.0, 2.0, 1.0] } else { [3.0, 4.0, 0.5] };
+        let mut tensors = [[2.0_f32; 4]; 3];
+        let mut group = communicator.group();
+        for (tensor, factor) in tensors.iter_mut().zip(factors) {
+            group.all_reduce(tensor, Op::PreMulSum(Factor::new(factor))).expect("added");
+        }
+        group.run().expect("the group");
+        assert_eq!(tensors, [[10.0; 4], [12.0; 4], [3.0; 4]]);
+    });
 }
 
 #[test]

@@ -107,12 +107,7 @@ struct RunArguments {
     #[arg(long)]
     raw: bool,
     /// The program that each rank runs, and its arguments
-    #[arg(
-        value_name = "PROGRAM",
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true)]
     command: Vec<OsString>,
 }
 

@@ -1,6 +1,7 @@
 //! Blocking calls, which borrow their buffers.
 
 use super::{Asked, Communicator};
+use crate::engine::Place;
 use crate::prepared::Call;
 use crate::record::CallKind;
 use crate::{Element, Error, Op};
@@ -160,7 +161,7 @@ impl Communicator {
     pub fn barrier(&self) -> Result<(), Error> {
         let call = self.barrier_call()?;
         // SAFETY: a barrier touches no memory.
-        unsafe { self.engine().run(&call, std::ptr::null(), std::ptr::null_mut()) }
+        unsafe { self.engine().run(&call, Place::In(std::ptr::null_mut())) }
     }
 
     /// Sends `buffer` to `peer`, which calls [`Communicator::receive`] with the same count and
@@ -175,7 +176,9 @@ impl Communicator {
     pub fn send<T: Element>(&self, buffer: &[T], peer: u32) -> Result<(), Error> {
         let call = self.send_call::<T>(buffer.len(), peer)?;
         // SAFETY: the buffer is borrowed until the call has returned; a send writes nothing.
-        unsafe { self.engine().run(&call, buffer.as_ptr().cast(), std::ptr::null_mut()) }
+        unsafe {
+            self.engine().run(&call, Place::Into(buffer.as_ptr().cast(), std::ptr::null_mut()))
+        }
     }
 
     /// Receives into `buffer` what `peer` sends. Messages of one peer come in the order in which it
@@ -186,15 +189,16 @@ impl Communicator {
     pub fn receive<T: Element>(&self, buffer: &mut [T], peer: u32) -> Result<(), Error> {
         let call = self.receive_call::<T>(buffer.len(), peer)?;
         // SAFETY: the buffer is borrowed mutably until the call has returned.
-        unsafe { self.engine().run(&call, std::ptr::null(), buffer.as_mut_ptr().cast()) }
+        unsafe {
+            self.engine().run(&call, Place::Into(std::ptr::null(), buffer.as_mut_ptr().cast()))
+        }
     }
 
     #[inline]
     fn run_in_place<T: Element>(&self, asked: Asked, buffer: &mut [T]) -> Result<(), Error> {
         let call = self.call_in_place::<T>(asked, buffer.len())?;
-        let start = buffer.as_mut_ptr().cast::<u8>();
         // SAFETY: the buffer is borrowed mutably until the call has returned, and has all blocks.
-        unsafe { self.engine().run(&call, start, start) }
+        unsafe { self.engine().run(&call, Place::In(buffer.as_mut_ptr().cast())) }
     }
 
     #[inline]
@@ -208,8 +212,8 @@ impl Communicator {
         // SAFETY: both are borrowed until the call has returned, and cannot overlap; they are as long as
         // this rank's part of the call says, and a buffer that it has no part in is not touched.
         unsafe {
-            let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
-            self.engine().run(&call, from, to)
+            let place = Place::Into(input.as_ptr().cast(), output.as_mut_ptr().cast());
+            self.engine().run(&call, place)
         }
     }
 }

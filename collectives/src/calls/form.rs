@@ -3,14 +3,13 @@
 use std::marker::PhantomData;
 
 use super::lengths::Lengths;
-use crate::engine::Engine;
+use crate::engine::{Engine, Place};
 use crate::prepared::Call;
 use crate::{Element, Error};
 
 /// Where a call reads and writes, and how long that is.
 pub(super) struct Found {
-    pub(super) input: *const u8,
-    pub(super) output: *mut u8,
+    pub(super) place: Place,
     pub(super) lengths: Lengths,
 }
 
@@ -27,10 +26,10 @@ pub(super) fn run<F: Form<B>, B>(
     call: &Call,
     buffers: &mut B,
 ) -> Result<(), Error> {
-    let Found { input, output, lengths } = F::find(buffers);
+    let Found { place, lengths } = F::find(buffers);
     lengths.check(call, engine.rank(), engine.ranks())?;
     // SAFETY: the buffers are this call's until it returns, and as long as it says.
-    unsafe { engine.run(call, input, output) }
+    unsafe { engine.run(call, place) }
 }
 
 /// One buffer, read and written.
@@ -39,8 +38,8 @@ pub(super) struct InPlace<T>(PhantomData<T>);
 impl<T: Element, B: AsMut<[T]>> Form<B> for InPlace<T> {
     fn find(buffer: &mut B) -> Found {
         let buffer = buffer.as_mut();
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        Found { input: start, output: start, lengths: Lengths::InPlace(buffer.len()) }
+        let place = Place::In(buffer.as_mut_ptr().cast());
+        Found { place, lengths: Lengths::InPlace(buffer.len()) }
     }
 }
 
@@ -51,8 +50,7 @@ impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> Form<(A, B)> for Into<T> {
     fn find((input, output): &mut (A, B)) -> Found {
         let (input, output) = (input.as_ref(), output.as_mut());
         Found {
-            input: input.as_ptr().cast(),
-            output: output.as_mut_ptr().cast(),
+            place: Place::Into(input.as_ptr().cast(), output.as_mut_ptr().cast()),
             lengths: Lengths::Into { input: input.len(), output: output.len() },
         }
     }
@@ -65,8 +63,7 @@ impl<T: Element, B: AsRef<[T]>> Form<B> for Read<T> {
     fn find(buffer: &mut B) -> Found {
         let buffer = buffer.as_ref();
         Found {
-            input: buffer.as_ptr().cast(),
-            output: std::ptr::null_mut(),
+            place: Place::Into(buffer.as_ptr().cast(), std::ptr::null_mut()),
             lengths: Lengths::Read(buffer.len()),
         }
     }
@@ -77,10 +74,6 @@ pub(super) struct Nothing;
 
 impl Form<()> for Nothing {
     fn find(_: &mut ()) -> Found {
-        Found {
-            input: std::ptr::null(),
-            output: std::ptr::null_mut(),
-            lengths: Lengths::InPlace(0),
-        }
+        Found { place: Place::In(std::ptr::null_mut()), lengths: Lengths::InPlace(0) }
     }
 }

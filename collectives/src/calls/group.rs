@@ -7,10 +7,11 @@ use std::marker::PhantomData;
 use super::{Asked, Communicator, NO_ROOT, message};
 use crate::control::Stream;
 use crate::digest::{fnv1a, fold};
-use crate::engine::Engine;
+use crate::engine::{Engine, Place};
 use crate::prepared::Call;
 use crate::progress::Pending;
 use crate::record::CallKind;
+use crate::reduce::{self, Pass};
 use crate::{Element, Error, Op};
 
 /// Longer tensors are reduced by themselves: what a pass over a copy costs is more than a call then.
@@ -32,8 +33,7 @@ pub struct Group<'c, 'b> {
 #[derive(Clone, Copy)]
 struct Posted {
     call: Call,
-    input: *const u8,
-    output: *mut u8,
+    place: Place,
 }
 
 impl Communicator {
@@ -42,6 +42,9 @@ impl Communicator {
     /// the collectives in the order in which they were added: neighbours that reduce small tensors of one
     /// type by one operation are packed into one buffer and reduced together, so that many small tensors
     /// take hardly longer than one.
+    ///
+    /// Before its first message the links to all peers of the group are made, for which each peer must call
+    /// something that needs its end; [`Communicator::warm_up`] makes all links before.
     ///
     /// All ranks add the same collectives in the same order.
     ///
@@ -121,9 +124,7 @@ impl Communicator {
     ) -> Result<Call, Error> {
         let is_own = (to, from) == (self.rank(), self.rank());
         if is_own && given != got {
-            return Err(Error::Argument(format!(
-                "rank {to} gives itself {given} elements and expects {got}"
-            )));
+            return Err(uneven(to, given as u64, got));
         }
         if !is_own {
             self.receive_call::<T>(got, from)?;
@@ -150,17 +151,24 @@ unsafe fn exchange(
     let nowhere = std::ptr::null_mut();
     if from == engine.rank() {
         engine.check()?;
+        if call.count != got as u64 {
+            return Err(uneven(from, call.count, got));
+        }
         let bytes = got * call.data_type.size_bytes();
-        // SAFETY: what a rank gives itself is as long as what it expects, as was checked when the call was
-        // made; the buffers do not overlap.
+        // SAFETY: what a rank gives itself is as long as what it expects; the buffers do not overlap.
         unsafe { input.copy_to_nonoverlapping(output, bytes) };
         return Ok(());
     }
     // SAFETY: the caller's promise is passed on.
     unsafe {
-        let halves = [(send, input, nowhere), (receive, std::ptr::null(), output)];
+        let halves =
+            [(send, Place::Into(input, nowhere)), (receive, Place::Into(std::ptr::null(), output))];
         engine.run_together(halves.into_iter())
     }
+}
+
+fn uneven(rank: u32, given: u64, got: usize) -> Error {
+    Error::Argument(format!("rank {rank} gives itself {given} elements and expects {got}"))
 }
 
 impl<'b> Group<'_, 'b> {
@@ -170,8 +178,8 @@ impl<'b> Group<'_, 'b> {
     /// See [`Error`].
     pub fn send<T: Element>(&mut self, buffer: &'b [T], peer: u32) -> Result<(), Error> {
         let call = self.communicator.send_call::<T>(buffer.len(), peer)?;
-        let (input, output) = (buffer.as_ptr().cast(), std::ptr::null_mut());
-        self.messages.push(Posted { call, input, output });
+        let place = Place::Into(buffer.as_ptr().cast(), std::ptr::null_mut());
+        self.messages.push(Posted { call, place });
         Ok(())
     }
 
@@ -181,8 +189,8 @@ impl<'b> Group<'_, 'b> {
     /// See [`Error`].
     pub fn receive<T: Element>(&mut self, buffer: &'b mut [T], peer: u32) -> Result<(), Error> {
         let call = self.communicator.receive_call::<T>(buffer.len(), peer)?;
-        let (input, output) = (std::ptr::null(), buffer.as_mut_ptr().cast());
-        self.messages.push(Posted { call, input, output });
+        let place = Place::Into(std::ptr::null(), buffer.as_mut_ptr().cast());
+        self.messages.push(Posted { call, place });
         Ok(())
     }
 
@@ -272,7 +280,7 @@ impl<'b> Group<'_, 'b> {
     pub fn run(self) -> Result<(), Error> {
         let mut engine = self.communicator.engine();
         if !self.messages.is_empty() {
-            let messages = self.messages.iter().map(|m| (m.call, m.input, m.output));
+            let messages = self.messages.iter().map(|message| (message.call, message.place));
             // SAFETY: the group has borrowed all buffers, those that are written mutably.
             unsafe { engine.run_together(messages) }?;
         }
@@ -284,7 +292,7 @@ impl<'b> Group<'_, 'b> {
             // SAFETY: as above.
             unsafe {
                 match now {
-                    [_] => engine.run(&first.call, first.input, first.output)?,
+                    [_] => engine.run(&first.call, first.place)?,
                     _ => run_packed(&mut engine, now)?,
                 }
             }
@@ -294,8 +302,8 @@ impl<'b> Group<'_, 'b> {
 
     fn add_in_place<T: Element>(&mut self, asked: Asked, buffer: &'b mut [T]) -> Result<(), Error> {
         let call = self.communicator.call_in_place::<T>(asked, buffer.len())?;
-        let output = buffer.as_mut_ptr().cast::<u8>();
-        self.collectives.push(Posted { call, input: output, output });
+        let place = Place::In(buffer.as_mut_ptr().cast());
+        self.collectives.push(Posted { call, place });
         Ok(())
     }
 
@@ -306,8 +314,8 @@ impl<'b> Group<'_, 'b> {
         output: &'b mut [T],
     ) -> Result<(), Error> {
         let call = self.communicator.call_into::<T>(asked, input.len(), output.len())?;
-        let (input, output) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
-        self.collectives.push(Posted { call, input, output });
+        let place = Place::Into(input.as_ptr().cast(), output.as_mut_ptr().cast());
+        self.collectives.push(Posted { call, place });
         Ok(())
     }
 }
@@ -316,13 +324,36 @@ impl Posted {
     fn bytes(&self) -> usize {
         self.call.count as usize * self.call.data_type.size_bytes()
     }
+
+    /// Puts what this rank gives into a pack, multiplied where it has a factor.
+    ///
+    /// # Safety
+    /// What the call reads must be readable, and the pack have room for it.
+    unsafe fn pack(&self, pack: *mut u8) {
+        let input = match self.place {
+            Place::In(buffer) => buffer.cast_const(),
+            Place::Into(input, _) => input,
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.call.op {
+                Some(Op::PreMulSum(factor)) => {
+                    let pass = Pass::Scale { factor: factor.get() };
+                    let kernel = reduce::kernel(self.call.data_type, pass);
+                    kernel.run(&[input], &[pack], self.call.count as usize);
+                }
+                _ => input.copy_to_nonoverlapping(pack, self.bytes()),
+            }
+        }
+    }
 }
 
 /// How many of the calls, from the first on, are made as one; at least 1.
 fn packed(calls: &[Posted]) -> usize {
-    let first = calls[0].call;
+    // A factor is each rank's own: what all ranks must agree on is without it.
+    let first = calls[0].call.without_factor();
     let is_alike = |posted: &&Posted| {
-        let call = posted.call;
+        let call = posted.call.without_factor();
         call.kind == CallKind::AllReduce
             && (Call { count: 0, ..call }) == (Call { count: 0, ..first })
             && posted.bytes() <= PACKED_MOST_BYTES
@@ -347,7 +378,7 @@ unsafe fn run_packed(engine: &mut Engine, calls: &[Posted]) -> Result<(), Error>
     let mut place = start;
     for posted in calls {
         // SAFETY: the caller vouches for the input; the pack has room for all of them.
-        unsafe { posted.input.copy_to_nonoverlapping(place, posted.bytes()) };
+        unsafe { posted.pack(place) };
         place = place.wrapping_add(posted.bytes());
     }
     let lengths = calls.iter().flat_map(|posted| posted.call.count.to_le_bytes());
@@ -355,14 +386,15 @@ unsafe fn run_packed(engine: &mut Engine, calls: &[Posted]) -> Result<(), Error>
         kind: CallKind::AllReduceGroup,
         root: fold(fnv1a(lengths)),
         count: calls.iter().map(|posted| posted.call.count).sum(),
-        ..calls[0].call
+        ..calls[0].call.without_factor()
     };
     // SAFETY: the pack is as long as the call says, and nothing else uses it.
-    unsafe { engine.run(&call, start, start) }?;
+    unsafe { engine.run(&call, Place::In(start)) }?;
     let mut place = start;
     for posted in calls {
+        let (Place::In(output) | Place::Into(_, output)) = posted.place;
         // SAFETY: the caller vouches for the output; the pack holds what goes there.
-        unsafe { place.copy_to_nonoverlapping(posted.output, posted.bytes()) };
+        unsafe { place.copy_to_nonoverlapping(output, posted.bytes()) };
         place = place.wrapping_add(posted.bytes());
     }
     engine.keep_pack(pack);

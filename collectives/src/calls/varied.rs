@@ -260,7 +260,7 @@ impl Communicator {
         let found = F::find(&mut buffers);
         let (call, blocks) = self.varied_call::<T>(asked, found.lengths, counts)?;
         // SAFETY: the buffers are borrowed until the call has returned, and as long as the blocks say.
-        unsafe { self.engine().run_varied(&call, &blocks, found.input, found.output) }
+        unsafe { self.engine().run_varied(&call, &blocks, found.place) }
     }
 
     fn post_varied<T: Element, B>(&self, asked: Asked, mut buffers: B) -> Result<Pending<B>, Error>
@@ -274,7 +274,7 @@ impl Communicator {
             let (rank, ranks) = (engine.rank(), engine.ranks());
             let blocks = counts.blocks(call.kind, call.root, found.lengths, rank, ranks)?;
             // SAFETY: the call owns the buffers until it returns, and they are as long as the blocks say.
-            unsafe { engine.run_varied(call, &blocks, found.input, found.output) }
+            unsafe { engine.run_varied(call, &blocks, found.place) }
         };
         Ok(self.owner.progress.post(&self.inner, call, buffers, run))
     }

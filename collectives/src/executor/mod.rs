@@ -168,7 +168,7 @@ impl Operation {
 
     /// Memory that it holds for what arrives before it can be reduced.
     pub fn scratch_bytes(&self) -> usize {
-        self.lanes.len() * self.geometry.scratch_bytes()
+        size_of_val(&self.scratch.0[..])
     }
 
     /// Sets the lengths of blocks that differ, for the next run, and what its frames say about the call:

@@ -14,8 +14,6 @@ mod tests;
 mod tf_config;
 mod torchrun;
 
-use std::net::SocketAddr;
-
 use ringtree_transport::host_port::HostPort;
 
 use super::Source;
@@ -101,13 +99,9 @@ pub(super) fn told_place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
 }
 
 impl Place {
-    /// Whether all ranks are known to be on one host: the launcher says so, or they meet where nobody else
-    /// can come.
+    /// Whether all ranks are known to be on one host.
     pub(super) fn is_on_one_host(&self) -> bool {
-        let is_all = |local: &Told<u32>| local.value == self.ranks.value;
-        let meets_at = self.rendezvous.value.parse::<SocketAddr>();
-        self.local_ranks.as_ref().is_some_and(is_all)
-            || meets_at.is_ok_and(|address| address.ip().is_loopback())
+        self.local_ranks.as_ref().is_some_and(|local| local.value == self.ranks.value)
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -24,7 +24,8 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
         rank,
         ranks,
         local_rank: env.told_if_set("RINGTREE_LOCAL_RANK")?,
-        local_ranks: None,
+        // As torchrun calls it: who starts the ranks of one host by hand can say so.
+        local_ranks: env.told_if_set("LOCAL_WORLD_SIZE")?,
         rendezvous: set_rendezvous(env).ok_or_else(missing)?,
         job: None,
     }))
