@@ -258,7 +258,7 @@ fn much_that_is_to_be_handed_over_and_raw_output() {
 fn hosts_that_are_none_are_mistakes() {
     for (options, said) in [
         (&["--hosts", "a:2,b:x"][..], "not a host with slots"),
-        (&["--hosts", "-oProxyCommand=x"], "not a host with slots"),
+        (&["--hosts=-oProxyCommand=x"], "not a host with slots"),
         (&["--hostfile", "/no/such/file"], "No such file"),
         (&["--hosts", "a:2", "--ranks", "3"], "--ranks 3 does not fit the hosts, which have 2"),
         (&["--hosts", "a:2", "--nodes", "2"], "exclude each other"),

@@ -38,6 +38,10 @@ use address::{Address, Hello, MAX_CONNECTIONS, MAX_TCP_ADDRESSES, host_name};
 use desk::Desk;
 pub use error::{EndpointError, Peer};
 
+/// How long a link of a peer that cannot be reached any more may take to come: all that is still to be done
+/// for it is done on this side.
+const GONE_GRACE: Duration = Duration::from_millis(500);
+
 /// How long two processes of one host may take to share memory, once they are connected.
 const ESTABLISH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -273,8 +277,11 @@ impl Endpoint {
         let peer = &way.peer;
         if let (Some(name), true) = (way.shm, way.tcp.is_empty()) {
             // The peer may be unable to reach this side, and would never come: it is the same
-            // from here.
-            self.connect_unix(name, way, limit)?;
+            // from here. Or it has come, and has gone since.
+            if let Err(error) = self.connect_unix(name, way, limit) {
+                let come = self.desk.take(peer.rank, &limit.at_most(GONE_GRACE));
+                return come.ok().and_then(Result::ok).ok_or(error);
+            }
         }
         let mut failed: Option<LinkError> = None;
         loop {
