@@ -39,7 +39,7 @@ fn main() -> Result<(), Error> {
         let sent_bytes = 2.0 * (ranks - 1.0) / ranks * bytes as f64;
         let bus_gb_per_s = sent_bytes / time.as_secs_f64() / 1e9;
         if comm.rank() == 0 {
-            println!("{bytes:>10} {:>12.1} {bus_gb_per_s:>12.2}", time.as_secs_f64() * 1e6);
+            println!("{bytes:>10} {:>12.2} {bus_gb_per_s:>12.3}", time.as_secs_f64() * 1e6);
         }
     }
     Ok(())

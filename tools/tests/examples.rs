@@ -123,9 +123,12 @@ fn bandwidth_of_every_size() {
     let bytes: Vec<f64> = rows.iter().map(|row| row[0]).collect();
     assert_eq!(bytes, [1024.0, 16384.0, 262144.0, 4194304.0, 16777216.0], "{ended:#?}");
     for row in rows {
-        // Two ranks send as many bytes as the buffer has.
-        let gb_per_s = row[0] / row[1] / 1e3;
-        assert!((gb_per_s - row[2]).abs() <= 0.01 + gb_per_s * 0.01, "{row:?}");
+        // Two ranks send as many bytes as the buffer has. Both numbers are rounded to the digits
+        // that are printed, and the time of the smallest call has few of them.
+        let [bytes, us, gb_per_s] = row[..] else { panic!("{row:?}") };
+        let least = bytes / (us + 0.006) / 1e3 - 0.0006;
+        let most = bytes / (us - 0.006) / 1e3 + 0.0006;
+        assert!((least..=most).contains(&gb_per_s), "{row:?} is not within {least} to {most}");
     }
 }
 
