@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use ringtree_transport::Link;
-use ringtree_transport::shm::{Board, ShmLink};
+use ringtree_transport::shm::{Attach, Board, ShmLink};
 use ringtree_transport::tcp::TcpLink;
 
 /// Both ends of a shared-memory link between rank 0 and rank 1: the first is rank 0's.
@@ -20,7 +20,8 @@ pub fn shm_pair_and_boards() -> ((Link, Board), (Link, Board)) {
     let (a, b) = UnixStream::pair().expect("a socket pair");
     let establish = move |socket, peer| {
         let board = Board::new().expect("a board");
-        let link = ShmLink::establish(socket, peer, board.memory(), deadline).expect("a link");
+        let link = ShmLink::establish(socket, peer, board.memory(), Attach::Auto, deadline)
+            .expect("a link");
         (Link::Shm(link), board)
     };
     let other = std::thread::spawn(move || establish(b, 0));

@@ -13,7 +13,7 @@ use ringtree_transport::memory::Bell;
 use ringtree_transport::pages;
 use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
-use ringtree_transport::shm::Board;
+use ringtree_transport::shm::{Attach, Board};
 use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
 
 use crate::control::{AbortWord, Control, FlightRecorder, Membership};
@@ -116,6 +116,7 @@ fn meet_as(
         advertise: settings.advertise.clone(),
         sockets: settings.sockets,
         encrypts: settings.encrypts,
+        attach: settings.attach,
         rendezvous: Some(meeting.address.clone()),
         board: board.memory().clone(),
     })?;
@@ -310,6 +311,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         advertise: vec![],
         sockets: 1,
         encrypts: false,
+        attach: Attach::Auto,
         reproducible: false,
         costs: Costs::default(),
         tuning: Tuning::Off,

@@ -57,6 +57,7 @@ pub use ringtree_transport::endpoint::Transports;
 pub use ringtree_transport::host_port::HostPort;
 pub use ringtree_transport::ports::PortRange;
 pub use ringtree_transport::secure::{Job, Secret};
+pub use ringtree_transport::shm::Attach;
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{MAX_SOCKETS, Origins, Setting, Settings, Source};
 pub use tuning::{Tuned, Tuning, TuningCache};

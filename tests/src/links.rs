@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use ringtree_transport::secure::FrameKeys;
-use ringtree_transport::shm::{Board, ShmLink};
+use ringtree_transport::shm::{Attach, Board, ShmLink};
 use ringtree_transport::sim::{Config, Network};
 use ringtree_transport::tcp::{Connection, TcpLink};
 use ringtree_transport::{Link, LinkError};
@@ -91,8 +91,9 @@ pub fn shm() -> Pair {
     let deadline = Instant::now() + PATIENCE;
     let (left, right) = std::thread::scope(|scope| {
         let board = || Board::new().expect("memory and a descriptor");
-        let right = scope.spawn(move || ShmLink::establish(right, 0, board().memory(), deadline));
-        let left = ShmLink::establish(left, 1, board().memory(), deadline);
+        let right = scope
+            .spawn(move || ShmLink::establish(right, 0, board().memory(), Attach::Auto, deadline));
+        let left = ShmLink::establish(left, 1, board().memory(), Attach::Auto, deadline);
         (left, right.join().expect("no panic"))
     });
     Pair {

@@ -109,7 +109,7 @@ impl Sending {
         self.spoil_sent(link);
         let Some(message) = self.messages.front() else { return Ok(false) };
         let rest = &message.data[self.offset..];
-        let slot = if random.one_in(2) { link.reserve(self.channel) } else { None };
+        let slot = if random.one_in(2) { link.reserve(self.channel, rest.len()) } else { None };
         let most = slot.map_or(rest.len(), |slot| slot.len.min(rest.len()));
         let len = if random.one_in(2) { most } else { random.length(most).max(most.min(1)) };
         let last = len == rest.len();

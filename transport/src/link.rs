@@ -328,8 +328,8 @@ impl Link {
     /// or this transport sends only from the caller's memory. Reserving and not committing is
     /// allowed, and reserving again gives the same room.
     #[inline]
-    pub fn reserve(&mut self, channel: Channel) -> Option<Slot> {
-        each!(self, l => l.reserve(channel))
+    pub fn reserve(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {
+        each!(self, l => l.reserve(channel, wanted))
     }
 
     /// Sends the first `len` bytes of the slot that [`Link::reserve`] gave on this channel.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::rendezvous::{Server, Store, StoreClient, listen};
 use ringtree_transport::secure::{Job, Secret};
-use ringtree_transport::shm::Board;
+use ringtree_transport::shm::{Attach, Board};
 
 #[test]
 fn thousands_of_connections_leave_nothing_behind() {
@@ -61,6 +61,7 @@ fn endpoint(rank: u32, transports: Transports) -> Endpoint {
     Endpoint::bind(EndpointConfig {
         sockets: 1,
         encrypts: false,
+        attach: Attach::Auto,
         job: job(),
         communicator: 1,
         rank,

@@ -289,7 +289,7 @@ impl Operation {
                     && own.is_some_and(|(start, backing)| {
                         !backing && self.may_lend(link, channel, start, mv.total_bytes)
                     });
-                let slot = if lent { None } else { link.reserve(channel) };
+                let slot = if lent { None } else { link.reserve(channel, *part) };
                 self.slotted.push(slot.is_some());
                 match slot {
                     Some(slot) => {

@@ -6,7 +6,7 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use ringtree_plan::{Algorithm, Collective, lower};
-use ringtree_transport::shm::{BOARD_BYTES, Board, ShmLink};
+use ringtree_transport::shm::{Attach, BOARD_BYTES, Board, ShmLink};
 use ringtree_transport::tcp::TcpLink;
 use ringtree_transport::{Link, Tag};
 
@@ -39,9 +39,11 @@ fn shm_pair(low: usize, high: usize, boards: &[Board]) -> (Link, Link) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let (a, b) = UnixStream::pair().unwrap();
     let board = boards[high].memory().clone();
-    let other =
-        std::thread::spawn(move || ShmLink::establish(b, low as u32, &board, deadline).unwrap());
-    let mine = ShmLink::establish(a, high as u32, boards[low].memory(), deadline).unwrap();
+    let other = std::thread::spawn(move || {
+        ShmLink::establish(b, low as u32, &board, Attach::Auto, deadline).unwrap()
+    });
+    let mine =
+        ShmLink::establish(a, high as u32, boards[low].memory(), Attach::Auto, deadline).unwrap();
     (Link::Shm(mine), Link::Shm(other.join().unwrap()))
 }
 

@@ -15,7 +15,7 @@ pub struct Setting {
 
 impl Setting {
     /// All there are, in the README's order.
-    pub const ALL: [Setting; 18] = [
+    pub const ALL: [Setting; 19] = [
         setting("RINGTREE_RANK", "this rank, from 0"),
         setting("RINGTREE_RANKS", "how many ranks there are"),
         setting("RINGTREE_LOCAL_RANK", "this rank's number on its host, for the program"),
@@ -41,6 +41,11 @@ impl Setting {
              for each interface",
         ),
         setting("RINGTREE_SOCKETS", "connections between two ranks for each interface").or("1"),
+        setting(
+            "RINGTREE_ATTACH",
+            "auto, always or never: when ranks of one host copy each other's memory through the kernel",
+        )
+        .or("auto"),
         setting("RINGTREE_ENCRYPT", "1: encrypt what goes over TCP, on all ranks alike").or("0"),
         setting(
             "RINGTREE_REPRODUCIBLE",

@@ -15,6 +15,7 @@ use ringtree_transport::host_port::HostPort;
 use ringtree_transport::ports::PortRange;
 use ringtree_transport::rendezvous::Place as MeetingPlace;
 use ringtree_transport::secure::Job;
+use ringtree_transport::shm::Attach;
 
 use crate::{Costs, Error, Tuning};
 use launchers::Place;
@@ -99,7 +100,7 @@ pub struct Origins {
 ///
 /// ```
 /// # use std::time::Duration;
-/// use ringtree::{Costs, Job, Secret, Settings, Source, Transports, Tuning};
+/// use ringtree::{Attach, Costs, Job, Secret, Settings, Source, Transports, Tuning};
 ///
 /// let settings = Settings {
 ///     source: Source::Explicit,
@@ -115,6 +116,7 @@ pub struct Origins {
 ///     advertise: vec![],
 ///     sockets: 1,
 ///     encrypts: false,
+///     attach: Attach::Auto,
 ///     reproducible: false,
 ///     costs: Costs::default(),
 ///     tuning: Tuning::Off,
@@ -158,6 +160,9 @@ pub struct Settings {
     pub sockets: u32,
     /// Whether TCP connections encrypt what they carry (AES-256-GCM); all ranks alike.
     pub encrypts: bool,
+    /// When ranks of one host copy each other's memory by cross-memory attach; with a rank that never does
+    /// so nobody does.
+    pub attach: Attach,
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
@@ -225,6 +230,7 @@ impl Settings {
             advertise: env.advertise()?,
             sockets: env.sockets()?,
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
+            attach: env.attach()?,
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
             costs: Costs::default(),
             tuning: env.tuning()?,
@@ -383,5 +389,6 @@ mod tests {
         assert!(with("RINGTREE_TIMEOUT", "-1").contains("RINGTREE_TIMEOUT"));
         assert!(with("RINGTREE_TUNING", "on").contains("neither kept nor off"));
         assert!(with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp"));
+        assert!(with("RINGTREE_ATTACH", "perhaps").contains("none of auto, always, never"));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ringtree_transport::endpoint::Transports;
 use ringtree_transport::host_port::HostPort;
 use ringtree_transport::ports::PortRange;
+use ringtree_transport::shm::Attach;
 
 use super::DEFAULT_TIMEOUT;
 use super::launchers::Told;
@@ -94,6 +95,17 @@ impl Variables<'_> {
             Some("off") => Ok(Tuning::Off),
             Some(other) => {
                 Err(settings(format!("RINGTREE_TUNING={other} is neither kept nor off")))
+            }
+        }
+    }
+
+    pub(super) fn attach(&self) -> Result<Attach, Error> {
+        match self.get("RINGTREE_ATTACH") {
+            None | Some("auto") => Ok(Attach::Auto),
+            Some("always") => Ok(Attach::Always),
+            Some("never") => Ok(Attach::Never),
+            Some(other) => {
+                Err(settings(format!("RINGTREE_ATTACH={other} is none of auto, always, never")))
             }
         }
     }

@@ -183,6 +183,7 @@ pub fn bind(settings: &Settings, rendezvous: &str) -> Result<Endpoint, EndpointE
         advertise: settings.advertise.clone(),
         sockets: settings.sockets,
         encrypts: settings.encrypts,
+        attach: settings.attach,
         rendezvous: Some(rendezvous.to_owned()),
         board: board.memory().clone(),
     })

@@ -12,7 +12,7 @@ use super::address::Hello;
 use super::{ESTABLISH_LIMIT, EndpointConfig};
 use crate::memory::SharedMemory;
 use crate::secure::{Ended, FrameKeys, Limit, Purpose, SecureStream, Service, Socket};
-use crate::shm::ShmLink;
+use crate::shm::{Attach, ShmLink};
 use crate::tcp::{Connection, TcpLink};
 use crate::{Link, LinkError};
 
@@ -24,6 +24,7 @@ pub(super) struct Desk {
     /// TCP links encrypt their frames.
     encrypts: bool,
     board: Arc<SharedMemory>,
+    attach: Attach,
     dialed: Mutex<HashMap<u32, Result<Link, LinkError>>>,
     changed: Condvar,
     /// By dialer: the connections that have come of its last attempt to make a TCP link.
@@ -42,6 +43,7 @@ impl Desk {
             rank: config.rank,
             encrypts: config.encrypts,
             board: config.board.clone(),
+            attach: config.attach,
             dialed: Mutex::default(),
             changed: Condvar::new(),
             parts: Mutex::default(),
@@ -151,7 +153,9 @@ impl Service<UnixStream> for Desk {
     fn serve(&self, stream: SecureStream<UnixStream>, _purpose: Purpose, hello: Vec<u8>) {
         self.serve_link(stream, &hello, |socket, _, Hello { from, .. }| {
             let deadline = Instant::now() + ESTABLISH_LIMIT;
-            Some(ShmLink::establish(socket, from, &self.board, deadline).map(Link::Shm))
+            Some(
+                ShmLink::establish(socket, from, &self.board, self.attach, deadline).map(Link::Shm),
+            )
         });
     }
 }

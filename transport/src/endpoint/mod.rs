@@ -31,7 +31,7 @@ use crate::secure::{
     Acceptor, Ended, FrameKeys, Job, Limit, Purpose, SecureError, Socket, dial, dial_local,
     hexadecimal, initiate_within, random_bytes,
 };
-use crate::shm::ShmLink;
+use crate::shm::{Attach, ShmLink};
 use crate::tcp::{Connection, TcpLink};
 use crate::{Link, LinkError};
 use address::{Address, Hello, MAX_CONNECTIONS, MAX_TCP_ADDRESSES, host_name};
@@ -97,6 +97,8 @@ pub struct EndpointConfig {
     pub rendezvous: Option<String>,
     /// The memory of this rank's [`Board`](crate::shm::Board), which shared-memory links hand over.
     pub board: Arc<SharedMemory>,
+    /// When shared-memory links use cross-memory attach.
+    pub attach: Attach,
 }
 
 /// Listens for one rank of one communicator, and makes its links. Dropping it closes the sockets
@@ -216,7 +218,13 @@ impl Endpoint {
         let socket = self.connect_unix(name, way, limit)?;
         let (socket, _) = self.introduce(socket, way, self.hello(way, 0, 0, 1), limit)?;
         let deadline = limit.at_most(ESTABLISH_LIMIT).deadline();
-        Ok(Link::Shm(ShmLink::establish(socket, way.peer.rank, self.desk.board(), deadline)?))
+        Ok(Link::Shm(ShmLink::establish(
+            socket,
+            way.peer.rank,
+            self.desk.board(),
+            self.config.attach,
+            deadline,
+        )?))
     }
 
     fn dial_tcp(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {

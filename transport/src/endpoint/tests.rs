@@ -8,7 +8,7 @@ use nix::sys::socket::{Backlog, listen};
 
 use super::*;
 use crate::secure::{Secret, accept, initiate};
-use crate::shm::Board;
+use crate::shm::{Attach, Board};
 use crate::{Tag, TransportKind};
 
 const HELLO: Hello = Hello {
@@ -40,6 +40,7 @@ fn config(rank: u32, transports: Transports) -> EndpointConfig {
         advertise: vec![],
         sockets: 1,
         encrypts: false,
+        attach: Attach::Auto,
         rendezvous: None,
         board: Board::new().unwrap().memory().clone(),
     }

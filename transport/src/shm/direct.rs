@@ -339,7 +339,7 @@ mod tests {
 
     use super::*;
     use crate::process::PidFd;
-    use crate::shm::Board;
+    use crate::shm::{Attach, Board};
 
     const LEN: usize = 100_000;
     const TAG: Tag = Tag { sequence: 3, digest: 9 };
@@ -349,10 +349,12 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         let (a, b) = UnixStream::pair().unwrap();
         let other = std::thread::spawn(move || {
-            ShmLink::establish(b, 0, Board::new().unwrap().memory(), deadline).unwrap()
+            ShmLink::establish(b, 0, Board::new().unwrap().memory(), Attach::Auto, deadline)
+                .unwrap()
         });
         (
-            ShmLink::establish(a, 1, Board::new().unwrap().memory(), deadline).unwrap(),
+            ShmLink::establish(a, 1, Board::new().unwrap().memory(), Attach::Auto, deadline)
+                .unwrap(),
             other.join().unwrap(),
         )
     }
@@ -409,7 +411,7 @@ mod tests {
         offer(&mut receiver, 0, &mut room);
         for (value, last) in [(5, false), (6, true)] {
             assert!(sender.takes_offer(0, TAG, LEN).unwrap());
-            let slot = sender.reserve(0).unwrap();
+            let slot = sender.reserve(0, LEN).unwrap();
             // SAFETY: the room is as long as two halves.
             unsafe { slot.data.write_bytes(value, LEN / 2) };
             assert!(receiver.arrival(0).unwrap().is_none(), "not before its end");
@@ -449,7 +451,7 @@ mod tests {
         offer(&mut receiver, 0, &mut room);
         assert!(sender.takes_offer(0, TAG, LEN).unwrap());
         drop(receiver);
-        assert!(sender.reserve(0).is_none());
+        assert!(sender.reserve(0, LEN).is_none());
         // SAFETY: the data outlives the link.
         let posted = unsafe { sender.post(0, TAG, data.as_ptr(), data.len(), true) };
         assert!(matches!(posted, Err(LinkError::Closed { .. })), "{posted:?}");
@@ -462,7 +464,7 @@ mod tests {
         let mut room = vec![0; LEN];
         offer(&mut receiver, 0, &mut room);
         assert!(sender.takes_offer(0, TAG, LEN).unwrap());
-        let slot = sender.reserve(0).unwrap();
+        let slot = sender.reserve(0, LEN).unwrap();
         let withdrawn = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -540,7 +542,7 @@ mod tests {
         let mut room = vec![0; LEN];
         offer(&mut receiver, 0, &mut room);
         assert!(sender.takes_offer(0, TAG, LEN).unwrap());
-        sender.reserve(0).unwrap();
+        sender.reserve(0, LEN).unwrap();
         sender.cancel_reserved();
         // This would wait for the write, and there is none.
         drop(receiver);
@@ -552,6 +554,7 @@ mod tests {
         (a.reach, b.reach) = (Reach::Attach(Pid::this()), Reach::Attach(Pid::this()));
         let this = || PidFd::open(std::process::id()).ok();
         (a.process, b.process) = (this(), this());
+        (a.attaches, b.attaches) = (true, true);
         (a, b)
     }
 
@@ -560,9 +563,9 @@ mod tests {
         let (mut sender, mut receiver) = attached();
         let data: Vec<u8> = (0..3 * LEN).map(|i| (i % 251) as u8).collect();
         let mut room = vec![0; 3 * LEN];
-        sender.attach(false);
+        sender.attaches = false;
         assert!(!sender.lends(0, data.as_ptr(), data.len()));
-        sender.attach(true);
+        sender.attaches = true;
         assert!(sender.lends(0, data.as_ptr(), data.len()));
         // In pieces to a landing, and straight to where it is wanted.
         for directly in [false, true] {
@@ -581,7 +584,9 @@ mod tests {
         }
         room.fill(0);
         offer(&mut receiver, 0, &mut room);
-        assert!(sender.takes_offer(0, TAG, data.len()).unwrap() && sender.reserve(0).is_none());
+        assert!(
+            sender.takes_offer(0, TAG, data.len()).unwrap() && sender.reserve(0, LEN).is_none()
+        );
         post(&mut sender, TAG, &data);
         assert_eq!(take(&mut sender, &mut receiver, &room), (data, true));
     }

@@ -13,7 +13,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use super::layout::{HALF_BYTES, Half};
 use super::link::{Halves, peer_process};
 use super::publish::BOARD_FILE_BYTES;
-use super::reach::Reach;
+use super::reach::{Attach, Reach};
 use super::{ShmLink, descriptors};
 use crate::memory::SharedMemory;
 use crate::process::PidFd;
@@ -33,7 +33,7 @@ const SEEN_BYTES: usize = 9;
 impl ShmLink {
     /// Makes the link to `peer` over a connected socket on which both sides have proven who they
     /// are. Both call it; the socket stays with the link. `board` is the memory of this rank's
-    /// [`Board`](super::Board).
+    /// [`Board`](super::Board). That one side never attaches goes for both.
     ///
     /// # Errors
     /// [`LinkError::Failed`] where the two do not share memory, where memory or descriptors have
@@ -42,9 +42,10 @@ impl ShmLink {
         stream: UnixStream,
         peer: u32,
         board: &SharedMemory,
+        attach: Attach,
         deadline: Instant,
     ) -> Result<ShmLink, LinkError> {
-        establish(stream, peer, board, deadline).map_err(|error| LinkError::Failed {
+        establish(stream, peer, board, attach, deadline).map_err(|error| LinkError::Failed {
             peer,
             transport: TransportKind::Shm,
             reason: error.to_string(),
@@ -56,6 +57,7 @@ fn establish(
     stream: UnixStream,
     peer: u32,
     board: &SharedMemory,
+    attach: Attach,
     deadline: Instant,
 ) -> io::Result<ShmLink> {
     stream.set_nonblocking(false)?;
@@ -77,7 +79,10 @@ fn establish(
     // That it answers afterwards shows that the number still is the peer's.
     let pid = peer_process(&stream).filter(|&pid| pid != std::process::id());
     let process = pid.and_then(|pid| PidFd::open(pid).ok()).filter(PidFd::may_kill);
-    let reach = Reach::probe(peer_process(&stream), their_nonce_at, their_nonce);
+    let reach = match Reach::probe(peer_process(&stream), their_nonce_at, their_nonce) {
+        Reach::Attach(_) if attach == Attach::Never => Reach::Nothing,
+        reach => reach,
+    };
     let mut seen = [0; SEEN_BYTES];
     seen[..8].copy_from_slice(&their_nonce.to_le_bytes());
     seen[8] = u8::from(reach != Reach::Nothing);
@@ -93,7 +98,7 @@ fn establish(
     stream.set_nonblocking(true)?;
     let halves = Halves { mine, theirs, board: their_board };
     let fenced = !(can_order && they_can_order);
-    Ok(ShmLink::new(peer, stream, halves, fenced, reach, process))
+    Ok(ShmLink::new(peer, stream, halves, fenced, reach, attach, process))
 }
 
 fn send_half(stream: &UnixStream, half: &SharedMemory, can_order: bool) -> io::Result<()> {
@@ -182,9 +187,10 @@ mod tests {
         let (a, b) = UnixStream::pair().unwrap();
         let mut own = Board::new().unwrap();
         let memory = own.memory().clone();
-        let other =
-            std::thread::spawn(move || ShmLink::establish(b, 0, &board(), deadline()).unwrap());
-        let publisher = ShmLink::establish(a, 1, &memory, deadline()).unwrap();
+        let other = std::thread::spawn(move || {
+            ShmLink::establish(b, 0, &board(), Attach::Auto, deadline()).unwrap()
+        });
+        let publisher = ShmLink::establish(a, 1, &memory, Attach::Auto, deadline()).unwrap();
         let mut reader = other.join().unwrap();
         assert!(reader.published(1).is_none());
         reader.set_parked(true);
@@ -205,9 +211,10 @@ mod tests {
     #[test]
     fn a_sleeper_that_waits_for_room_is_woken_when_there_is_some() {
         let (a, b) = UnixStream::pair().unwrap();
-        let other =
-            std::thread::spawn(move || ShmLink::establish(b, 0, &board(), deadline()).unwrap());
-        let mut sender = ShmLink::establish(a, 1, &board(), deadline()).unwrap();
+        let other = std::thread::spawn(move || {
+            ShmLink::establish(b, 0, &board(), Attach::Auto, deadline()).unwrap()
+        });
+        let mut sender = ShmLink::establish(a, 1, &board(), Attach::Auto, deadline()).unwrap();
         let mut receiver = other.join().unwrap();
         let data = vec![7_u8; 8 << 20];
         let tag = crate::Tag::default();
@@ -234,9 +241,10 @@ mod tests {
     #[test]
     fn a_byte_crosses_between_the_two_ends() {
         let (a, b) = UnixStream::pair().unwrap();
-        let other =
-            std::thread::spawn(move || ShmLink::establish(b, 0, &board(), deadline()).unwrap());
-        let mut first = ShmLink::establish(a, 1, &board(), deadline()).unwrap();
+        let other = std::thread::spawn(move || {
+            ShmLink::establish(b, 0, &board(), Attach::Auto, deadline()).unwrap()
+        });
+        let mut first = ShmLink::establish(a, 1, &board(), Attach::Auto, deadline()).unwrap();
         let mut second = other.join().unwrap();
         let tag = crate::Tag { sequence: 3, digest: 9 };
         // SAFETY: a constant stays readable for ever.
@@ -255,7 +263,7 @@ mod tests {
     fn a_peer_that_sends_no_memory_is_refused() {
         let (a, b) = UnixStream::pair().unwrap();
         (&b).write_all(&[0; HELLO_BYTES]).unwrap();
-        let refused = ShmLink::establish(a, 1, &board(), deadline()).unwrap_err();
+        let refused = ShmLink::establish(a, 1, &board(), Attach::Auto, deadline()).unwrap_err();
         assert!(refused.to_string().contains("sent no memory"), "{refused}");
     }
 
@@ -264,7 +272,7 @@ mod tests {
         let (a, b) = UnixStream::pair().unwrap();
         let (passed, _held) = UnixStream::pair().unwrap();
         pass(&b, 0, &passed, 200);
-        let refused = ShmLink::establish(a, 1, &board(), deadline()).unwrap_err();
+        let refused = ShmLink::establish(a, 1, &board(), Attach::Auto, deadline()).unwrap_err();
         assert!(refused.to_string().contains("cut off"), "{refused}");
         assert_eq!(open(&passed), 1);
     }
@@ -273,6 +281,6 @@ mod tests {
     fn a_silent_peer_ends_at_the_deadline() {
         let (a, _b) = UnixStream::pair().unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
-        assert!(ShmLink::establish(a, 1, &board(), soon).is_err());
+        assert!(ShmLink::establish(a, 1, &board(), Attach::Auto, soon).is_err());
     }
 }

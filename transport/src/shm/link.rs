@@ -11,10 +11,12 @@ use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::layout::{AWAKE, Half, LINES, PARKED, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{self, Borrower, Lender, Socket};
-use super::reach::{Attachable, Reach};
+use super::reach::{Attach, Attachable, Reach};
 use super::receive::ReceiveChannel;
 use super::ring::{Reader, Writer};
 use super::send::{INLINE_BYTES, NONE, Posted, SendChannel};
+use super::slots::{Room, SlotPool};
+use super::writer::{SlotWriter, Way};
 use crate::memory::{Registration, SharedMemory};
 use crate::process::PidFd;
 use crate::{CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind};
@@ -24,6 +26,9 @@ pub(super) const POINT_TO_POINT_SLOTS: usize = 4;
 
 /// Most slots of one lane: more would push the data out of the cache before the peer reads it.
 const MOST_SLOTS_PER_LANE: usize = 8;
+
+/// Operations that may use cross-memory attach until one uses slots, to see what they take now.
+const MOST_ATTACHED_OPERATIONS: u32 = 64;
 
 /// The memory of a link.
 pub(super) struct Halves {
@@ -45,8 +50,8 @@ pub struct ShmLink {
     pub(super) board: SharedMemory,
     pub(super) sends: Box<[SendChannel]>,
     pub(super) receives: Box<[ReceiveChannel]>,
-    /// The slots that no frame uses.
-    free_slots: u32,
+    slots: SlotPool,
+    writer: SlotWriter,
     lane_slots: usize,
     /// How many lanes the slots are divided for.
     lanes: usize,
@@ -59,8 +64,11 @@ pub struct ShmLink {
     /// How each side reaches the other's ordinary memory: both or neither can.
     pub(super) reach: Reach,
     pub(super) attachable: Attachable,
-    /// See [`Link::attach`](crate::Link::attach).
+    attach: Attach,
+    /// Whether ordinary memory is lent and offered in the operation in hand.
     pub(super) attaches: bool,
+    /// Operations since something went through slots that could have been lent.
+    attached_operations: u32,
     /// The peer's process, where it is another one that this one may end.
     pub(super) process: Option<PidFd>,
     /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
@@ -81,6 +89,7 @@ impl ShmLink {
         Halves { mine, theirs, board }: Halves,
         fenced: bool,
         reach: Reach,
+        attach: Attach,
         process: Option<PidFd>,
     ) -> ShmLink {
         let (ours, other) = (mine.start().cast::<Half>(), theirs.start().cast::<Half>());
@@ -114,7 +123,8 @@ impl ShmLink {
             board,
             sends,
             receives,
-            free_slots: u32::MAX,
+            slots: SlotPool::new(),
+            writer: SlotWriter::new(),
             lane_slots: MOST_SLOTS_PER_LANE,
             lanes: 0,
             waiting: 0,
@@ -123,7 +133,9 @@ impl ShmLink {
             borrower: Box::new(Borrower::new()),
             reach,
             attachable: Attachable::default(),
-            attaches: true,
+            attach,
+            attaches: attach != Attach::Never,
+            attached_operations: 0,
             process,
             fenced,
             socket_ended: false,
@@ -148,8 +160,26 @@ impl ShmLink {
         self.lane_slots = ((SLOTS - POINT_TO_POINT_SLOTS) / lanes).clamp(1, MOST_SLOTS_PER_LANE);
     }
 
+    #[inline]
     pub(crate) fn attach(&mut self, attaches: bool) {
-        self.attaches = attaches;
+        self.attaches = match self.attach {
+            Attach::Always => true,
+            Attach::Never => false,
+            Attach::Auto => attaches && self.attaches_faster(),
+        };
+    }
+
+    /// Whether the kernel copies faster than slots are written. Now and then slots are tried again.
+    fn attaches_faster(&mut self) -> bool {
+        if !matches!(self.reach, Reach::Attach(_)) {
+            return false;
+        }
+        let slots_ns = self.writer.cost_ns_per_kib();
+        let is_faster = slots_ns.is_some_and(|slots_ns| Reach::copy_ns_per_kib() < slots_ns);
+        let tries_slots = self.attached_operations == MOST_ATTACHED_OPERATIONS;
+        let attaches = is_faster && !tries_slots;
+        self.attached_operations = if attaches { self.attached_operations + 1 } else { 0 };
+        attaches
     }
 
     #[inline]
@@ -227,25 +257,24 @@ impl ShmLink {
     }
 
     #[inline]
-    pub(crate) fn reserve(&mut self, channel: Channel) -> Option<Slot> {
+    pub(crate) fn reserve(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {
         if let Some(direct) = self.sends[channel].direct {
             return self.direct_slot(direct);
         }
         if self.waiting & 1 << channel != 0 {
             return None;
         }
-        if self.sends[channel].reserved != NONE {
+        let room = match self.sends[channel].reserved {
             // Posts since may have used up the lines.
-            if !self.line_credit(channel).ok()? {
-                return None;
+            Some(room) => self.line_credit(channel).ok()?.then_some(room)?,
+            None => {
+                let has_credit = self.credit(channel).ok()?;
+                let way = if has_credit { self.writer.unmeasured_way()? } else { return None };
+                self.take_slot(channel, way, wanted)
             }
-        } else if self.credit(channel).ok()? {
-            self.sends[channel].reserved = self.take_slot(channel);
-        } else {
-            return None;
-        }
-        let slot = self.sends[channel].reserved;
-        Some(Slot { data: self.slot(slot), len: SLOT_BYTES })
+        };
+        self.sends[channel].reserved = Some(room);
+        Some(Slot { data: self.start_of(room), len: room.len() })
     }
 
     #[inline]
@@ -259,19 +288,19 @@ impl ShmLink {
         if self.sends[channel].direct.is_some() {
             return self.commit_direct(channel, tag, len, last);
         }
-        let slot = self.sends[channel].reserved;
-        assert!(slot != NONE && len <= SLOT_BYTES, "a commit follows its reserve");
-        let data = self.slot(slot);
+        let room = self.sends[channel].reserved.take().filter(|room| len <= room.len());
+        let room = room.expect("a commit follows its reserve");
+        let data = self.start_of(room);
         let send = &mut self.sends[channel];
-        send.reserved = NONE;
         send.posted_bytes += len as u64;
         if len <= INLINE_BYTES {
             // SAFETY: the slot has at least `len` bytes.
             unsafe { send.publish_inline(tag, data, len, last) };
             send.slots_in_use -= 1;
-            self.free_slots |= 1 << slot;
+            self.slots.give_back(room.slot);
         } else {
-            send.publish_slot(tag, slot, len, last);
+            self.slots.fill(room, len);
+            send.publish_slot(tag, room, len, last);
         }
         self.wake_peer();
         Ok(())
@@ -352,10 +381,12 @@ impl ShmLink {
                 // SAFETY: the caller of `post` promised the bytes until they are sent.
                 unsafe { self.sends[channel].publish_inline(tag, data, part, last) };
             } else {
-                let Some(slot) = self.slot_for_posted(channel)? else { break };
-                // SAFETY: as above; a slot has SLOT_BYTES bytes, and it is free.
-                unsafe { std::ptr::copy_nonoverlapping(data, self.slot(slot), part) };
-                self.sends[channel].publish_slot(tag, slot, part, last);
+                let way = self.writer.way(part);
+                let Some(room) = self.room_for_posted(channel, way, part)? else { break };
+                // SAFETY: as above; the room has `part` bytes, and nobody reads them.
+                unsafe { self.writer.write(way, data, self.start_of(room), part) };
+                self.slots.fill(room, part);
+                self.sends[channel].publish_slot(tag, room, part, last);
             }
             moved = true;
             self.wake_peer();
@@ -367,18 +398,23 @@ impl ShmLink {
         Ok(moved)
     }
 
-    /// A slot for posted bytes: the reserved one if nobody has committed it, since it may hold the
+    /// Room for posted bytes: the reserved one if nobody has committed it, since it may hold the
     /// channel's only credit.
-    fn slot_for_posted(&mut self, channel: Channel) -> Result<Option<u8>, LinkError> {
-        let reserved = self.sends[channel].reserved;
-        if reserved == NONE {
-            return Ok(if self.credit(channel)? { Some(self.take_slot(channel)) } else { None });
+    fn room_for_posted(
+        &mut self,
+        channel: Channel,
+        way: Way,
+        len: usize,
+    ) -> Result<Option<Room>, LinkError> {
+        if self.sends[channel].reserved.is_none() {
+            return Ok(self.credit(channel)?.then(|| self.take_slot(channel, way, len)));
         }
         if !self.line_credit(channel)? {
             return Ok(None);
         }
-        self.sends[channel].reserved = NONE;
-        Ok(Some(reserved))
+        let room = self.sends[channel].reserved.take();
+        // It may have been reserved for less.
+        Ok(room.map(|room| if room.len() < len { Room { offset: 0, ..room } } else { room }))
     }
 
     /// Whether a line is free, after a look at the peer's counter if need be.
@@ -396,13 +432,13 @@ impl ShmLink {
         let limit = if channel == POINT_TO_POINT { POINT_TO_POINT_SLOTS } else { self.lane_slots };
         let enough = |link: &ShmLink| {
             let send = &link.sends[channel];
-            send.ring.has_room() && send.slots_in_use < limit && link.free_slots != 0
+            send.ring.has_room() && send.slots_in_use < limit && !link.slots.is_empty()
         };
         if enough(self) {
             return Ok(true);
         }
         self.reap(channel)?;
-        if self.free_slots == 0 {
+        if self.slots.is_empty() {
             (0..CHANNELS).try_for_each(|other| self.reap(other))?;
         }
         Ok(enough(self))
@@ -417,7 +453,7 @@ impl ShmLink {
         while send.reaped != send.ring.known_consumed() {
             let slot = &mut send.slot_of_line[send.reaped as usize % LINES];
             if *slot != NONE {
-                self.free_slots |= 1 << *slot;
+                self.slots.give_back(*slot);
                 send.slots_in_use -= 1;
                 *slot = NONE;
             }
@@ -430,19 +466,22 @@ impl ShmLink {
     }
 
     #[inline]
-    fn take_slot(&mut self, channel: Channel) -> u8 {
-        // The lowest free one, so that few slots are in use and they stay in the cache.
-        let slot = self.free_slots.trailing_zeros() as u8;
-        self.free_slots &= self.free_slots - 1;
+    fn take_slot(&mut self, channel: Channel, way: Way, len: usize) -> Room {
+        let room = self.slots.take(way, len);
         self.sends[channel].slots_in_use += 1;
-        slot
+        if self.slots.is_new(room.slot) {
+            // Its memory is made now, so that this is not taken for the time of a copy.
+            // SAFETY: the slot has so many bytes, and it was free.
+            unsafe { self.start_of(Room { offset: 0, ..room }).write_bytes(0, SLOT_BYTES) };
+        }
+        room
     }
 
     #[inline]
-    fn slot(&self, slot: u8) -> *mut u8 {
+    fn start_of(&self, room: Room) -> *mut u8 {
         let ours = self.mine.start().cast::<Half>();
-        // SAFETY: the number came from `take_slot` and is below SLOTS.
-        unsafe { (&raw mut (*ours).slots.0[slot as usize]).cast() }
+        // SAFETY: the pool's numbers are below SLOTS, and its offsets within a slot.
+        unsafe { (&raw mut (*ours).slots.0[room.slot as usize]).cast::<u8>().add(room.offset) }
     }
 
     /// Wakes a peer that sleeps.

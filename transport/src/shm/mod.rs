@@ -23,7 +23,10 @@ mod reach;
 mod receive;
 mod ring;
 mod send;
+mod slots;
+mod writer;
 
 pub use board::BOARD_BYTES;
 pub use link::ShmLink;
 pub use publish::{Board, Published};
+pub use reach::Attach;

@@ -118,11 +118,11 @@ impl ShmLink {
             }
             self.within_reach(place, body[3]).map(<*mut u8>::cast_const)
         } else if meta & IN_SLOT != 0 {
-            let slot = body[1] as usize;
+            let (slot, offset) = (body[1] as u32 as usize, (body[1] >> 32) as usize);
             let theirs = self.theirs.start().cast::<Half>();
-            (slot < SLOTS && len <= SLOT_BYTES).then(|| {
-                // SAFETY: the slot's number is below SLOTS.
-                unsafe { (&raw const (*theirs).slots.0[slot]).cast::<u8>() }
+            (slot < SLOTS && offset + len <= SLOT_BYTES).then(|| {
+                // SAFETY: the slot's number is below SLOTS, and the offset within a slot.
+                unsafe { (&raw const (*theirs).slots.0[slot]).cast::<u8>().add(offset) }
             })
         } else if meta & WRITTEN != 0 {
             len = body[1] as usize;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::layout::LINES;
 use super::lending::Place;
 use super::ring::{BODY_WORDS, Body, Writer};
+use super::slots::Room;
 use crate::Tag;
 
 /// Payload bytes that a line carries itself: its body less the tag.
@@ -31,7 +32,7 @@ pub(super) struct SendChannel {
     /// The slot of each line under way.
     pub(super) slot_of_line: [u8; LINES],
     pub(super) slots_in_use: usize,
-    pub(super) reserved: u8,
+    pub(super) reserved: Option<Room>,
     pub(super) queue: VecDeque<Posted>,
     pub(super) posted_bytes: u64,
     pub(super) sent_bytes: u64,
@@ -85,7 +86,7 @@ impl SendChannel {
             reaped: 0,
             slot_of_line: [NONE; LINES],
             slots_in_use: 0,
-            reserved: NONE,
+            reserved: None,
             queue: VecDeque::with_capacity(8),
             posted_bytes: 0,
             sent_bytes: 0,
@@ -118,14 +119,14 @@ impl SendChannel {
     }
 
     #[inline]
-    pub(super) fn publish_slot(&mut self, tag: Tag, slot: u8, len: usize, last: bool) {
+    pub(super) fn publish_slot(&mut self, tag: Tag, room: Room, len: usize, last: bool) {
         self.count(len);
         self.continue_message(last);
-        self.slot_of_line[self.ring.next() as usize % LINES] = slot;
+        self.slot_of_line[self.ring.next() as usize % LINES] = room.slot;
         let meta = len as u32 | IN_SLOT | if last { LAST } else { 0 };
         self.ring.publish(meta, |body| {
             body[0] = pack(tag);
-            body[1] = u64::from(slot);
+            body[1] = u64::from(room.slot) | (room.offset as u64) << 32;
         });
     }
 

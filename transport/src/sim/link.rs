@@ -120,7 +120,7 @@ impl SimLink {
     }
 
     /// See [`Link::reserve`](crate::Link::reserve).
-    pub fn reserve(&mut self, channel: Channel) -> Option<Slot> {
+    pub fn reserve(&mut self, channel: Channel, _wanted: usize) -> Option<Slot> {
         let mut state = self.network.lock();
         let own = &mut self.channels[channel];
         if !own.waiting.is_empty() || state.check(self.end).is_err() {

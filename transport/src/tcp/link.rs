@@ -162,7 +162,7 @@ impl TcpLink {
     }
 
     /// `None`: this transport sends only from the caller's memory.
-    pub fn reserve(&mut self, _channel: Channel) -> Option<Slot> {
+    pub fn reserve(&mut self, _channel: Channel, _wanted: usize) -> Option<Slot> {
         None
     }
 

@@ -100,7 +100,7 @@ fn cut_at_a_frame_loses_it_and_fails_both_ends() {
         assert!(is_failed(receive(link, 0, 1)));
         assert!(is_failed(link.release(0, 1)));
         assert!(is_failed(link.commit(0, TAG, 0, true)));
-        assert!(link.reserve(0).is_none());
+        assert!(link.reserve(0, 4096).is_none());
     }
     assert_eq!(flights(&network), [(0, Some(110)), (200, None)]);
 }
@@ -165,7 +165,7 @@ fn kill_at_a_frame_strikes_before_it_leaves() {
 fn exchange(network: &Network, a: &mut SimLink, b: &mut SimLink) -> Result<(), LinkError> {
     static BYTES: [u8; 100] = [5; 100];
     post(a, 0, &BYTES)?;
-    if b.reserve(0).is_some() {
+    if b.reserve(0, 4096).is_some() {
         b.commit(0, TAG, 10, true)?;
     }
     assert_eq!(read_message(network, a, b, 0)?, BYTES);

@@ -124,22 +124,22 @@ fn every_lane_has_a_slot_however_few_there_are() {
 #[test]
 fn reserved_slot_is_written_in_place_and_is_the_same_until_it_leaves() {
     let (network, mut a, mut b) = pair(Config { slots: 3, ..CONFIG });
-    let slot = a.reserve(0).unwrap();
+    let slot = a.reserve(0, 4096).unwrap();
     assert_eq!((slot.data as usize % 64, slot.len), (0, 10));
-    assert_eq!(a.reserve(0).unwrap().data, slot.data);
+    assert_eq!(a.reserve(0, 4096).unwrap().data, slot.data);
     // SAFETY: the slot has 10 bytes and is reserved.
     unsafe { slot.data.copy_from(b"0123456789".as_ptr(), 10) };
     a.commit(0, TAG, 3, false).unwrap();
     assert_eq!((a.posted_bytes(0), a.sent_bytes(0)), (3, 3));
     // A post takes the slot that is reserved, and what then waits keeps others from reserving.
-    assert!(a.reserve(0).is_some());
+    assert!(a.reserve(0, 4096).is_some());
     post(&mut a, 0, b"abcdefghijkl").unwrap();
     assert_eq!(a.sent_bytes(0), 13);
-    assert!(a.reserve(0).is_none());
+    assert!(a.reserve(0, 4096).is_none());
     let whole = read_message(&network, &mut a, &mut b, 0).unwrap();
     assert_eq!(whole, b"012abcdefghijkl");
     while network.step().is_some() {}
-    assert!(a.reserve(0).is_some());
+    assert!(a.reserve(0, 4096).is_some());
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn closed_peer_is_an_error_only_to_who_wants_something() {
     assert!(is_closed(b.arrival(0)));
     assert!(is_closed(receive(&mut b, POINT_TO_POINT, 1)));
     assert!(is_closed(post(&mut b, 0, &bytes)));
-    assert!(b.reserve(0).is_some());
+    assert!(b.reserve(0, 4096).is_some());
     assert!(is_closed(b.commit(0, TAG, 1, true)));
     assert_eq!(b.posted_bytes(0), 10);
 }
