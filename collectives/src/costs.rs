@@ -34,12 +34,12 @@ impl Default for Costs {
             shm: LinkCosts {
                 latency_s: 0.1e-6,
                 turn_s: 1.5e-6,
-                message_s: 0.3e-6,
-                bytes_per_s: 8e9,
+                message_s: 0.5e-6,
+                bytes_per_s: 16e9,
             },
             tcp: LinkCosts { latency_s: 1e-6, turn_s: 2e-6, message_s: 5e-6, bytes_per_s: 5e9 },
             published_s: 0.05e-6,
-            reduced_bytes_per_s: 25e9,
+            reduced_bytes_per_s: 40e9,
         }
     }
 }

@@ -307,17 +307,18 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: &Sha
         Algorithm::DoubleTree if collective.root().is_some() => {
             // Of two halves: one to each tree, and two children a level below.
             let below = (n.max(3.0) - 1.0).log2().floor();
-            let each = if collective.is_reduction() { part } else { 1.1 * part };
+            let each = if collective.is_reduction() { 1.3 * part } else { 1.1 * part };
             let moved = in_rounds(0.5 + below, each);
-            (below + 1.0, 2.0 * part, moved, reduced_once(moved))
+            (below + 1.0, 4.0 * part, moved, reduced_once(moved))
         }
         Algorithm::DoubleTree => (2.0 * depth + 2.0, 4.0 * part, 3.0, 1.5),
         // It folds what has come as a whole, and puts it aside.
         Algorithm::HalvingDoubling if collective == Collective::ReduceScatter => {
             (depth, depth, 1.25 * part, part)
         }
+        // Its last message is half of all.
         Algorithm::HalvingDoubling if collective == Collective::AllGather => {
-            (depth, depth, part, 0.0)
+            (depth, depth, 1.05 * part, 0.0)
         }
         Algorithm::HalvingDoubling => (2.0 * depth, 2.0 * depth, 2.0 * part, part),
         Algorithm::Chain => {
