@@ -219,6 +219,26 @@ fn large_buffers_of_a_two_shot_are_verified() {
     }
 }
 
+/// Which is faster decides otherwise, and then only one of the two is tried on a machine.
+#[test]
+fn memory_is_reached_by_attach_or_not_at_all() {
+    for (attach, way) in [("always", "Attach"), ("never", "Nothing")] {
+        for collective in Collective::all(0).into_iter().filter(|c| *c != Collective::Barrier) {
+            let arguments = format!(
+                "bench {} --ranks 3 --transport shm --sizes 40,200K,3M -n 3 -w 1",
+                collective.name()
+            );
+            let mut bench = command(&arguments);
+            bench.env("RINGTREE_ATTACH", attach).env("RINGTREE_LOG", "ringtree_transport=debug");
+            let output = bench.output().unwrap();
+            let (table, log) = (text(&output.stdout), text(&output.stderr));
+            assert_eq!(output.status.code(), Some(0), "{attach} {arguments}: {table}{log}");
+            assert!(table.contains("# Out of bounds values : 0 OK"), "{table}");
+            assert!(log.contains(&format!("the way to its ordinary memory: {way}")), "{log}");
+        }
+    }
+}
+
 #[test]
 fn what_was_not_checked_is_not_called_right() {
     for record in records("bench all-reduce --ranks 2 --sizes 8 -n 1 -w 0 -c 0 --jsonl") {
