@@ -324,8 +324,9 @@ impl Link {
     }
 
     /// Room for one slice of the channel's open message, written in place by the caller and sent
-    /// by [`Link::commit`]. `None`: no credit, something posted is still waiting on this channel,
-    /// or this transport sends only from the caller's memory. Reserving and not committing is
+    /// by [`Link::commit`], for `wanted` bytes if a slot has so many. `None`: no credit, something posted
+    /// is still waiting on this channel, or this transport sends only from the caller's memory, or does so
+    /// now because it knows a faster way to write. Reserving and not committing is
     /// allowed, and reserving again gives the same room.
     #[inline]
     pub fn reserve(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {

@@ -1,9 +1,10 @@
 //! Shared memory between the ranks of one host.
 //!
-//! Tiny messages travel in one cache line (`ring`); larger ones through slots that stay in the
-//! cache, pipelined; the program's own shared memory is read in place (`lending`), and written in
-//! place where room for a message was offered (`direct`). Between processes that may trace each
-//! other that goes for ordinary memory, too (`reach`).
+//! Tiny messages travel in one cache line (`ring`); larger ones through slots, pipelined (`slots`), each
+//! written in the way that is fastest to its reader (`writer`). The program's own shared memory is read
+//! in place (`lending`), and written in place where room for a message was offered (`direct`). Between
+//! processes that may trace each other that goes for ordinary memory, too, where the kernel copies
+//! faster than slots are written (`reach`).
 //!
 //! A message for all ranks of the host is written once, where all read it (`board`, `publish`).
 //!
