@@ -199,11 +199,11 @@ fn an_arrival_is_released_in_parts(make: MakePair) {
 fn a_reserved_slot_waits_for_its_commit(make: MakePair) {
     let mut pair = make();
     pair.divide(1);
-    let Some(slot) = pair.left.reserve(0, 4096) else {
+    let Some(slot) = pair.left.reserve(0, 100) else {
         return; // This transport sends only from the caller's memory.
     };
     assert_eq!(slot.data as usize % 64, 0);
-    let again = pair.left.reserve(0, 4096).map(|slot| (slot.data, slot.len));
+    let again = pair.left.reserve(0, 100).map(|slot| (slot.data, slot.len));
     assert_eq!(again, Some((slot.data, slot.len)), "the same room");
     let data = Random::new(19).bytes(slot.len);
     // SAFETY: the slot is as long as the data.
@@ -217,9 +217,9 @@ fn a_reserved_slot_waits_for_its_commit(make: MakePair) {
 
     let much = Random::new(20).bytes(32 << 20);
     post(&mut pair.left, 0, OTHER, &much, true);
-    assert!(pair.left.reserve(0, 4096).is_none(), "something posted waits");
+    assert!(pair.left.reserve(0, 100).is_none(), "something posted waits");
     assert!(read_message(&mut pair, 0, OTHER, much.len()) == much);
-    assert!(pair.left.reserve(0, 4096).is_some());
+    assert!(pair.left.reserve(0, 100).is_some());
 }
 
 /// Reserving and then posting instead of committing costs neither a credit nor a line.
@@ -229,7 +229,7 @@ fn an_abandoned_reservation_harms_nothing(make: MakePair) {
     let data = Random::new(22).bytes(300_000);
     for len in [1, 2, 300_000, 3, 300_000] {
         for _ in 0..40 {
-            pair.left.reserve(0, 4096);
+            pair.left.reserve(0, 100);
             post(&mut pair.left, 0, TAG, &data[..len], true);
             assert!(read_message(&mut pair, 0, TAG, len) == data[..len]);
         }

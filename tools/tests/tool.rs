@@ -219,9 +219,11 @@ fn large_buffers_of_a_two_shot_are_verified() {
     }
 }
 
-/// Which is faster decides otherwise, and then only one of the two is tried on a machine.
+/// Left to itself, a rank uses what is faster on the machine, and the other way would not be tested.
 #[test]
 fn memory_is_reached_by_attach_or_not_at_all() {
+    let doctor = text(&ringtree("doctor --ranks 2 --json").stdout);
+    let may_attach = doctor.contains("tried between the ranks of the host, both ways");
     for (attach, way) in [("always", "Attach"), ("never", "Nothing")] {
         for collective in Collective::all(0).into_iter().filter(|c| *c != Collective::Barrier) {
             let arguments = format!(
@@ -234,7 +236,8 @@ fn memory_is_reached_by_attach_or_not_at_all() {
             let (table, log) = (text(&output.stdout), text(&output.stderr));
             assert_eq!(output.status.code(), Some(0), "{attach} {arguments}: {table}{log}");
             assert!(table.contains("# Out of bounds values : 0 OK"), "{table}");
-            assert!(log.contains(&format!("the way to its ordinary memory: {way}")), "{log}");
+            let is_said = log.contains(&format!("the way to its ordinary memory: {way}"));
+            assert!(is_said || way == "Attach" && !may_attach, "{log}");
         }
     }
 }

@@ -177,8 +177,8 @@ impl Link {
         each!(self, l => l.divide(lanes))
     }
 
-    /// Says whether ordinary memory of this side may be lent and offered to another process from now
-    /// on, which reaches it through the kernel.
+    /// Says whether it would be good to lend and offer ordinary memory of this side to another process from
+    /// now on, which reaches it through the kernel; a link that knows a faster way does not.
     #[inline]
     pub fn attach(&mut self, attaches: bool) {
         if let Link::Shm(link) = self {
@@ -327,7 +327,7 @@ impl Link {
     /// by [`Link::commit`], for `wanted` bytes if a slot has so many. `None`: no credit, something posted
     /// is still waiting on this channel, or this transport sends only from the caller's memory, or does so
     /// now because it knows a faster way to write. Reserving and not committing is
-    /// allowed, and reserving again gives the same room.
+    /// allowed, and reserving again gives the same room, or all of the slot that it is in.
     #[inline]
     pub fn reserve(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {
         each!(self, l => l.reserve(channel, wanted))

@@ -29,7 +29,8 @@ pub struct Schedule {
     pub lanes: usize,
     /// Bytes of a round.
     pub round_bytes: usize,
-    /// Whether processes may reach each other's ordinary memory in place, through the kernel.
+    /// Whether processes may reach each other's ordinary memory in place, through the kernel, if their
+    /// links find that fast.
     pub attaches: bool,
 }
 

@@ -15,7 +15,7 @@ use crate::selection::Shape;
 use crate::settings::Settings;
 
 /// Raised whenever the text changes, and when calls of another version take other times.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A table is some 20 KiB.
 pub(crate) const TABLE_LIMIT_BYTES: usize = 256 << 10;
@@ -60,6 +60,8 @@ pub struct Links {
     pub sockets: u32,
     /// Whether TCP connections encrypted.
     pub encrypts: bool,
+    /// Rank 0's setting of cross-memory attach.
+    pub attach: String,
 }
 
 /// Over what ranks are linked.
@@ -111,7 +113,8 @@ impl Links {
         };
         let Settings { interface, sockets, encrypts, .. } = settings;
         let (interface, sockets, encrypts) = (interface.clone(), *sockets, *encrypts);
-        Links { way, in_one_process, interface, sockets, encrypts }
+        let attach = settings.attach.to_string();
+        Links { way, in_one_process, interface, sockets, encrypts, attach }
     }
 }
 

@@ -37,6 +37,7 @@ fn measured_on(shape: &Shape) -> MeasuredOn {
         interface: None,
         sockets: 1,
         encrypts: false,
+        attach: "auto".into(),
     };
     MeasuredOn::new(shape, links)
 }

@@ -11,8 +11,9 @@ use super::system::System;
 
 const ATTACH: Check = Check {
     name: "memory-attach",
-    why: "ranks of one host copy large buffers straight from each other's memory; without leave to \
-          they copy everything twice (memory of Communicator::alloc is shared in any case)",
+    why: "where the kernel is fast in it, ranks of one host copy large buffers straight from each \
+          other's memory; without leave to they copy everything twice (memory of Communicator::alloc \
+          is shared in any case)",
 };
 
 /// How it went with the ranks of this host.
@@ -24,6 +25,8 @@ pub enum Siblings {
     Reached,
     /// One cannot.
     Refused,
+    /// It is not wanted.
+    Off,
 }
 
 /// What the links to the ranks of this host have shown.
@@ -35,6 +38,7 @@ fn judge(system: &System, siblings: Siblings, own: nix::Result<()>) -> Finding {
     const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
     let scope = system.number(SCOPE).unwrap_or(0);
     match (siblings, own) {
+        (Siblings::Off, _) => ATTACH.ok("off by RINGTREE_ATTACH=never"),
         (Siblings::Reached, _) => ATTACH.ok("tried between the ranks of the host, both ways"),
         (Siblings::None, Ok(())) if scope < 2 => {
             ATTACH.ok("allowed; no two ranks share memory here to try it between")

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringtree::{Meeting, Settings};
+use ringtree::{Attach, Meeting, Settings};
 use ringtree_transport::Link;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, EndpointError};
 use ringtree_transport::rendezvous::StoreError;
@@ -102,7 +102,8 @@ pub fn examine(
     if findings.iter().all(|finding| finding.level < Level::Failure) {
         findings.extend(endpoint.err().map(|error| ENDPOINT.failure(error.to_string())));
     }
-    findings.push(attach::check(system, siblings(&links)));
+    let siblings = if settings.attach == Attach::Never { Siblings::Off } else { siblings(&links) };
+    findings.push(attach::check(system, siblings));
     let report = RankReport { findings, links };
     if rank > 0 {
         return match all.tell("report", &report) {

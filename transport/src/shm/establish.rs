@@ -65,7 +65,9 @@ fn establish(
     let nonce = random()?;
     nonce_of(&mine).store(nonce, Ordering::Release);
     let can_order = wait::register_membarrier();
-    Reach::invite();
+    if attach != Attach::Never {
+        Reach::invite();
+    }
     set_timeout(&stream, deadline)?;
     send_half(&stream, &mine, can_order)?;
     send_memory(&stream, board, &[BOARD])?;
@@ -79,9 +81,11 @@ fn establish(
     // That it answers afterwards shows that the number still is the peer's.
     let pid = peer_process(&stream).filter(|&pid| pid != std::process::id());
     let process = pid.and_then(|pid| PidFd::open(pid).ok()).filter(PidFd::may_kill);
-    let reach = match Reach::probe(peer_process(&stream), their_nonce_at, their_nonce) {
-        Reach::Attach(_) if attach == Attach::Never => Reach::Nothing,
-        reach => reach,
+    let is_tried = attach != Attach::Never || pid.is_none();
+    let reach = if is_tried {
+        Reach::probe(peer_process(&stream), their_nonce_at, their_nonce)
+    } else {
+        Reach::Nothing
     };
     let mut seen = [0; SEEN_BYTES];
     seen[..8].copy_from_slice(&their_nonce.to_le_bytes());

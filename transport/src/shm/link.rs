@@ -67,7 +67,7 @@ pub struct ShmLink {
     attach: Attach,
     /// Whether ordinary memory is lent and offered in the operation in hand.
     pub(super) attaches: bool,
-    /// Operations since something went through slots that could have been lent.
+    /// Operations in a row that may have used cross-memory attach.
     attached_operations: u32,
     /// The peer's process, where it is another one that this one may end.
     pub(super) process: Option<PidFd>,
@@ -169,7 +169,8 @@ impl ShmLink {
         };
     }
 
-    /// Whether the kernel copies faster than slots are written. Now and then slots are tried again.
+    /// Whether the kernel copies faster than this side writes slots: a rank that only receives goes by what
+    /// the sender lends. Now and then slots are tried again.
     fn attaches_faster(&mut self) -> bool {
         if !matches!(self.reach, Reach::Attach(_)) {
             return false;
@@ -266,10 +267,14 @@ impl ShmLink {
         }
         let room = match self.sends[channel].reserved {
             // Posts since may have used up the lines.
-            Some(room) => self.line_credit(channel).ok()?.then_some(room)?,
+            Some(room) => {
+                let has_line = self.line_credit(channel).ok()?;
+                has_line.then(|| room.for_at_least(wanted))?
+            }
             None => {
                 let has_credit = self.credit(channel).ok()?;
-                let way = if has_credit { self.writer.unmeasured_way()? } else { return None };
+                let way =
+                    if has_credit { self.writer.unmeasured_way(wanted)? } else { return None };
                 self.take_slot(channel, way, wanted)
             }
         };
@@ -383,6 +388,12 @@ impl ShmLink {
             } else {
                 let way = self.writer.way(part);
                 let Some(room) = self.room_for_posted(channel, way, part)? else { break };
+                if SlotWriter::measures(part) && self.slots.is_new(room.slot) {
+                    // Its memory is made now, so that this is not taken for the time of a copy.
+                    let slot_start = self.start_of(Room { offset: 0, ..room });
+                    // SAFETY: the slot has so many bytes, and nobody reads them.
+                    unsafe { slot_start.write_bytes(0, SLOT_BYTES) };
+                }
                 // SAFETY: as above; the room has `part` bytes, and nobody reads them.
                 unsafe { self.writer.write(way, data, self.start_of(room), part) };
                 self.slots.fill(room, part);
@@ -413,8 +424,7 @@ impl ShmLink {
             return Ok(None);
         }
         let room = self.sends[channel].reserved.take();
-        // It may have been reserved for less.
-        Ok(room.map(|room| if room.len() < len { Room { offset: 0, ..room } } else { room }))
+        Ok(room.map(|room| room.for_at_least(len)))
     }
 
     /// Whether a line is free, after a look at the peer's counter if need be.
@@ -469,11 +479,6 @@ impl ShmLink {
     fn take_slot(&mut self, channel: Channel, way: Way, len: usize) -> Room {
         let room = self.slots.take(way, len);
         self.sends[channel].slots_in_use += 1;
-        if self.slots.is_new(room.slot) {
-            // Its memory is made now, so that this is not taken for the time of a copy.
-            // SAFETY: the slot has so many bytes, and it was free.
-            unsafe { self.start_of(Room { offset: 0, ..room }).write_bytes(0, SLOT_BYTES) };
-        }
         room
     }
 

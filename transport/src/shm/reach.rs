@@ -5,6 +5,7 @@
 //! what a peer's rights are is nothing to guess. Ranks that are threads of one process share their
 //! memory anyway.
 
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{LazyLock, Once};
 use std::time::Instant;
@@ -23,14 +24,24 @@ const SAMPLES: usize = 4;
 /// When ranks of one host copy from and to each other's ordinary memory by cross-memory attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attach {
-    /// Where the system allows it, and is faster in it than through the slots of the shared memory, as far
-    /// as both were measured.
+    /// Where the system allows it, and is faster in it than this rank in writing to slots of shared memory.
+    /// What goes through slots at first tells what that takes.
     #[default]
     Auto,
     /// Where the system allows it.
     Always,
     /// Not at all.
     Never,
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Attach::Auto => "auto",
+            Attach::Always => "always",
+            Attach::Never => "never",
+        })
+    }
 }
 
 /// A way to the peer's ordinary memory.

@@ -19,6 +19,11 @@ impl Room {
     pub(super) fn len(self) -> usize {
         SLOT_BYTES - self.offset
     }
+
+    /// This room, or the whole slot if this is too short.
+    pub(super) fn for_at_least(self, len: usize) -> Room {
+        if self.len() < len.max(1) { Room { offset: 0, ..self } } else { self }
+    }
 }
 
 /// The free slots of a link.
@@ -29,14 +34,14 @@ pub(super) struct SlotPool {
     /// Where a piece that goes round all slots goes next.
     next: u32,
     /// Where the latest piece in each slot ends.
-    ends: [u32; SLOTS],
+    ends: Box<[u32; SLOTS]>,
     /// Slots whose memory exists: a bit each.
     touched: u32,
 }
 
 impl SlotPool {
     pub(super) fn new() -> SlotPool {
-        SlotPool { free: u32::MAX, next: 0, ends: [0; SLOTS], touched: 0 }
+        SlotPool { free: u32::MAX, next: 0, ends: Box::new([0; SLOTS]), touched: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -46,12 +51,13 @@ impl SlotPool {
     /// Room for a piece of `len` bytes, if a slot has as many. There must be a free slot.
     #[inline]
     pub(super) fn take(&mut self, way: Way, len: usize) -> Room {
+        debug_assert!(!self.is_empty());
         let room = if way == Way::AllSlots {
             let behind = self.free >> self.next << self.next;
             let slot = if behind == 0 { self.free } else { behind }.trailing_zeros() as u8;
             self.next = (u32::from(slot) + 1) % u32::BITS;
             let end = (self.ends[slot as usize] as usize).next_multiple_of(LINE_BYTES);
-            Room { slot, offset: if end + len <= SLOT_BYTES { end } else { 0 } }
+            Room { slot, offset: if end + len.max(1) <= SLOT_BYTES { end } else { 0 } }
         } else {
             // The lowest ones are always the same ones.
             Room { slot: self.free.trailing_zeros() as u8, offset: 0 }
@@ -71,7 +77,7 @@ impl SlotPool {
         self.free |= 1 << slot;
     }
 
-    /// Whether nobody has touched the slot's memory before.
+    /// Whether this is asked for the slot for the first time.
     #[inline]
     pub(super) fn is_new(&mut self, slot: u8) -> bool {
         let is_new = self.touched & 1 << slot == 0;

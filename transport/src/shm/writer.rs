@@ -96,20 +96,32 @@ impl SlotWriter {
         Some(same_slot?.min(all_slots?).min(past_cache? - FETCHED_NS_PER_KIB))
     }
 
+    /// Whether pieces of that length are measured.
+    #[inline]
+    pub(super) fn measures(len: usize) -> bool {
+        len >= LEAST_MEASURED_BYTES
+    }
+
     /// How the next piece is to be written.
     #[inline]
     pub(super) fn way(&self, len: usize) -> Way {
-        match self.tried.unwrap_or(self.best) {
-            Way::PastCache if len < LEAST_MEASURED_BYTES => Way::SameSlot,
-            way => way,
+        if SlotWriter::measures(len) {
+            self.tried.unwrap_or(self.best)
+        } else if self.best == Way::AllSlots {
+            Way::AllSlots
+        } else {
+            Way::SameSlot
         }
     }
 
-    /// How the executor is to write the next slot itself, by ordinary stores and unmeasured; `None`
-    /// if it must not.
+    /// How the executor is to write `len` bytes to a slot itself, by ordinary stores and unmeasured;
+    /// `None` if it must not.
     #[inline]
-    pub(super) fn unmeasured_way(&mut self) -> Option<Way> {
-        self.unmeasured_slots += 1;
+    pub(super) fn unmeasured_way(&mut self, len: usize) -> Option<Way> {
+        if !SlotWriter::measures(len) {
+            return Some(self.way(len));
+        }
+        self.unmeasured_slots = self.unmeasured_slots.saturating_add(1);
         let may = self.best != Way::PastCache
             && self.tried.is_none()
             && self.unmeasured_slots <= MOST_UNMEASURED_SLOTS;
@@ -124,7 +136,7 @@ impl SlotWriter {
     #[inline]
     pub(super) unsafe fn write(&mut self, way: Way, from: *const u8, slot: *mut u8, len: usize) {
         self.unmeasured_slots = 0;
-        if len < LEAST_MEASURED_BYTES {
+        if !SlotWriter::measures(len) {
             // SAFETY: the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from, slot, len) };
             return;
@@ -146,7 +158,8 @@ impl SlotWriter {
         if way == Way::PastCache {
             taken_ns += FETCHED_NS_PER_KIB;
         }
-        let known_ns = self.costs_ns[way as usize].unwrap_or(taken_ns);
+        // A coarse clock may show nothing.
+        let known_ns = self.costs_ns[way as usize].unwrap_or(taken_ns).max(1.0);
         let surprise_ns = taken_ns.min(known_ns * MOST_SURPRISE) - known_ns;
         self.costs_ns[way as usize] = Some(known_ns + surprise_ns / 4.0);
         self.pieces_left -= 1;
@@ -154,8 +167,12 @@ impl SlotWriter {
         match self.tried {
             Some(tried) if is_over => self.judge(tried),
             None if is_over => self.start_trial(self.next_trial()),
-            None if let Some(faster) = self.much_faster() => self.start_trial(faster),
-            _ => {}
+            None => {
+                if let Some(faster) = self.much_faster() {
+                    self.start_trial(faster);
+                }
+            }
+            Some(_) => {}
         }
     }
 
@@ -322,13 +339,14 @@ mod tests {
     fn the_executor_writes_slots_itself_until_one_must_be_measured() {
         let mut writer = ready();
         for _ in 0..MOST_UNMEASURED_SLOTS {
-            assert_eq!(writer.unmeasured_way(), Some(Way::SameSlot));
+            assert_eq!(writer.unmeasured_way(LEN), Some(Way::SameSlot));
         }
-        assert_eq!(writer.unmeasured_way(), None);
+        assert_eq!(writer.unmeasured_way(LEN), None);
+        assert_eq!(writer.unmeasured_way(LEAST_MEASURED_BYTES - 1), Some(Way::SameSlot));
         let mut slot = [0; 8];
         // SAFETY: both have so many bytes.
         unsafe { writer.write(Way::SameSlot, [7; 8].as_ptr(), slot.as_mut_ptr(), slot.len()) };
-        assert_eq!((slot, writer.unmeasured_way()), ([7; 8], Some(Way::SameSlot)));
+        assert_eq!((slot, writer.unmeasured_way(LEN)), ([7; 8], Some(Way::SameSlot)));
     }
 
     #[test]
