@@ -6,9 +6,11 @@ Usage: python3 benches/host/bounds.py
 
 The bound of shared memory: the bytes that all ranks must receive together, at the speed at which all
 processors together copy buffers of that size, each its own. Of TCP over loopback: the same bytes, as fast as
-threads that do nothing else send them, one way or both ways at once, whichever is more. Between hosts the wire
-is the bound: `hosts.py` and `sim.py`. An all-reduce receives what it adds and then the result. Limits and times alternate; the medians of the rounds count. A table in Markdown: the time in
-microseconds, and the part of it that the bound is, in percent."""
+threads that do nothing else send them, one way or both ways at once, whichever is more. Both are yardsticks: pieces
+of a pipeline may stay in caches that a whole buffer runs through. Between hosts the wire is the bound:
+`hosts.py` and `sim.py`. An all-reduce receives what it adds and then the result. Limits and times alternate;
+the medians of the rounds count. A table in Markdown: the time in microseconds, and the part of it that the
+bound is, in percent."""
 
 import argparse
 import json
