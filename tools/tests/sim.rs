@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Microseconds that a message occupies a port beside its bytes, and bytes that a rank adds in a
 /// microsecond: the figures of the library's cost table.
 const MESSAGE_US: f64 = 5.0;
-const REDUCED_BYTES_PER_US: f64 = 25e3;
+const REDUCED_BYTES_PER_US: f64 = 40e3;
 
 /// `1G` in bytes a microsecond.
 const BYTES_PER_US: f64 = (1_u64 << 30) as f64 / 1e6;
