@@ -264,8 +264,8 @@ impl Operation {
         Ok(Ok(()))
     }
 
-    /// Where the slice in hand is written: slots of the peers as far as there is credit and their links do not write faster, and the
-    /// own span if it is wanted or a peer has no slot.
+    /// Where the slice in hand is written: slots of the peers, as far as there is credit and their links
+    /// do not write faster themselves, and the own span if it is wanted or a peer has no slot.
     #[inline]
     fn choose_destinations(
         &mut self,

@@ -1,6 +1,7 @@
 //! Reading typed values from an environment.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
@@ -100,25 +101,22 @@ impl Variables<'_> {
     }
 
     pub(super) fn attach(&self) -> Result<Attach, Error> {
-        match self.get("RINGTREE_ATTACH") {
-            None | Some("auto") => Ok(Attach::Auto),
-            Some("always") => Ok(Attach::Always),
-            Some("never") => Ok(Attach::Never),
-            Some(other) => {
-                Err(settings(format!("RINGTREE_ATTACH={other} is none of auto, always, never")))
-            }
-        }
+        let ways = [Attach::Auto, Attach::Always, Attach::Never];
+        self.one_of("RINGTREE_ATTACH", &ways)
     }
 
     pub(super) fn transports(&self) -> Result<Transports, Error> {
-        match self.get("RINGTREE_TRANSPORT") {
-            None | Some("auto") => Ok(Transports::Auto),
-            Some("shm") => Ok(Transports::Shm),
-            Some("tcp") => Ok(Transports::Tcp),
-            Some(other) => {
-                Err(settings(format!("RINGTREE_TRANSPORT={other} is none of auto, shm, tcp")))
-            }
-        }
+        let transports = [Transports::Auto, Transports::Shm, Transports::Tcp];
+        self.one_of("RINGTREE_TRANSPORT", &transports)
+    }
+
+    /// The value that a variable names; the first one where it is not set.
+    fn one_of<T: Copy + fmt::Display>(&self, name: &str, values: &[T]) -> Result<T, Error> {
+        let Some(text) = self.get(name) else { return Ok(values[0]) };
+        values.iter().copied().find(|value| value.to_string() == text).ok_or_else(|| {
+            let names: Vec<String> = values.iter().map(T::to_string).collect();
+            settings(format!("{name}={text} is none of {}", names.join(", ")))
+        })
     }
 }
 

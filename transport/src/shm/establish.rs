@@ -81,6 +81,7 @@ fn establish(
     // That it answers afterwards shows that the number still is the peer's.
     let pid = peer_process(&stream).filter(|&pid| pid != std::process::id());
     let process = pid.and_then(|pid| PidFd::open(pid).ok()).filter(PidFd::may_kill);
+    // What is this process's own needs no attach.
     let is_tried = attach != Attach::Never || pid.is_none();
     let reach = if is_tried {
         Reach::probe(peer_process(&stream), their_nonce_at, their_nonce)

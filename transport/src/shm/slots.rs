@@ -35,13 +35,13 @@ pub(super) struct SlotPool {
     next: u32,
     /// Where the latest piece in each slot ends.
     ends: Box<[u32; SLOTS]>,
-    /// Slots whose memory exists: a bit each.
-    touched: u32,
+    /// Slots that are not new any more: a bit each.
+    known: u32,
 }
 
 impl SlotPool {
     pub(super) fn new() -> SlotPool {
-        SlotPool { free: u32::MAX, next: 0, ends: Box::new([0; SLOTS]), touched: 0 }
+        SlotPool { free: u32::MAX, next: 0, ends: Box::new([0; SLOTS]), known: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -80,8 +80,8 @@ impl SlotPool {
     /// Whether this is asked for the slot for the first time.
     #[inline]
     pub(super) fn is_new(&mut self, slot: u8) -> bool {
-        let is_new = self.touched & 1 << slot == 0;
-        self.touched |= 1 << slot;
+        let is_new = self.known & 1 << slot == 0;
+        self.known |= 1 << slot;
         is_new
     }
 }
