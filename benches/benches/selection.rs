@@ -16,6 +16,7 @@ fn selection(c: &mut Criterion) {
             ranks,
             hosts: ranks.div_ceil(8),
             shared_memory: false,
+            rdma: false,
             local_ranks: ranks.min(8),
             processors: 16,
             fewest_local_ranks: ranks.min(8),

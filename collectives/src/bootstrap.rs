@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
 use ringtree_transport::pages;
+use ringtree_transport::rdma::RdmaConfig;
 use ringtree_transport::rendezvous::{Store, StoreClient, StoreError};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::{Attach, Board};
@@ -66,6 +67,8 @@ struct Introduction {
     /// Whether its buffers can be moved into large pages.
     large_pages: bool,
     transports: Transports,
+    /// It can be reached over RDMA.
+    has_rdma: bool,
     reproducible: bool,
     /// What counts are rank 0's.
     costs: Costs,
@@ -117,6 +120,7 @@ fn meet_as(
         sockets: settings.sockets,
         encrypts: settings.encrypts,
         attach: settings.attach,
+        rdma: settings.rdma.clone(),
         rendezvous: Some(meeting.address.clone()),
         board: board.memory().clone(),
     })?;
@@ -128,6 +132,7 @@ fn meet_as(
         processor_set: processor_set(),
         large_pages: pages::large_page_bytes().is_some(),
         transports: settings.transports,
+        has_rdma: endpoint.has_rdma(),
         reproducible: settings.reproducible,
         costs: settings.costs,
         may_be_tuned: matches!(&settings.tuning, Tuning::Kept(cache) if cache.exists()),
@@ -154,7 +159,7 @@ fn meet_as(
         |other: &&Introduction| is_local(other) && other.processor_set == mine.processor_set;
     let beside = all.iter().filter(is_beside).count();
     let place = all[..rank as usize].iter().filter(is_beside).count();
-    let shared_memory = all.iter().all(is_local) && settings.transports != Transports::Tcp;
+    let shared_memory = all.iter().all(is_local) && settings.transports.allows_shm();
     let (local_ranks, processors) = fullest(&all);
     let hosts = hosts(&all);
     let count = hosts.iter().max().map_or(1, |last| last + 1);
@@ -164,6 +169,7 @@ fn meet_as(
         ranks,
         hosts: count,
         shared_memory,
+        rdma: !shared_memory && all.iter().all(|introduction| introduction.has_rdma),
         local_ranks,
         processors,
         fewest_local_ranks,
@@ -312,6 +318,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         sockets: 1,
         encrypts: false,
         attach: Attach::Auto,
+        rdma: RdmaConfig::default(),
         reproducible: false,
         costs: Costs::default(),
         tuning: Tuning::Off,
@@ -410,6 +417,7 @@ impl Introduction {
         out.extend_from_slice(&self.processor_set.to_le_bytes());
         out.push(u8::from(self.large_pages));
         out.push(self.transports as u8);
+        out.push(self.has_rdma.into());
         out.push(u8::from(self.reproducible));
         out.extend_from_slice(&self.costs.encode());
         out.push(u8::from(self.may_be_tuned));
@@ -425,10 +433,10 @@ impl Introduction {
         let (processor_set, bytes) = bytes.split_first_chunk()?;
         let (&large_pages, bytes) = bytes.split_first()?;
         let (&transports, bytes) = bytes.split_first()?;
+        let (&has_rdma, bytes) = bytes.split_first()?;
         let (&reproducible, bytes) = bytes.split_first()?;
         let (costs, bytes) = bytes.split_first_chunk()?;
         let (&may_be_tuned, address) = bytes.split_first()?;
-        let known = [Transports::Auto, Transports::Shm, Transports::Tcp];
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             process: u32::from_le_bytes(*process),
@@ -436,7 +444,8 @@ impl Introduction {
             processors: u32::from_le_bytes(*processors),
             processor_set: u64::from_le_bytes(*processor_set),
             large_pages: large_pages != 0,
-            transports: known.into_iter().find(|t| *t as u8 == transports)?,
+            transports: Transports::ALL.into_iter().find(|t| *t as u8 == transports)?,
+            has_rdma: has_rdma != 0,
             reproducible: reproducible != 0,
             costs: Costs::decode(costs)?,
             may_be_tuned: may_be_tuned != 0,

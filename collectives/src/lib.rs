@@ -56,6 +56,7 @@ pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;
 pub use ringtree_transport::host_port::HostPort;
 pub use ringtree_transport::ports::PortRange;
+pub use ringtree_transport::rdma::RdmaConfig;
 pub use ringtree_transport::secure::{Job, Secret};
 pub use ringtree_transport::shm::Attach;
 pub use selection::{Candidate, Choice, Explanation, Shape};

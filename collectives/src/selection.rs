@@ -8,7 +8,7 @@ use ringtree_plan::Collective;
 use ringtree_transport::shm::BOARD_BYTES;
 
 use crate::executor::Schedule;
-use crate::{Algorithm, Costs, Tuned};
+use crate::{Algorithm, Costs, LinkCosts, Tuned};
 
 /// What all ranks know of the machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub struct Shape {
     pub hosts: u32,
     /// All of them share memory.
     pub shared_memory: bool,
+    /// Those that do not are linked over RDMA, and not over TCP.
+    pub rdma: bool,
     /// Ranks on the host that has most of them for its processors.
     pub local_ranks: u32,
     /// Processors that they may use.
@@ -45,6 +47,11 @@ impl Shape {
     /// Whether ranks of one host share the way to others.
     fn has_hierarchy(&self) -> bool {
         self.hosts > 1 && self.ranks > self.hosts
+    }
+
+    /// What messages cost between ranks that share no memory.
+    fn network(&self) -> LinkCosts {
+        if self.rdma { self.costs.rdma } else { self.costs.tcp }
     }
 
     /// Whether only what folds in the order of the ranks will do.
@@ -114,7 +121,11 @@ pub struct Explanation {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wire = if self.shape.shared_memory { "shared memory" } else { "TCP" };
+        let wire = match (self.shape.shared_memory, self.shape.rdma) {
+            (true, _) => "shared memory",
+            (false, true) => "RDMA",
+            (false, false) => "TCP",
+        };
         let ranks = match self.shape.ranks {
             1 => "1 rank".into(),
             ranks => format!("{ranks} ranks"),
@@ -246,7 +257,7 @@ pub(crate) fn is_eligible(collective: Collective, algorithm: Algorithm, shape: &
 
 /// Whether an algorithm may be best where nothing was measured: of some the prediction cannot tell.
 fn is_promising(collective: Collective, algorithm: Algorithm, shape: &Shape) -> bool {
-    let is_pair_over_tcp = shape.ranks == 2 && !shape.shared_memory;
+    let is_pair_over_tcp = shape.ranks == 2 && !shape.shared_memory && !shape.rdma;
     match algorithm {
         // Two ranks send as many bytes in one turn as in two, in which the wire rests between them:
         // 1 MiB takes 165 us instead of 238, 64 MiB 15.5 ms instead of 16.7.
@@ -284,8 +295,9 @@ fn candidate(collective: Collective, algorithm: Algorithm, bytes: u64, shape: &S
 /// on average, copies and folds. Ranks of one host share its memory, so that there everyone's bytes
 /// count; ranks of one processor share its time.
 fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: &Shape) -> f64 {
-    let Costs { shm, tcp, published_s, reduced_bytes_per_s } = shape.costs;
-    let costs = if shape.shared_memory { shm } else { tcp };
+    let Costs { shm, published_s, reduced_bytes_per_s, .. } = shape.costs;
+    let network = shape.network();
+    let costs = if shape.shared_memory { shm } else { network };
     let crowding = shape.crowding();
     let n = f64::from(shape.ranks);
     let depth = f64::from(depth(shape.ranks));
@@ -378,7 +390,7 @@ fn predict(collective: Collective, algorithm: Algorithm, bytes: f64, shape: &Sha
         (0.0, costs.bytes_per_s)
     };
     turns * (costs.latency_s + turn_s)
-        + across * bytes / tcp.bytes_per_s
+        + across * bytes / network.bytes_per_s
         + crowding
             * (messages * message_s
                 + moved * bytes / inside_bytes_per_s
@@ -448,6 +460,7 @@ mod tests {
             ranks: 2,
             hosts: 1,
             shared_memory: true,
+            rdma: false,
             local_ranks: 2,
             processors: 2,
             fewest_local_ranks: 2,
@@ -523,6 +536,7 @@ mod tests {
             ranks: 8,
             hosts: 2,
             shared_memory: false,
+            rdma: false,
             local_ranks: 4,
             processors: 4,
             fewest_local_ranks: 4,

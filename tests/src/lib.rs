@@ -5,6 +5,7 @@
 pub mod bits;
 pub mod calls;
 pub mod clock;
+pub mod conformance;
 pub mod counts;
 pub mod job;
 pub mod links;

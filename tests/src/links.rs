@@ -2,9 +2,11 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringtree_transport::secure::FrameKeys;
+use ringtree_transport::rdma::{Rdma, RdmaConfig, RdmaLink};
+use ringtree_transport::secure::{self, FrameKeys, Job, Purpose, Secret};
 use ringtree_transport::shm::{Attach, Board, ShmLink};
 use ringtree_transport::sim::{Config, Network};
 use ringtree_transport::tcp::{Connection, TcpLink};
@@ -99,6 +101,48 @@ pub fn shm() -> Pair {
     Pair {
         left: Link::Shm(left.expect("shared memory")),
         right: Link::Shm(right.expect("shared memory")),
+        world: World::Real,
+    }
+}
+
+/// RDMA between two ports with real packets between them. Only where there are such devices:
+/// `tests/rdma-vm`.
+pub fn rdma() -> Pair {
+    rdma_over("rxe1", "rxe2", 1)
+}
+
+/// RDMA over two pairs of ports, with two queue pairs for each.
+pub fn rdma_rails() -> Pair {
+    rdma_over("rxe0,rxe1", "rxe0,rxe2", 2)
+}
+
+/// RDMA between the ports of both sides that the settings name.
+pub fn rdma_over(left: &str, right: &str, queue_pairs: u32) -> Pair {
+    let open = |devices: &str| {
+        let devices = Some(devices.to_owned());
+        Rdma::open(&RdmaConfig { devices, queue_pairs, ..RdmaConfig::default() }).expect("devices")
+    };
+    rdma_between(&open(left), &open(right))
+}
+
+/// RDMA between two sides that have opened their devices.
+pub fn rdma_between(left: &Arc<Rdma>, right: &Arc<Rdma>) -> Pair {
+    let (near, far) = tcp_streams();
+    let deadline = Instant::now() + PATIENCE;
+    let job = || Job { name: "links".into(), secret: Secret::from_text("of the tests") };
+    let (left, right) = std::thread::scope(|scope| {
+        let right = scope.spawn(|| {
+            let accepted = secure::accept(Arc::new(far), &job(), deadline, |_, _| Ok(()));
+            let (stream, ..) = accepted.expect("the same secret");
+            RdmaLink::establish(stream, 0, right, deadline)
+        });
+        let stream = secure::initiate(near, &job(), Purpose::Link, b"", deadline);
+        let left = RdmaLink::establish(stream.expect("the same secret"), 1, left, deadline);
+        (left, right.join().expect("no panic"))
+    });
+    Pair {
+        left: Link::Rdma(left.expect("queue pairs")),
+        right: Link::Rdma(right.expect("queue pairs")),
         world: World::Real,
     }
 }

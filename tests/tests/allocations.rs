@@ -51,7 +51,7 @@ const COUNTED_CALLS: usize = 60;
 const fn repeats(transports: Transports) -> usize {
     match transports {
         Transports::Tcp => 30,
-        Transports::Shm | Transports::Auto => 1,
+        _ => 1,
     }
 }
 

@@ -249,6 +249,7 @@ impl Scenery {
             ranks: self.ranks,
             hosts: self.hosts,
             shared_memory: self.hosts == 1,
+            rdma: false,
             local_ranks: locals,
             processors: locals,
             fewest_local_ranks: locals,

@@ -1,11 +1,12 @@
 //! Links between ranks, and how ranks find each other.
 //!
 //! A [`Link`] is a connection to one peer, made by one transport: shared memory ([`shm`]), TCP
-//! ([`tcp`]) or simulation ([`sim`]). It moves messages in slices and knows nothing of collectives
+//! ([`tcp`]), RDMA ([`rdma`]) or simulation ([`sim`]). It moves messages in slices and knows nothing of collectives
 //! or reduction. An [`endpoint::Endpoint`] makes links; [`rendezvous`] is where the ranks of a job
 //! exchange addresses; every connection proves the job's secret first ([`secure`]).
 #![deny(missing_docs)]
 
+mod credit;
 pub mod endpoint;
 mod fields;
 pub mod host_port;
@@ -15,6 +16,7 @@ pub mod memory;
 pub mod pages;
 pub mod ports;
 pub mod process;
+pub mod rdma;
 pub mod rendezvous;
 pub mod secure;
 pub mod shm;

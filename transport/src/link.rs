@@ -16,7 +16,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::memory::Registration;
-use crate::{shm, sim, tcp};
+use crate::{rdma, shm, sim, tcp};
 
 /// Number of a channel on a link: a lane of a collective, or [`POINT_TO_POINT`].
 pub type Channel = usize;
@@ -76,6 +76,8 @@ pub enum TransportKind {
     Shm,
     /// TCP sockets.
     Tcp,
+    /// InfiniBand or RoCE.
+    Rdma,
     /// Simulation on virtual time.
     Sim,
 }
@@ -85,6 +87,7 @@ impl std::fmt::Display for TransportKind {
         f.write_str(match self {
             TransportKind::Shm => "shm",
             TransportKind::Tcp => "tcp",
+            TransportKind::Rdma => "rdma",
             TransportKind::Sim => "sim",
         })
     }
@@ -141,6 +144,8 @@ pub enum Link {
     Shm(shm::ShmLink),
     /// TCP.
     Tcp(tcp::TcpLink),
+    /// InfiniBand or RoCE.
+    Rdma(rdma::RdmaLink),
     /// Simulation.
     Sim(sim::SimLink),
 }
@@ -151,6 +156,7 @@ macro_rules! each {
         match $link {
             Link::Shm($l) => $call,
             Link::Tcp($l) => $call,
+            Link::Rdma($l) => $call,
             Link::Sim($l) => $call,
         }
     };
@@ -167,6 +173,7 @@ impl Link {
         match self {
             Link::Shm(_) => TransportKind::Shm,
             Link::Tcp(_) => TransportKind::Tcp,
+            Link::Rdma(_) => TransportKind::Rdma,
             Link::Sim(_) => TransportKind::Sim,
         }
     }
@@ -209,21 +216,27 @@ impl Link {
 
     /// Lets ranges of a memory be lent, where the transport can: see [`Link::lend`].
     pub fn share(&mut self, registration: &Arc<Registration>) {
-        if let Link::Shm(link) = self {
-            link.share(registration);
+        match self {
+            Link::Shm(link) => link.share(registration),
+            Link::Rdma(link) => link.share(registration),
+            Link::Tcp(_) | Link::Sim(_) => {}
         }
     }
 
-    /// Whether [`Link::lend`] may lend this range on a channel. On [`POINT_TO_POINT`] only what the
-    /// slots do not hold, since the receiver may come much later.
+    /// Whether [`Link::lend`] may lend this range on a channel. Where that would have the sender wait for
+    /// the receiver, on [`POINT_TO_POINT`] only what the slots do not hold, since the receiver may come much
+    /// later.
     #[inline]
     pub fn lends(&self, channel: Channel, data: *const u8, len: usize) -> bool {
-        matches!(self, Link::Shm(link) if link.lends(channel, data, len))
+        match self {
+            Link::Shm(link) => link.lends(channel, data, len),
+            Link::Rdma(link) => link.lends(data, len),
+            Link::Tcp(_) | Link::Sim(_) => false,
+        }
     }
 
-    /// As [`Link::post`], where the peer can reach the range: it reads it in place, and it
-    /// counts as sent when the peer has released it. Returns false, and sends nothing, where that
-    /// cannot be done now.
+    /// As [`Link::post`], where the range is read in place, by the peer or by a device: it counts as sent
+    /// when that is done with it. Returns false, and sends nothing, where that cannot be done now.
     ///
     /// # Safety
     /// As [`Link::post`].
@@ -237,6 +250,8 @@ impl Link {
     ) -> Result<bool, LinkError> {
         match self {
             Link::Shm(link) => link.lend(channel, tag, data, len, last),
+            // SAFETY: the caller's promise is passed on.
+            Link::Rdma(link) => unsafe { link.post(channel, tag, data, len, last) }.map(|()| true),
             Link::Tcp(_) | Link::Sim(_) => Ok(false),
         }
     }
@@ -261,6 +276,8 @@ impl Link {
         match self {
             // SAFETY: the caller's promise is passed on.
             Link::Shm(link) => unsafe { link.offer(channel, tag, ahead, into, len) },
+            // SAFETY: likewise.
+            Link::Rdma(link) => unsafe { link.offer(channel, tag, ahead, into, len) },
             Link::Tcp(_) | Link::Sim(_) => Ok(()),
         }
     }
@@ -277,6 +294,7 @@ impl Link {
     ) -> Result<bool, LinkError> {
         match self {
             Link::Shm(link) => link.takes_offer(channel, tag, len),
+            Link::Rdma(link) => Ok(link.takes_offer(channel, tag, len)),
             Link::Tcp(_) | Link::Sim(_) => Ok(false),
         }
     }
@@ -284,7 +302,11 @@ impl Link {
     /// Whether the message in hand goes to room that the peer has offered.
     #[inline]
     pub fn is_direct(&self, channel: Channel) -> bool {
-        matches!(self, Link::Shm(link) if link.is_direct(channel))
+        match self {
+            Link::Shm(link) => link.is_direct(channel),
+            Link::Rdma(link) => link.is_direct(channel),
+            Link::Tcp(_) | Link::Sim(_) => false,
+        }
     }
 
     /// What was reserved and not committed will not be written: the operation has failed.
@@ -297,8 +319,10 @@ impl Link {
     /// Withdraws what this side has lent and offered, before the link is dropped: with several
     /// links, so that none waits for a peer that waits for another one.
     pub fn withdraw(&mut self) {
-        if let Link::Shm(link) = self {
-            link.withdraw();
+        match self {
+            Link::Shm(link) => link.withdraw(),
+            Link::Rdma(link) => link.withdraw(),
+            Link::Tcp(_) | Link::Sim(_) => {}
         }
     }
 
@@ -365,7 +389,7 @@ impl Link {
         match self {
             Link::Shm(link) => link.receives_directly(channel),
             Link::Tcp(_) => true,
-            Link::Sim(_) => false,
+            Link::Rdma(_) | Link::Sim(_) => false,
         }
     }
 
@@ -423,7 +447,7 @@ impl Link {
     pub fn published(&self, number: u32) -> Option<Arrival> {
         match self {
             Link::Shm(link) => link.published(number),
-            Link::Tcp(_) | Link::Sim(_) => None,
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => None,
         }
     }
 
@@ -431,12 +455,14 @@ impl Link {
     /// writability too. Where there are none, the peer rings the endpoint's bell instead, once
     /// [`Link::set_parked`] has told it to.
     pub fn descriptors(&self) -> impl Iterator<Item = (RawFd, bool)> + '_ {
-        let (one, several) = match self {
-            Link::Shm(link) => (link.descriptor(), None),
-            Link::Tcp(link) => (None, Some(link.descriptors())),
-            Link::Sim(_) => (None, None),
+        let (one, sockets, queues) = match self {
+            Link::Shm(link) => (link.descriptor(), None, None),
+            Link::Tcp(link) => (None, Some(link.descriptors()), None),
+            Link::Rdma(link) => (None, None, Some(link.descriptors())),
+            Link::Sim(_) => (None, None, None),
         };
-        one.into_iter().chain(several.into_iter().flatten())
+        let several = sockets.into_iter().flatten().chain(queues.into_iter().flatten());
+        one.into_iter().chain(several)
     }
 
     /// Tells the peer whether this side sleeps and must be woken by its bell.
@@ -448,7 +474,15 @@ impl Link {
     pub fn peer_process(&self) -> Option<u32> {
         match self {
             Link::Shm(link) => link.peer_process(),
-            Link::Tcp(_) | Link::Sim(_) => None,
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => None,
+        }
+    }
+
+    /// What a link over RDMA has done.
+    pub fn rdma_counters(&self) -> Option<rdma::Counters> {
+        match self {
+            Link::Rdma(link) => Some(link.counters()),
+            _ => None,
         }
     }
 

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::rdma::Regions;
 
 /// What every shared file must be sealed with: no size that can change under a mapping (an access
 /// behind a shrunk end would be SIGBUS), and no seal that can be added.
@@ -128,17 +130,113 @@ impl Drop for SharedMemory {
 
 /// Leave for links to let peers read and write a memory in place, until this is dropped.
 #[derive(Debug)]
-pub struct Registration(Arc<SharedMemory>);
+pub struct Registration {
+    /// What RDMA devices know it by, dropped before the memory itself.
+    regions: Mutex<Vec<Arc<Regions>>>,
+    memory: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Shared(Arc<SharedMemory>),
+    Plain { start: NonNull<u8>, len_bytes: usize },
+    DmaBuf { descriptor: OwnedFd, offset: u64, address: u64, len_bytes: usize },
+}
+
+// SAFETY: the pointer is to memory that whoever registered it keeps mapped; no method touches the bytes.
+unsafe impl Send for Registration {}
+// SAFETY: as above.
+unsafe impl Sync for Registration {}
+
+/// How an RDMA device gets at a memory.
+pub(crate) enum Backing {
+    /// By its addresses in this process.
+    Mapped,
+    /// By a descriptor, from an offset on.
+    DmaBuf {
+        /// The descriptor.
+        descriptor: RawFd,
+        /// Of the first byte.
+        offset: u64,
+    },
+}
 
 impl Registration {
     /// Registers `memory`, which lives at least as long.
     pub fn new(memory: Arc<SharedMemory>) -> Arc<Registration> {
-        Arc::new(Registration(memory))
+        Registration::of(Kind::Shared(memory))
     }
 
-    /// What is registered.
-    pub fn memory(&self) -> &SharedMemory {
-        &self.0
+    /// Registers ordinary memory of this process, which only RDMA devices can let peers reach.
+    ///
+    /// # Safety
+    /// The range must stay mapped until the registration is dropped, and what peers write there while an
+    /// operation of this process runs on it must disturb nobody.
+    pub unsafe fn of_plain(start: NonNull<u8>, len_bytes: usize) -> Arc<Registration> {
+        Registration::of(Kind::Plain { start, len_bytes })
+    }
+
+    /// Registers the memory behind a dma-buf descriptor, as of a GPU, which is used at `address` in calls.
+    /// Devices that cannot do that say so in the log, and it goes through slots.
+    pub fn of_dma_buf(
+        descriptor: OwnedFd,
+        offset: u64,
+        address: u64,
+        len_bytes: usize,
+    ) -> Arc<Registration> {
+        Registration::of(Kind::DmaBuf { descriptor, offset, address, len_bytes })
+    }
+
+    fn of(memory: Kind) -> Arc<Registration> {
+        Arc::new(Registration { regions: Mutex::default(), memory })
+    }
+
+    /// What is registered, if other processes of this host can map it.
+    pub fn shared_memory(&self) -> Option<&SharedMemory> {
+        match &self.memory {
+            Kind::Shared(memory) => Some(memory),
+            Kind::Plain { .. } | Kind::DmaBuf { .. } => None,
+        }
+    }
+
+    /// The address of its first byte.
+    pub(crate) fn start(&self) -> *mut u8 {
+        match &self.memory {
+            Kind::Shared(memory) => memory.start(),
+            Kind::Plain { start, .. } => start.as_ptr(),
+            Kind::DmaBuf { address, .. } => *address as *mut u8,
+        }
+    }
+
+    pub(crate) fn len_bytes(&self) -> usize {
+        match &self.memory {
+            Kind::Shared(memory) => memory.len_bytes(),
+            Kind::Plain { len_bytes, .. } | Kind::DmaBuf { len_bytes, .. } => *len_bytes,
+        }
+    }
+
+    pub(crate) fn backing(&self) -> Backing {
+        match &self.memory {
+            Kind::DmaBuf { descriptor, offset, .. } => {
+                Backing::DmaBuf { descriptor: descriptor.as_raw_fd(), offset: *offset }
+            }
+            Kind::Shared(_) | Kind::Plain { .. } => Backing::Mapped,
+        }
+    }
+
+    /// The regions that a registry of RDMA devices has made of it, or makes now.
+    pub(crate) fn regions(
+        &self,
+        registry: u64,
+        make: impl FnOnce() -> Option<Regions>,
+    ) -> Option<Arc<Regions>> {
+        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = regions.iter().find(|regions| regions.registry() == registry) {
+            return Some(made.clone());
+        }
+        let made = Arc::new(make()?);
+        regions.push(made.clone());
+        Some(made)
     }
 }
 

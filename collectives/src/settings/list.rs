@@ -15,7 +15,7 @@ pub struct Setting {
 
 impl Setting {
     /// All there are, in the README's order.
-    pub const ALL: [Setting; 19] = [
+    pub const ALL: [Setting; 28] = [
         setting("RINGTREE_RANK", "this rank, from 0"),
         setting("RINGTREE_RANKS", "how many ranks there are"),
         setting("RINGTREE_LOCAL_RANK", "this rank's number on its host, for the program"),
@@ -28,7 +28,7 @@ impl Setting {
         setting("RINGTREE_SECRET_FILE", "file of mode 0600 that has the secret"),
         setting("RINGTREE_INSECURE", "1: no secret, anyone may join").or("0"),
         setting("RINGTREE_TIMEOUT", "seconds without progress until a call fails").or("60"),
-        setting("RINGTREE_TRANSPORT", "auto, shm or tcp").or("auto"),
+        setting("RINGTREE_TRANSPORT", "auto, shm, tcp, rdma, or rdma,tcp").or("auto"),
         setting(
             "RINGTREE_INTERFACE",
             "interfaces for TCP by name or subnet, separated by commas; else the way to the \
@@ -46,6 +46,29 @@ impl Setting {
             "auto, always or never: when ranks of one host copy each other's memory through the kernel",
         )
         .or("auto"),
+        setting(
+            "RINGTREE_RDMA_DEVICES",
+            "devices and ports for RDMA, such as mlx5_0,mlx5_1:2, or none; else the fastest that are up",
+        ),
+        setting(
+            "RINGTREE_RDMA_GID_INDEX",
+            "which address of each RDMA port; else one that routes, IPv4 first",
+        ),
+        setting("RINGTREE_RDMA_MTU", "largest RDMA packet; else what both ports allow"),
+        setting("RINGTREE_RDMA_SERVICE_LEVEL", "service level of RDMA packets, 0 to 15").or("0"),
+        setting("RINGTREE_RDMA_TRAFFIC_CLASS", "traffic class of RDMA packets, 0 to 255").or("0"),
+        setting(
+            "RINGTREE_RDMA_TIMEOUT",
+            "how long an RDMA packet may stay unanswered: 4.096 us times 2 to the power of this",
+        )
+        .or("14"),
+        setting("RINGTREE_RDMA_RETRIES", "how often it is sent again then, 0 to 6").or("6"),
+        setting(
+            "RINGTREE_RDMA_NOT_READY_RETRIES",
+            "how often it is sent again to a receiver that is not ready, 0 to 6",
+        )
+        .or("6"),
+        setting("RINGTREE_RDMA_QUEUE_PAIRS", "queue pairs of two ranks for each pair of RDMA ports").or("1"),
         setting("RINGTREE_ENCRYPT", "1: encrypt what goes over TCP, on all ranks alike").or("0"),
         setting(
             "RINGTREE_REPRODUCIBLE",

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ringtree_transport::endpoint::Transports;
 use ringtree_transport::host_port::HostPort;
 use ringtree_transport::ports::PortRange;
+use ringtree_transport::rdma::RdmaConfig;
 use ringtree_transport::rendezvous::Place as MeetingPlace;
 use ringtree_transport::secure::Job;
 use ringtree_transport::shm::Attach;
@@ -100,7 +101,7 @@ pub struct Origins {
 ///
 /// ```
 /// # use std::time::Duration;
-/// use ringtree::{Attach, Costs, Job, Secret, Settings, Source, Transports, Tuning};
+/// use ringtree::{Attach, Costs, Job, RdmaConfig, Secret, Settings, Source, Transports, Tuning};
 ///
 /// let settings = Settings {
 ///     source: Source::Explicit,
@@ -117,6 +118,7 @@ pub struct Origins {
 ///     sockets: 1,
 ///     encrypts: false,
 ///     attach: Attach::Auto,
+///     rdma: RdmaConfig::default(),
 ///     reproducible: false,
 ///     costs: Costs::default(),
 ///     tuning: Tuning::Off,
@@ -163,6 +165,8 @@ pub struct Settings {
     /// When ranks of one host copy each other's memory by cross-memory attach; with a rank that never does
     /// so nobody does.
     pub attach: Attach,
+    /// How RDMA is used, if it may be.
+    pub rdma: RdmaConfig,
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
@@ -231,6 +235,7 @@ impl Settings {
             sockets: env.sockets()?,
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
             attach: env.attach()?,
+            rdma: env.rdma()?,
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
             costs: Costs::default(),
             tuning: env.tuning()?,
@@ -388,7 +393,11 @@ mod tests {
         assert!(with("RINGTREE_SECRET", "").contains("no secret"));
         assert!(with("RINGTREE_TIMEOUT", "-1").contains("RINGTREE_TIMEOUT"));
         assert!(with("RINGTREE_TUNING", "on").contains("neither kept nor off"));
-        assert!(with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp"));
+        assert!(
+            with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp, rdma, rdma,tcp")
+        );
+        assert!(with("RINGTREE_RDMA_RETRIES", "7").contains("not a number from 0 to 6"));
+        assert!(with("RINGTREE_RDMA_MTU", "1500").contains("512, 1024, 2048"));
         assert!(with("RINGTREE_ATTACH", "perhaps").contains("none of auto, always, never"));
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
 use ringtree_transport::host_port::HostPort;
 use ringtree_transport::ports::PortRange;
+use ringtree_transport::rdma::RdmaConfig;
 use ringtree_transport::shm::Attach;
 
 use super::DEFAULT_TIMEOUT;
@@ -106,8 +108,51 @@ impl Variables<'_> {
     }
 
     pub(super) fn transports(&self) -> Result<Transports, Error> {
-        let transports = [Transports::Auto, Transports::Shm, Transports::Tcp];
-        self.one_of("RINGTREE_TRANSPORT", &transports)
+        self.one_of("RINGTREE_TRANSPORT", &Transports::ALL)
+    }
+
+    pub(super) fn rdma(&self) -> Result<RdmaConfig, Error> {
+        let default = RdmaConfig::default();
+        let wrong = |error| settings(format!("RINGTREE_RDMA_MTU: {error}"));
+        let mtu = self.get("RINGTREE_RDMA_MTU").map(|text| text.parse().map_err(wrong));
+        let small = |name: &str, range: RangeInclusive<u32>, default: u8| {
+            self.number_in(name, range, default.into()).map(|number| number as u8)
+        };
+        Ok(RdmaConfig {
+            devices: self.get("RINGTREE_RDMA_DEVICES").map(str::to_string),
+            gid_index: match self.get("RINGTREE_RDMA_GID_INDEX") {
+                Some(_) => Some(self.number_in("RINGTREE_RDMA_GID_INDEX", 0..=255, 0)?),
+                None => None,
+            },
+            mtu: mtu.transpose()?,
+            service_level: small("RINGTREE_RDMA_SERVICE_LEVEL", 0..=15, default.service_level)?,
+            traffic_class: small("RINGTREE_RDMA_TRAFFIC_CLASS", 0..=255, default.traffic_class)?,
+            timeout: small("RINGTREE_RDMA_TIMEOUT", 1..=31, default.timeout)?,
+            retries: small("RINGTREE_RDMA_RETRIES", 0..=6, default.retries)?,
+            not_ready_retries: small(
+                "RINGTREE_RDMA_NOT_READY_RETRIES",
+                0..=6,
+                default.not_ready_retries,
+            )?,
+            queue_pairs: self.number_in(
+                "RINGTREE_RDMA_QUEUE_PAIRS",
+                1..=16,
+                default.queue_pairs,
+            )?,
+        })
+    }
+
+    fn number_in(
+        &self,
+        name: &str,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> Result<u32, Error> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        text.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            settings(format!("{name}={text} is not a number from {least} to {most}"))
+        })
     }
 
     /// The value that a variable names; the first one where it is not set.

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 
 use ringtree_plan::{Algorithm, Collective};
-use ringtree_transport::endpoint::Transports;
 use serde::{Deserialize, Serialize};
 
 use super::{Times, Tuned};
@@ -15,7 +14,7 @@ use crate::selection::Shape;
 use crate::settings::Settings;
 
 /// Raised whenever the text changes, and when calls of another version take other times.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// A table is some 20 KiB.
 pub(crate) const TABLE_LIMIT_BYTES: usize = 256 << 10;
@@ -62,6 +61,8 @@ pub struct Links {
     pub encrypts: bool,
     /// Rank 0's setting of cross-memory attach.
     pub attach: String,
+    /// Whether ranks that share no memory were linked over RDMA, and not over TCP.
+    pub rdma: bool,
 }
 
 /// Over what ranks are linked.
@@ -70,9 +71,9 @@ pub struct Links {
 pub enum Way {
     /// Shared memory.
     Shm,
-    /// TCP.
-    Tcp,
-    /// Shared memory inside hosts, TCP between them.
+    /// The network.
+    Network,
+    /// Shared memory inside hosts, the network between them.
     Mixed,
 }
 
@@ -107,14 +108,15 @@ impl Links {
     pub(crate) fn new(settings: &Settings, shape: &Shape, in_one_process: bool) -> Links {
         let way = match settings.transports {
             _ if shape.shared_memory => Way::Shm,
-            Transports::Tcp => Way::Tcp,
-            _ if shape.hosts == shape.ranks => Way::Tcp,
+            transports if !transports.allows_shm() => Way::Network,
+            _ if shape.hosts == shape.ranks => Way::Network,
             _ => Way::Mixed,
         };
         let Settings { interface, sockets, encrypts, .. } = settings;
         let (interface, sockets, encrypts) = (interface.clone(), *sockets, *encrypts);
         let attach = settings.attach.to_string();
-        Links { way, in_one_process, interface, sockets, encrypts, attach }
+        let rdma = shape.rdma;
+        Links { way, in_one_process, interface, sockets, encrypts, attach, rdma }
     }
 }
 
@@ -139,6 +141,7 @@ impl MeasuredOn {
             ranks: self.ranks,
             hosts: self.hosts,
             shared_memory: self.links.way == Way::Shm,
+            rdma: self.links.rdma,
             local_ranks: self.local_ranks,
             processors: self.processors,
             fewest_local_ranks: self.fewest_local_ranks,
@@ -158,6 +161,7 @@ impl MeasuredOn {
             && self.fewest_local_ranks == shape.fewest_local_ranks
             && self.large_pages == shape.large_pages
             && (self.links.way == Way::Shm) == shape.shared_memory
+            && self.links.rdma == shape.rdma
     }
 
     /// As it stands in a table.
@@ -270,7 +274,9 @@ impl fmt::Display for MeasuredOn {
         write!(f, "{} on {}", counted(*ranks, "rank"), counted(*hosts, "host"))?;
         let over = match links.way {
             Way::Shm => "shared memory",
-            Way::Tcp => "TCP",
+            Way::Network if links.rdma => "RDMA",
+            Way::Network => "TCP",
+            Way::Mixed if links.rdma => "shared memory and RDMA",
             Way::Mixed => "shared memory and TCP",
         };
         write!(f, " over {over}")?;

@@ -20,6 +20,7 @@ fn shape() -> Shape {
         ranks: 4,
         hosts: 1,
         shared_memory: true,
+        rdma: false,
         local_ranks: 4,
         processors: 2,
         fewest_local_ranks: 4,
@@ -32,7 +33,8 @@ fn shape() -> Shape {
 
 fn measured_on(shape: &Shape) -> MeasuredOn {
     let links = Links {
-        way: if shape.shared_memory { Way::Shm } else { Way::Tcp },
+        rdma: shape.rdma,
+        way: if shape.shared_memory { Way::Shm } else { Way::Network },
         in_one_process: false,
         interface: None,
         sockets: 1,

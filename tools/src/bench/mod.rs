@@ -125,6 +125,8 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         Transport::Auto => {}
         Transport::Shm => settings.transports = Transports::Shm,
         Transport::Tcp => settings.transports = Transports::Tcp,
+        Transport::Rdma => settings.transports = Transports::Rdma,
+        Transport::RdmaOrTcp => settings.transports = Transports::RdmaOrTcp,
     }
     settings.encrypts |= measurement.encrypt;
     settings.sockets = measurement.sockets.unwrap_or(settings.sockets);

@@ -162,12 +162,18 @@ pub struct BenchArguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
-    /// Shared memory where ranks share a host, TCP elsewhere
+    /// Shared memory where ranks share a host, RDMA elsewhere where both ends have it, else TCP
     Auto,
     /// Shared memory only
     Shm,
     /// TCP only
     Tcp,
+    /// RDMA only
+    Rdma,
+    /// RDMA where both ends have it, else TCP, on one host too
+    #[value(name = "rdma,tcp")]
+    #[serde(rename = "rdma,tcp")]
+    RdmaOrTcp,
 }
 
 /// Where buffers come from.

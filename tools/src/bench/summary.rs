@@ -23,7 +23,7 @@ const NUMBERS: usize = 2 + NAME_BYTES;
 pub struct Summary {
     /// Ranks of the run.
     pub ranks: u32,
-    /// Transport of all links: `shm`, `tcp` or `mixed`; `none` where there is one rank.
+    /// Transport of all links: `shm`, `tcp`, `rdma` or `mixed`; `none` where there is one rank.
     pub transport: &'static str,
     /// Who told the ranks their places.
     launcher: String,
@@ -128,6 +128,7 @@ fn transports(communicator: &Communicator) -> i32 {
             TransportKind::Shm => 1,
             TransportKind::Tcp => 2,
             TransportKind::Sim => 4,
+            TransportKind::Rdma => 8,
         }
     })
 }
@@ -138,6 +139,7 @@ fn transport_name(seen: i32) -> &'static str {
         1 => "shm",
         2 => "tcp",
         4 => "sim",
+        8 => "rdma",
         _ => "mixed",
     }
 }

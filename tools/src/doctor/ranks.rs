@@ -185,6 +185,7 @@ pub fn bind(settings: &Settings, rendezvous: &str) -> Result<Endpoint, EndpointE
         sockets: settings.sockets,
         encrypts: settings.encrypts,
         attach: settings.attach,
+        rdma: settings.rdma.clone(),
         rendezvous: Some(rendezvous.to_owned()),
         board: board.memory().clone(),
     })

@@ -122,6 +122,8 @@ fn take_part(arguments: &TuneArguments) -> Result<ExitCode, TuneError> {
         Transport::Auto => {}
         Transport::Shm => settings.transports = Transports::Shm,
         Transport::Tcp => settings.transports = Transports::Tcp,
+        Transport::Rdma => settings.transports = Transports::Rdma,
+        Transport::RdmaOrTcp => settings.transports = Transports::RdmaOrTcp,
     }
     // What is measured counts whether or not a job is to be reproducible.
     settings.reproducible = false;

@@ -3,6 +3,7 @@
 use super::error::Peer;
 use crate::fields::{Fields, put_bytes};
 use crate::host_port::HostPort;
+use crate::rdma::{MAX_RAILS, RailAddress};
 use crate::secure::WIRE_VERSION;
 
 /// Longest name of an abstract socket.
@@ -21,13 +22,17 @@ pub(super) const MAX_CONNECTIONS: usize = 64;
 const HOST_LIMIT_BYTES: usize = 64;
 
 /// Where an endpoint can be reached. As bytes: the wire version, the name of the abstract socket,
-/// the TCP addresses as texts and how many there are, the host's name, the process; an absent name
-/// is empty.
+/// the TCP addresses as texts and how many there are, the RDMA rails likewise, whether links go over TCP,
+/// the host's name, the process; an absent name is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) socket_name: Option<String>,
     /// One for each interface, in the order of the setting, each with a port.
     pub(super) tcp: Vec<HostPort>,
+    /// The ports of RDMA devices.
+    pub(super) rails: Vec<RailAddress>,
+    /// Whether links over TCP may be made, and not only begun there.
+    pub(super) links_by_tcp: bool,
     pub(super) host: String,
     pub(super) pid: u32,
 }
@@ -38,6 +43,9 @@ impl Address {
         put_bytes(&mut out, self.socket_name.as_deref().unwrap_or_default().as_bytes());
         out.push(self.tcp.len() as u8);
         self.tcp.iter().for_each(|address| put_bytes(&mut out, address.to_string().as_bytes()));
+        out.push(self.rails.len() as u8);
+        self.rails.iter().for_each(|rail| out.push(rail.is_ethernet.into()));
+        out.push(self.links_by_tcp.into());
         put_bytes(&mut out, self.host.as_bytes());
         out.extend_from_slice(&self.pid.to_le_bytes());
         out
@@ -67,13 +75,18 @@ impl Address {
             address.port.is_some().then_some(address)
         };
         let tcp = (0..count).map(|_| tcp_address()).collect::<Option<Vec<_>>>()?;
-        if count > MAX_TCP_ADDRESSES {
+        let rail_count = usize::from(fields.u8()?);
+        let mut rail = || Some(RailAddress { is_ethernet: flag(fields.u8()?)? });
+        let rails = (0..rail_count).map(|_| rail()).collect::<Option<Vec<_>>>()?;
+        let links_by_tcp = flag(fields.u8()?)?;
+        if count > MAX_TCP_ADDRESSES || rail_count > MAX_RAILS {
             return None;
         }
         let host = fields.text(HOST_LIMIT_BYTES)?;
         let pid = fields.u32()?;
         fields.end()?;
-        Some(Address { socket_name: Some(socket_name).filter(|n| !n.is_empty()), tcp, host, pid })
+        let socket_name = Some(socket_name).filter(|name| !name.is_empty());
+        Some(Address { socket_name, tcp, rails, links_by_tcp, host, pid })
     }
 
     pub(super) fn peer(&self, rank: u32) -> Peer {
@@ -104,6 +117,12 @@ pub(super) struct Hello {
     pub(super) connections: u8,
     /// Frames are encrypted.
     pub(super) encrypts: bool,
+    /// The link shall be one over RDMA, for which the connection is used to make it.
+    pub(super) makes_rdma: bool,
+}
+
+fn flag(byte: u8) -> Option<bool> {
+    (byte < 2).then_some(byte == 1)
 }
 
 impl Hello {
@@ -112,7 +131,8 @@ impl Hello {
         out.extend_from_slice(&self.from.to_le_bytes());
         out.extend_from_slice(&self.to.to_le_bytes());
         out.extend_from_slice(&self.link.to_le_bytes());
-        out.extend_from_slice(&[self.connection, self.connections, self.encrypts.into()]);
+        out.extend_from_slice(&[self.connection, self.connections]);
+        out.extend_from_slice(&[self.encrypts.into(), self.makes_rdma.into()]);
         out
     }
 
@@ -125,11 +145,8 @@ impl Hello {
             link: fields.u64()?,
             connection: fields.u8()?,
             connections: fields.u8()?,
-            encrypts: match fields.u8()? {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
+            encrypts: flag(fields.u8()?)?,
+            makes_rdma: flag(fields.u8()?)?,
         };
         fields.end()?;
         let fits = usize::from(hello.connections) <= MAX_CONNECTIONS;

@@ -9,8 +9,9 @@ use std::time::Instant;
 use tracing::debug;
 
 use super::address::Hello;
-use super::{ESTABLISH_LIMIT, EndpointConfig};
+use super::{ESTABLISH_LIMIT, EndpointConfig, RDMA_LIMIT};
 use crate::memory::SharedMemory;
+use crate::rdma::{Rdma, RdmaLink};
 use crate::secure::{Ended, FrameKeys, Limit, Purpose, SecureStream, Service, Socket};
 use crate::shm::{Attach, ShmLink};
 use crate::tcp::{Connection, TcpLink};
@@ -25,6 +26,7 @@ pub(super) struct Desk {
     encrypts: bool,
     board: Arc<SharedMemory>,
     attach: Attach,
+    rdma: Option<Arc<Rdma>>,
     dialed: Mutex<HashMap<u32, Result<Link, LinkError>>>,
     changed: Condvar,
     /// By dialer: the connections that have come of its last attempt to make a TCP link.
@@ -37,13 +39,14 @@ struct Parts {
 }
 
 impl Desk {
-    pub(super) fn new(config: &EndpointConfig) -> Desk {
+    pub(super) fn new(config: &EndpointConfig, rdma: Option<Arc<Rdma>>) -> Desk {
         Desk {
             communicator: config.communicator,
             rank: config.rank,
             encrypts: config.encrypts,
             board: config.board.clone(),
             attach: config.attach,
+            rdma,
             dialed: Mutex::default(),
             changed: Condvar::new(),
             parts: Mutex::default(),
@@ -86,6 +89,9 @@ impl Desk {
         if hello.from >= rank {
             return Err(format!("rank {rank} dials rank {}, not the reverse", hello.from));
         }
+        if hello.makes_rdma && self.rdma.is_none() {
+            return Err(format!("rank {rank} has no RDMA"));
+        }
         if hello.encrypts != self.encrypts {
             let (does, does_not) =
                 if self.encrypts { (rank, hello.from) } else { (hello.from, rank) };
@@ -103,23 +109,26 @@ impl Desk {
     fn serve_link<S: Socket>(
         &self,
         stream: SecureStream<S>,
-        hello: &[u8],
-        make: impl FnOnce(S, FrameKeys, Hello) -> Option<Result<Link, LinkError>>,
+        hello: &Hello,
+        make: impl FnOnce(S, FrameKeys) -> Option<Result<Link, LinkError>>,
     ) {
-        let Some(hello) = Hello::decode(hello) else { return };
-        let from = hello.from;
         let keys = stream.frame_keys();
         match stream.into_inner() {
             Ok(socket) => {
-                let Some(outcome) = make(socket, keys, hello) else { return };
-                let mut dialed = self.lock();
-                if outcome.is_ok() || !matches!(dialed.get(&from), Some(Ok(_))) {
-                    dialed.insert(from, outcome);
+                if let Some(outcome) = make(socket, keys) {
+                    self.lay_out(hello.from, outcome);
                 }
-                self.changed.notify_all();
             }
-            Err(error) => debug!("a connection from rank {from} was lost: {error}"),
+            Err(error) => debug!("a connection from rank {} was lost: {error}", hello.from),
         }
+    }
+
+    fn lay_out(&self, from: u32, outcome: Result<Link, LinkError>) {
+        let mut dialed = self.lock();
+        if outcome.is_ok() || !matches!(dialed.get(&from), Some(Ok(_))) {
+            dialed.insert(from, outcome);
+        }
+        self.changed.notify_all();
     }
 
     /// Keeps a connection until the others of its link have come; then returns all.
@@ -151,11 +160,11 @@ impl Service<UnixStream> for Desk {
     }
 
     fn serve(&self, stream: SecureStream<UnixStream>, _purpose: Purpose, hello: Vec<u8>) {
-        self.serve_link(stream, &hello, |socket, _, Hello { from, .. }| {
+        let Some(hello) = Hello::decode(&hello) else { return };
+        self.serve_link(stream, &hello, |socket, _| {
             let deadline = Instant::now() + ESTABLISH_LIMIT;
-            Some(
-                ShmLink::establish(socket, from, &self.board, self.attach, deadline).map(Link::Shm),
-            )
+            let made = ShmLink::establish(socket, hello.from, &self.board, self.attach, deadline);
+            Some(made.map(Link::Shm))
         });
     }
 }
@@ -166,7 +175,13 @@ impl Service<TcpStream> for Desk {
     }
 
     fn serve(&self, stream: SecureStream<TcpStream>, _purpose: Purpose, hello: Vec<u8>) {
-        self.serve_link(stream, &hello, |stream, keys, hello| {
+        let Some(hello) = Hello::decode(&hello) else { return };
+        if let (true, Some(rdma)) = (hello.makes_rdma, &self.rdma) {
+            let deadline = Instant::now() + RDMA_LIMIT;
+            let made = RdmaLink::establish(stream, hello.from, rdma, deadline);
+            return self.lay_out(hello.from, made.map(Link::Rdma));
+        }
+        self.serve_link(stream, &hello, |stream, keys| {
             let connection = Connection { stream, keys: hello.encrypts.then_some(keys) };
             let connections = self.gather(connection, &hello)?;
             Some(TcpLink::over(connections, hello.from).map(Link::Tcp))

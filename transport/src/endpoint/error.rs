@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::LinkError;
 use crate::interfaces::InterfaceError;
+use crate::rdma::RdmaError;
 use crate::secure::SecureError;
 
 /// A rank and where it runs, as its address says.
@@ -29,6 +30,9 @@ pub enum EndpointError {
     /// No address to listen on.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
+    /// RDMA was asked for, and this rank has none.
+    #[error("{0}; with --transport auto another one is used (RINGTREE_TRANSPORT)")]
+    Rdma(RdmaError),
     /// Listening failed.
     #[error("cannot listen for other ranks on {address}: {reason}")]
     Listen {
@@ -67,7 +71,7 @@ pub enum EndpointError {
         /// What else it may be, where the host's name is the same.
         doubt: &'static str,
     },
-    /// One side allows only shm, the other only tcp.
+    /// One side allows only transports that the other does not have.
     #[error(
         "{peer} does not use {ours}: give all ranks the same RINGTREE_TRANSPORT or --transport"
     )]

@@ -21,19 +21,20 @@ use std::os::unix::net::{self, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::host_port::HostPort;
 use crate::interfaces::rank_addresses;
 use crate::memory::SharedMemory;
 use crate::ports::{PortRange, listen_on};
+use crate::rdma::{Pairing, Rdma, RdmaConfig, RdmaError, RdmaLink};
 use crate::secure::{
-    Acceptor, Ended, FrameKeys, Job, Limit, Purpose, SecureError, Socket, dial, dial_local,
-    hexadecimal, initiate_within, random_bytes,
+    Acceptor, Ended, FrameKeys, Job, Limit, Purpose, SecureError, SecureStream, Socket, dial,
+    dial_local, hexadecimal, initiate_within, random_bytes,
 };
 use crate::shm::{Attach, ShmLink};
 use crate::tcp::{Connection, TcpLink};
-use crate::{Link, LinkError};
+use crate::{Link, LinkError, TransportKind};
 use address::{Address, Hello, MAX_CONNECTIONS, MAX_TCP_ADDRESSES, host_name};
 use desk::Desk;
 pub use error::{EndpointError, Peer};
@@ -45,17 +46,51 @@ const GONE_GRACE: Duration = Duration::from_millis(500);
 /// How long two processes of one host may take to share memory, once they are connected.
 const ESTABLISH_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long two ranks may take to make a link over RDMA, once they are connected: queue pairs that do not
+/// work are tried for a while.
+const RDMA_LIMIT: Duration = Duration::from_secs(10);
+
 /// Which transports an endpoint uses. All ranks should use the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Transports {
-    /// Shared memory with the ranks of this host, TCP with all others.
+    /// Shared memory with the ranks of this host, with the others RDMA where both ends have it, else TCP.
     #[default]
     Auto = 0,
     /// Shared memory only: all ranks must be on this host.
     Shm = 1,
     /// TCP only.
     Tcp = 2,
+    /// RDMA only: a rank that has none is refused.
+    Rdma = 3,
+    /// RDMA where both ends have it, else TCP, on one host too.
+    RdmaOrTcp = 4,
+}
+
+impl Transports {
+    /// All of them.
+    pub const ALL: [Transports; 5] = [
+        Transports::Auto,
+        Transports::Shm,
+        Transports::Tcp,
+        Transports::Rdma,
+        Transports::RdmaOrTcp,
+    ];
+
+    /// Whether links may be made over shared memory.
+    pub fn allows_shm(self) -> bool {
+        matches!(self, Transports::Auto | Transports::Shm)
+    }
+
+    /// Whether links may be made over TCP.
+    pub fn allows_tcp(self) -> bool {
+        matches!(self, Transports::Auto | Transports::Tcp | Transports::RdmaOrTcp)
+    }
+
+    /// Whether links may be made over RDMA.
+    pub fn allows_rdma(self) -> bool {
+        matches!(self, Transports::Auto | Transports::Rdma | Transports::RdmaOrTcp)
+    }
 }
 
 impl fmt::Display for Transports {
@@ -64,6 +99,8 @@ impl fmt::Display for Transports {
             Transports::Auto => "auto",
             Transports::Shm => "shm",
             Transports::Tcp => "tcp",
+            Transports::Rdma => "rdma",
+            Transports::RdmaOrTcp => "rdma,tcp",
         })
     }
 }
@@ -99,6 +136,8 @@ pub struct EndpointConfig {
     pub board: Arc<SharedMemory>,
     /// When shared-memory links use cross-memory attach.
     pub attach: Attach,
+    /// How RDMA is used.
+    pub rdma: RdmaConfig,
 }
 
 /// Listens for one rank of one communicator, and makes its links. Dropping it closes the sockets
@@ -109,6 +148,7 @@ pub struct Endpoint {
     /// Where TCP links begin, if interfaces were set.
     sources: Vec<IpAddr>,
     desk: Arc<Desk>,
+    rdma: Option<Arc<Rdma>>,
     _unix: Option<Acceptor<UnixListener>>,
     _tcp: Vec<Acceptor<TcpListener>>,
 }
@@ -117,15 +157,23 @@ impl Endpoint {
     /// Starts to listen.
     ///
     /// # Errors
+    /// [`EndpointError::Rdma`] where RDMA alone was asked for and this rank has none,
     /// [`EndpointError::Interface`] where no address can be chosen for TCP,
     /// [`EndpointError::Advertised`] where more or fewer shall be told than there are,
     /// [`EndpointError::Listen`] where the system refuses or no port is free.
     pub fn bind(config: EndpointConfig) -> Result<Endpoint, EndpointError> {
-        let desk = Arc::new(Desk::new(&config));
-        let mut own =
-            Address { socket_name: None, tcp: vec![], host: host_name(), pid: std::process::id() };
+        let rdma = open_rdma(&config)?;
+        let desk = Arc::new(Desk::new(&config, rdma.clone()));
+        let mut own = Address {
+            socket_name: None,
+            tcp: vec![],
+            rails: rdma.as_deref().map(Rdma::addresses).unwrap_or_default(),
+            links_by_tcp: config.transports.allows_tcp(),
+            host: host_name(),
+            pid: std::process::id(),
+        };
         let mut unix = None;
-        if config.transports != Transports::Tcp {
+        if config.transports.allows_shm() {
             let (name, acceptor) = listen_unix(&config.job, &desk)?;
             own.socket_name = Some(name);
             unix = Some(acceptor);
@@ -151,13 +199,24 @@ impl Endpoint {
                 sources = ips;
             }
         }
-        Ok(Endpoint { config, own, sources, desk, _unix: unix, _tcp: tcp })
+        Ok(Endpoint { config, own, sources, desk, rdma, _unix: unix, _tcp: tcp })
     }
 
     /// Where this endpoint is reached, for [`Endpoint::connect`] of other ranks: some hundred
     /// bytes.
     pub fn address(&self) -> Vec<u8> {
         self.own.encode()
+    }
+
+    /// Whether this rank has RDMA, and may use it.
+    pub fn has_rdma(&self) -> bool {
+        self.rdma.is_some()
+    }
+
+    /// The ports that it uses for RDMA, as people know them.
+    pub fn rails(&self) -> Vec<String> {
+        let rails = self.rdma.iter().flat_map(|rdma| rdma.rails());
+        rails.map(ToString::to_string).collect()
     }
 
     /// The link to rank `peer`, whose endpoint said that it is at `peer_address`. Both ranks call
@@ -192,21 +251,54 @@ impl Endpoint {
         let peer = theirs.peer(rank);
         let shm = self.own.socket_name.as_ref().and(theirs.socket_name.as_deref());
         let tcp = if self.own.tcp.is_empty() { &[] } else { &theirs.tcp[..] };
-        if shm.is_none() && tcp.is_empty() {
+        let by_rdma = Pairing::of(&self.own.rails, &theirs.rails, 1).is_some() && !tcp.is_empty();
+        let links_by_tcp = self.own.links_by_tcp && theirs.links_by_tcp && !tcp.is_empty();
+        if shm.is_none() && !by_rdma && !links_by_tcp {
             return Err(EndpointError::NoCommonTransport { peer, ours: self.config.transports });
         }
-        Ok(Way { peer, shm, tcp })
+        if !by_rdma && links_by_tcp && self.own.rails.len() + theirs.rails.len() > 0 {
+            let without = if self.own.rails.is_empty() { "this rank" } else { "it" };
+            debug!("{peer}: {without} has no RDMA that the other reaches");
+        }
+        Ok(Way { peer, shm, by_rdma, tcp, links_by_tcp })
     }
 
+    /// Makes a link by the best way that works.
     fn dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
-        let Some(name) = way.shm else { return self.dial_tcp(way, limit) };
-        match self.dial_shm(name, way, limit) {
-            Err(error) if !way.tcp.is_empty() && error.leaves_tcp() => {
-                debug!("no shared memory with {}, hence tcp: {error}", way.peer);
-                self.dial_tcp(way, limit)
+        if let Some(name) = way.shm {
+            match self.dial_shm(name, way, limit) {
+                Err(error) if way.leads_to_other_hosts() && error.leaves_others() => {
+                    debug!("no shared memory with {}: {error}", way.peer);
+                }
+                outcome => return outcome,
             }
-            outcome => outcome,
         }
+        if let (Some(rdma), true) = (&self.rdma, way.by_rdma) {
+            match self.dial_rdma(rdma, way, limit) {
+                Err(error) if way.links_by_tcp && error.leaves_others() => {
+                    warn!("no RDMA with {}, hence tcp: {error}", way.peer);
+                }
+                outcome => return outcome,
+            }
+        }
+        self.dial_tcp(way, limit)
+    }
+
+    fn dial_rdma(
+        &self,
+        rdma: &Arc<Rdma>,
+        way: &Way<'_>,
+        limit: &Limit<'_>,
+    ) -> Result<Link, EndpointError> {
+        let refused = |source| EndpointError::Refused { peer: way.peer.clone(), source };
+        let link = u64::from_le_bytes(random_bytes().map_err(refused)?);
+        let source = self.sources.first().copied();
+        let socket = self.connect_tcp(way, &way.tcp[0], source, limit)?;
+        let hello = Hello { makes_rdma: true, ..self.hello(way, link, 0, 1) };
+        let stream = self.prove(socket, way, &hello, limit)?;
+        let deadline = limit.at_most(RDMA_LIMIT).deadline();
+        let made = RdmaLink::establish(stream, way.peer.rank, rdma, deadline)?;
+        Ok(Link::Rdma(made))
     }
 
     fn dial_shm(
@@ -228,7 +320,7 @@ impl Endpoint {
     }
 
     fn dial_tcp(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
-        if way.tcp.is_empty() {
+        if !way.links_by_tcp {
             let (peer, ours) = (way.peer.clone(), self.config.transports);
             return Err(EndpointError::NoCommonTransport { peer, ours });
         }
@@ -258,10 +350,11 @@ impl Endpoint {
             connection,
             connections,
             encrypts: self.config.encrypts,
+            makes_rdma: false,
         }
     }
 
-    /// Proves this rank to its peer, and the reverse.
+    /// Proves this rank to its peer, and the reverse, for plain bytes from there on.
     fn introduce<S: Socket>(
         &self,
         socket: S,
@@ -269,21 +362,33 @@ impl Endpoint {
         hello: Hello,
         limit: &Limit<'_>,
     ) -> Result<(S, FrameKeys), EndpointError> {
+        let stream = self.prove(socket, way, &hello, limit)?;
+        let keys = stream.frame_keys();
+        let socket = stream.into_inner();
+        let refused = |source| EndpointError::Refused { peer: way.peer.clone(), source };
+        Ok((socket.map_err(refused)?, keys))
+    }
+
+    /// Proves this rank to its peer, and the reverse.
+    fn prove<S: Socket>(
+        &self,
+        socket: S,
+        way: &Way<'_>,
+        hello: &Hello,
+        limit: &Limit<'_>,
+    ) -> Result<SecureStream<S>, EndpointError> {
         let peer = || way.peer.clone();
-        initiate_within(socket, &self.config.job, Purpose::Link, &hello.encode(), limit)
-            .and_then(|stream| {
-                let keys = stream.frame_keys();
-                Ok((stream.into_inner()?, keys))
-            })
-            .map_err(|error| match error {
+        initiate_within(socket, &self.config.job, Purpose::Link, &hello.encode(), limit).map_err(
+            |error| match error {
                 SecureError::Stopped { .. } => EndpointError::Stopped { peer: peer() },
                 source => EndpointError::Refused { peer: peer(), source },
-            })
+            },
+        )
     }
 
     fn await_dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
         let peer = &way.peer;
-        if let (Some(name), true) = (way.shm, way.tcp.is_empty()) {
+        if let (Some(name), false) = (way.shm, way.leads_to_other_hosts()) {
             // The peer may be unable to reach this side, and would never come: it is the same
             // from here. Or it has come, and has gone since.
             if let Err(error) = self.connect_unix(name, way, limit) {
@@ -295,12 +400,8 @@ impl Endpoint {
         loop {
             match self.desk.take(peer.rank, limit) {
                 Ok(Ok(link)) => return Ok(link),
-                // The dialer has seen this, too, and comes again over TCP.
-                Ok(Err(error))
-                    if !way.tcp.is_empty() && matches!(error, LinkError::Failed { .. }) =>
-                {
-                    failed = Some(error);
-                }
+                // The dialer has seen this, too, and comes again by another way.
+                Ok(Err(error)) if way.is_followed(&error) => failed = Some(error),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(Ended::Stopped) => return Err(EndpointError::Stopped { peer: peer.clone() }),
                 Err(Ended::TimedOut | Ended::Failed(_)) => {
@@ -393,12 +494,52 @@ impl fmt::Debug for Endpoint {
 struct Way<'a> {
     peer: Peer,
     shm: Option<&'a str>,
+    /// Both have ports that reach each other. A link is made over a connection to the first TCP address.
+    by_rdma: bool,
     tcp: &'a [HostPort],
+    /// Whether a link may be one over TCP.
+    links_by_tcp: bool,
+}
+
+impl Way<'_> {
+    fn leads_to_other_hosts(&self) -> bool {
+        self.by_rdma || self.links_by_tcp
+    }
+
+    /// Whether the dialer tries another way after an attempt that ended like this.
+    fn is_followed(&self, error: &LinkError) -> bool {
+        match error {
+            LinkError::Failed { transport: TransportKind::Rdma, .. } => self.links_by_tcp,
+            LinkError::Failed { .. } => self.leads_to_other_hosts(),
+            _ => false,
+        }
+    }
+}
+
+/// What this rank has of RDMA, if it may use it.
+fn open_rdma(config: &EndpointConfig) -> Result<Option<Arc<Rdma>>, EndpointError> {
+    if !config.transports.allows_rdma() {
+        return Ok(None);
+    }
+    let opened = if config.encrypts { Err(RdmaError::Encrypted) } else { Rdma::open(&config.rdma) };
+    match opened {
+        Ok(rdma) => Ok(Some(rdma)),
+        Err(error) if config.transports == Transports::Rdma => Err(EndpointError::Rdma(error)),
+        Err(error) => {
+            // Whoever names devices expects them to be used.
+            if config.rdma.devices.is_some() && error != RdmaError::Off {
+                warn!("rank {} has no RDMA: {error}", config.rank);
+            } else {
+                debug!("rank {} has no RDMA: {error}", config.rank);
+            }
+            Ok(None)
+        }
+    }
 }
 
 impl EndpointError {
-    /// Whether an attempt over shared memory failed in a way that says nothing against TCP.
-    fn leaves_tcp(&self) -> bool {
+    /// Whether an attempt failed in a way that says nothing against other transports.
+    fn leaves_others(&self) -> bool {
         matches!(self, EndpointError::NotOnThisHost { .. } | EndpointError::Link(_))
     }
 }

@@ -19,6 +19,7 @@ const HELLO: Hello = Hello {
     connection: 0,
     connections: 1,
     encrypts: false,
+    makes_rdma: false,
 };
 
 fn job(secret: &str) -> Job {
@@ -31,6 +32,7 @@ fn soon() -> Instant {
 
 fn config(rank: u32, transports: Transports) -> EndpointConfig {
     EndpointConfig {
+        rdma: RdmaConfig::default(),
         job: job("s"),
         communicator: 7,
         rank,

@@ -74,7 +74,7 @@ impl Lender {
     /// From now on ranges of the memory may be lent, until its registration is dropped.
     pub(super) fn share(&mut self, registration: &Arc<Registration>, socket: &UnixStream) {
         self.withdraw_dropped(socket);
-        let memory = registration.memory();
+        let Some(memory) = registration.shared_memory() else { return };
         self.memories.push(Lent {
             id: self.next_id,
             start: memory.start() as usize,
@@ -137,7 +137,7 @@ impl Lent {
 
     fn announce(&mut self, socket: &UnixStream) -> Option<()> {
         let registration = self.registration.upgrade()?;
-        let descriptor = registration.memory().descriptor().as_raw_fd();
+        let descriptor = registration.shared_memory()?.descriptor().as_raw_fd();
         let mut message = vec![LEND];
         message.extend_from_slice(&self.id.to_le_bytes());
         message.extend_from_slice(&(self.len_bytes as u64).to_le_bytes());

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::SLICE_BYTES;
 use super::cipher::ciphers;
-use super::credit::Credits;
 use super::receiver::{End, Read, Receiver, Wanted};
 use super::sender::Sender;
 use super::socket::{self, Drain, WaitFor};
+use crate::credit::Credits;
 use crate::secure::FrameKeys;
 use crate::{Arrival, Channel, LinkError, Slot, Tag, TransportKind};
 

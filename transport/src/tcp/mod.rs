@@ -3,13 +3,12 @@
 //! A link's sockets, usually one, carry all its channels as frames ([`frame`]): a 32-byte header
 //! and at most [`SLICE_BYTES`] of payload, encrypted if that is wanted (`cipher.rs`). The payload is written straight from the poster's memory and, where
 //! the receiver says where it wants it, read straight into its memory; otherwise it waits in one
-//! of the receiver's slots. A frame leaves only against a credit (`credit.rs`), so the receiver can
+//! of the receiver's slots. A frame leaves only against a credit (`transport/src/credit.rs`), so the receiver can
 //! always take in what the socket holds, and a channel that nobody reads stops no other one.
 
 mod batch;
 mod block;
 mod cipher;
-mod credit;
 pub mod frame;
 mod link;
 mod receiver;
@@ -18,6 +17,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use crate::credit::{LANE_SLOTS, POINT_TO_POINT_SLOTS};
 pub use link::{Connection, TcpLink};
 pub use socket::LOOPBACK_CONGESTION_CONTROLS;
 
@@ -28,9 +28,3 @@ pub const SLICE_BYTES: usize = 128 << 10;
 /// Frames that a side of a link may have under way, sent and not yet released by the receiver: the
 /// receiver's slots. They are allocated when first needed.
 pub const SLOTS: usize = LANE_SLOTS + POINT_TO_POINT_SLOTS;
-
-/// Slots that the lanes of collectives divide: at least one each when all are in use.
-const LANE_SLOTS: usize = 30;
-
-/// Slots that only the point-to-point channel uses.
-const POINT_TO_POINT_SLOTS: usize = 2;

@@ -13,10 +13,10 @@ use std::os::fd::RawFd;
 
 use super::block::Block;
 use super::cipher::{Opener, TAG_BYTES};
-use super::credit::Credits;
 use super::frame::{self, HEADER_BYTES, Header, Kind};
 use super::socket::{self, NO_RANGE, range};
 use super::{SLICE_BYTES, SLOTS};
+use crate::credit::Credits;
 use crate::{Arrival, CHANNELS, Channel, Tag};
 
 /// Bytes that one read takes in beyond a payload that is under way: enough for many small frames,

@@ -10,9 +10,9 @@ use std::os::fd::RawFd;
 use super::SLICE_BYTES;
 use super::batch::Batch;
 use super::cipher::Sealer;
-use super::credit::Credits;
 use super::frame::{Header, Kind};
 use super::socket;
+use crate::credit::Credits;
 use crate::{CHANNELS, Channel, Tag};
 
 /// The sending half of a link.

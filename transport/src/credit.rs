@@ -1,4 +1,4 @@
-//! Credits of both directions of a link: what may be sent, and what is owed to the peer.
+//! Credits of both directions of a link over a network: what may be sent, and what is owed to the peer.
 //!
 //! A credit is spent by sending a slice and comes back when the receiver has released it. The
 //! *sender* decides when the way back is urgent, since only it knows its limits: it marks slices
@@ -8,12 +8,17 @@
 //! out of credit with nothing asked for (its limit was lowered meanwhile) asks explicitly; hence
 //! whoever waits for a credit has asked for it.
 
-use super::{LANE_SLOTS, POINT_TO_POINT_SLOTS};
 use crate::{CHANNELS, Channel, MAX_LANES, POINT_TO_POINT};
+
+/// Slots that the lanes of collectives divide: at least one each when all are in use.
+pub(crate) const LANE_SLOTS: usize = 30;
+
+/// Slots that only the point-to-point channel uses.
+pub(crate) const POINT_TO_POINT_SLOTS: usize = 2;
 
 /// Credits of both directions of a link.
 #[derive(Debug)]
-pub(super) struct Credits {
+pub(crate) struct Credits {
     outgoing: [Outgoing; CHANNELS],
     /// Slices of all lanes that were sent and not returned.
     lanes_under_way: usize,

@@ -1,0 +1,673 @@
+//! The sending half of a link: what is posted waits in a queue for each channel and leaves as credits and
+//! queue pairs allow, each write by the queue pair that has least under way, so that each carries what it
+//! drains.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use super::arena::{LINES, Place};
+use super::ffi::ScatterGather;
+use super::frame::{Body, Data, HEADER_BYTES, Header, Immediate, Offer};
+use super::link::RdmaLink;
+use super::memory::MOST_KNOWN;
+use super::queue::{Source, State, Target, Work};
+use super::queue_pair::Write;
+use super::{MAX_QUEUES, SLICE_BYTES};
+use crate::{CHANNELS, Channel, LEAST_IN_PLACE_BYTES, LinkError, Slot, Tag};
+
+/// Direct writes that a side of a link may have under way, sent and not yet taken in.
+pub(super) const DIRECTS: usize = 64;
+
+/// Bytes of one direct write at most, where one queue pair carries all, and where several share.
+const DIRECT_BYTES: usize = 1 << 20;
+const SHARED_DIRECT_BYTES: usize = 256 << 10;
+
+/// Frames of a channel that may be under way, so that the receiver knows by their numbers which come first.
+const WINDOW: usize = 100;
+
+/// Work requests of a queue pair that are kept: for a slot that is reserved on each channel, and for telling
+/// of the ends of the others.
+pub(super) const KEPT: usize = CHANNELS + MAX_QUEUES;
+
+/// Payloads from which on a completion is asked for each: it costs little beside them, and tells how the
+/// queue pair drains.
+pub(super) const SIGNALLED_BYTES: usize = 16 << 10;
+
+/// Offers of a channel that may be outstanding at most: a peer that makes more is broken.
+const MOST_OFFERS: usize = 1 << 16;
+
+#[derive(Debug, Default)]
+pub(super) struct SendChannel {
+    queue: VecDeque<Piece>,
+    pub(super) posted_bytes: u64,
+    pub(super) sent_bytes: u64,
+    /// Frames that are not known to have arrived, the oldest first, which has the number `first_frame`.
+    under_way: VecDeque<Frame>,
+    first_frame: u8,
+    /// How many of them count as sent already.
+    counted: usize,
+    /// The slots that its slices are in and their numbers, in the order in which the peer releases them.
+    slots: VecDeque<(u8, u8)>,
+    reserved: Option<u8>,
+    /// Number of the message in hand or next, wrapping, and how much of it has left.
+    message: u32,
+    message_bytes: u64,
+    /// Its length, where the caller has said it.
+    announced_bytes: Option<u64>,
+    /// What the peer offers for it and later ones.
+    offers: VecDeque<Offer>,
+    /// The offer that takes the rest of the message in hand.
+    direct: Option<Offer>,
+}
+
+/// A frame that is not known to have arrived.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    len: usize,
+    /// The program may have its memory back.
+    is_free: bool,
+    has_arrived: bool,
+}
+
+/// Posted bytes of one message, not yet in a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub(super) data: *const u8,
+    pub(super) len: usize,
+    pub(super) tag: Tag,
+    pub(super) last: bool,
+}
+
+impl SendChannel {
+    /// Queues bytes as the continuation of the channel's open message.
+    pub(super) fn post(&mut self, piece: Piece) {
+        self.posted_bytes += piece.len as u64;
+        if piece.len == 0 && !piece.last {
+            return;
+        }
+        match self.queue.back_mut() {
+            Some(open)
+                if !open.last
+                    && open.tag == piece.tag
+                    && (piece.len == 0 || open.data.wrapping_add(open.len) == piece.data) =>
+            {
+                open.len += piece.len;
+                open.last = piece.last;
+            }
+            _ => self.queue.push_back(piece),
+        }
+    }
+
+    /// Takes bytes off the front of the queue.
+    fn take_off(&mut self, len: usize) {
+        if let Some(front) = self.queue.front_mut() {
+            front.data = front.data.wrapping_add(len);
+            front.len -= len;
+            if front.len == 0 {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// Counts a frame that leaves, and returns its number.
+    fn frame(&mut self, len: usize, is_free: bool, last: bool) -> u8 {
+        let number = self.first_frame.wrapping_add(self.under_way.len() as u8);
+        self.under_way.push_back(Frame { len, is_free, has_arrived: false });
+        self.count_sent();
+        self.message_bytes += len as u64;
+        if last {
+            self.message = self.message.wrapping_add(1);
+            self.message_bytes = 0;
+            self.announced_bytes = None;
+            self.direct = None;
+        }
+        number
+    }
+
+    /// A frame has arrived. Returns whether the device still reads the program's memory for others.
+    fn arrived(&mut self, number: u8) -> bool {
+        let at = usize::from(number.wrapping_sub(self.first_frame));
+        if let Some(frame) = self.under_way.get_mut(at) {
+            (frame.is_free, frame.has_arrived) = (true, true);
+        }
+        self.count_sent();
+        self.forget_arrived();
+        self.under_way.iter().any(|frame| !frame.is_free)
+    }
+
+    /// The peer has released a frame. A completion may never be asked for that tells of its arrival; but
+    /// where the device reads the program's memory, only that tells when it no longer does.
+    fn released(&mut self, number: u8) {
+        let at = usize::from(number.wrapping_sub(self.first_frame));
+        if let Some(frame) = self.under_way.get_mut(at).filter(|frame| frame.is_free) {
+            frame.has_arrived = true;
+            self.forget_arrived();
+        }
+    }
+
+    fn forget_arrived(&mut self) {
+        while self.under_way.front().is_some_and(|frame| frame.has_arrived) {
+            self.under_way.pop_front();
+            self.first_frame = self.first_frame.wrapping_add(1);
+            self.counted -= 1;
+        }
+    }
+
+    /// Counts as sent what is in front and free.
+    fn count_sent(&mut self) {
+        while let Some(frame) = self.under_way.get(self.counted).filter(|frame| frame.is_free) {
+            self.sent_bytes += frame.len as u64;
+            self.counted += 1;
+        }
+    }
+
+    /// Forgets what was offered for messages that have begun without it, or gone.
+    fn forget_past_offers(&mut self) {
+        let message = self.message;
+        while self
+            .offers
+            .front()
+            .is_some_and(|offer| (offer.message.wrapping_sub(message) as i32) < 0)
+        {
+            self.offers.pop_front();
+        }
+    }
+
+    /// Takes the offer that is for what is left of the message in hand, if there is one and it fits: one
+    /// for another operation or of another length is for a call that the peer does not make.
+    fn take_offer(&mut self, tag: Tag) {
+        self.forget_past_offers();
+        if self.direct.is_some() || self.offers.is_empty() {
+            return;
+        }
+        let message = self.message;
+        if let Some(at) = self.offers.iter().position(|offer| offer.message == message)
+            && let Some(offer) = self.offers.remove(at)
+            && offer.tag == tag
+            && Some(offer.len) == self.announced_bytes
+        {
+            self.direct = Some(offer);
+        }
+    }
+}
+
+impl RdmaLink {
+    /// Whether a range of this side's memory leaves without a copy, and it is worth it.
+    #[inline]
+    pub(crate) fn lends(&self, data: *const u8, len: usize) -> bool {
+        len >= LEAST_IN_PLACE_BYTES && self.owned.find(data, len).is_some()
+    }
+
+    /// See [`crate::Link::takes_offer`].
+    #[inline]
+    pub(crate) fn takes_offer(&mut self, channel: Channel, tag: Tag, len: usize) -> bool {
+        let send = &mut self.sends[channel];
+        if send.direct.is_some() {
+            return true;
+        }
+        if len < LEAST_IN_PLACE_BYTES || send.message_bytes > 0 || !send.queue.is_empty() {
+            return false;
+        }
+        // An offer that comes later takes what has not left by then.
+        send.announced_bytes = Some(len as u64);
+        send.take_offer(tag);
+        send.direct.is_some()
+    }
+
+    #[inline]
+    pub(crate) fn is_direct(&self, channel: Channel) -> bool {
+        self.sends[channel].direct.is_some()
+    }
+
+    /// # Safety
+    /// As of [`crate::Link::offer`].
+    #[inline]
+    pub(crate) unsafe fn offer(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        ahead: u32,
+        into: *mut u8,
+        len: usize,
+    ) -> Result<(), LinkError> {
+        if len < LEAST_IN_PLACE_BYTES || self.end.is_some() {
+            return Ok(());
+        }
+        let known = self.owned.known();
+        let Some(memory) = self.owned.find(into, len) else { return Ok(()) };
+        let (id, offset) = (memory.id, (into as usize - memory.start) as u64);
+        if !memory.is_known {
+            if known >= MOST_KNOWN || !self.control.tell(memory) {
+                return Ok(());
+            }
+            if let Some(memory) = self.owned.by_id(id) {
+                memory.is_known = true;
+            }
+        }
+        let message = self.receives[channel].offered(ahead, into, len, tag);
+        let offer = Offer { message, tag, memory: id, offset, len: len as u64 };
+        self.lines.push_back(Body::Offer { channel: channel as u8, offer });
+        self.flush().map(drop)
+    }
+
+    /// Notes what the peer offers.
+    pub(super) fn note_offer(&mut self, channel: Channel, offer: Offer) -> Result<(), LinkError> {
+        let send = &mut self.sends[channel];
+        send.forget_past_offers();
+        if send.offers.len() == MOST_OFFERS {
+            return Err(self.protocol("more offers than any operation makes"));
+        }
+        send.offers.push_back(offer);
+        Ok(())
+    }
+
+    /// Room in a slot, if there is credit and a queue pair will take it.
+    #[inline]
+    pub(super) fn reserve_slot(&mut self, channel: Channel) -> Option<Slot> {
+        let send = &self.sends[channel];
+        if self.end.is_some() || send.direct.is_some() || self.waiting & 1 << channel != 0 {
+            return None;
+        }
+        let slot = match send.reserved {
+            Some(slot) => slot,
+            None => {
+                let may_send = self.credits.may_send(channel) && self.resend.is_empty();
+                if !may_send || self.under_way_is_full(channel) {
+                    return None;
+                }
+                self.queue_with_room(KEPT)?;
+                let slot = self.take_slot()?;
+                self.sends[channel].reserved = Some(slot);
+                slot
+            }
+        };
+        // Others may have used the credits or the queue pairs since.
+        let may_commit = self.credits.may_send(channel) && self.queue_with_room(0).is_some();
+        may_commit.then(|| Slot { data: self.staging.arena.data(slot), len: SLICE_BYTES })
+    }
+
+    #[inline]
+    pub(crate) fn commit(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        let slot = self.sends[channel].reserved.take().filter(|_| len <= SLICE_BYTES);
+        let slot = slot.expect("a commit follows its reserve");
+        self.sends[channel].posted_bytes += len as u64;
+        match self.queue_with_room(0) {
+            Some(queue) => self.send_slice(queue, channel, slot, None, tag, len, last),
+            // All have failed since; the end is near.
+            None => Ok(()),
+        }
+    }
+
+    fn under_way_is_full(&self, channel: Channel) -> bool {
+        self.sends[channel].under_way.len() >= WINDOW
+    }
+
+    fn take_slot(&mut self) -> Option<u8> {
+        let slot = self.free_slots.trailing_zeros();
+        (slot < u32::BITS).then(|| {
+            self.free_slots &= !(1 << slot);
+            slot as u8
+        })
+    }
+
+    /// Slots of a channel that the peer has released are free again: it does so in their order.
+    pub(super) fn free_slots(&mut self, channel: Channel, count: u8) -> Result<(), &'static str> {
+        for _ in 0..count {
+            let send = &mut self.sends[channel];
+            let (slot, number) =
+                send.slots.pop_front().ok_or("more slots released than were used")?;
+            send.released(number);
+            self.free_slots |= 1 << slot;
+        }
+        Ok(())
+    }
+
+    /// Sends everything that credits, the queue pairs and the peer's keys allow. Returns whether anything
+    /// left.
+    pub(super) fn flush(&mut self) -> Result<bool, LinkError> {
+        let mut moved = self.send_again()?;
+        moved |= self.tell_ends()?;
+        while let Some(&body) = self.lines.front() {
+            // The last line is kept for whoever must tell that he has taken lines in.
+            if !self.send_line(body, LINES - 1)? {
+                break;
+            }
+            self.lines.pop_front();
+            moved = true;
+        }
+        let mut refused = 0;
+        while self.waiting & !refused != 0 && self.resend.is_empty() {
+            let channel = next_of(self.waiting & !refused, self.turn);
+            if self.send_from(channel)? {
+                moved = true;
+                self.turn = (channel + 1) % CHANNELS;
+            } else {
+                refused |= 1 << channel;
+            }
+        }
+        if self.waiting != 0 && self.credits.must_ask(self.waiting) {
+            if self.send_line(Body::Credit { ask: true }, LINES - 1)? {
+                self.credits.asked_for_all();
+                moved = true;
+            }
+        } else if self.credits.due() || self.must_tell() {
+            moved |= self.send_line(Body::Credit { ask: false }, LINES)?;
+        }
+        Ok(moved)
+    }
+
+    /// Sends the next frame of a channel, if that is possible now.
+    fn send_from(&mut self, channel: Channel) -> Result<bool, LinkError> {
+        let Some(&Piece { tag, .. }) = self.sends[channel].queue.front() else {
+            self.waiting &= !(1 << channel);
+            return Ok(true);
+        };
+        if self.under_way_is_full(channel) {
+            return Ok(false);
+        }
+        self.sends[channel].take_offer(tag);
+        let sent = match self.sends[channel].direct {
+            Some(offer) => self.send_direct(channel, offer)?,
+            None => self.send_posted(channel)?,
+        };
+        if self.sends[channel].queue.is_empty() {
+            self.waiting &= !(1 << channel);
+        }
+        Ok(sent)
+    }
+
+    /// Sends a slice of what is posted through a slot of the peer.
+    fn send_posted(&mut self, channel: Channel) -> Result<bool, LinkError> {
+        let Some(&piece) = self.sends[channel].queue.front() else { return Ok(false) };
+        if !self.credits.may_send(channel) {
+            return Ok(false);
+        }
+        let Some(queue) = self.queue_with_room(KEPT) else { return Ok(false) };
+        // The one that was reserved and not committed, if there is one.
+        let reserved = self.sends[channel].reserved.take();
+        let Some(slot) = reserved.or_else(|| self.take_slot()) else { return Ok(false) };
+        let len = piece.len.min(SLICE_BYTES);
+        let source =
+            if len < LEAST_IN_PLACE_BYTES { None } else { self.owned.find(piece.data, len) };
+        let source =
+            source.map(|memory| Source { data: piece.data, keys: memory.local_keys, bounce: None });
+        if source.is_none() {
+            // SAFETY: whoever posted the bytes keeps them until they count as sent; the slot has room for
+            // a slice, and nothing is under way from it.
+            unsafe { piece.data.copy_to_nonoverlapping(self.staging.arena.data(slot), len) };
+            self.counters.copied_bytes += len as u64;
+        }
+        let last = piece.last && len == piece.len;
+        self.sends[channel].take_off(len);
+        self.send_slice(queue, channel, slot, source, piece.tag, len, last)?;
+        Ok(true)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a slice is")]
+    fn send_slice(
+        &mut self,
+        queue: usize,
+        channel: Channel,
+        slot: u8,
+        source: Option<Source>,
+        tag: Tag,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        let send = &mut self.sends[channel];
+        let number = send.frame(len, source.is_none(), last);
+        send.slots.push_back((slot, number));
+        if source.is_some() {
+            self.reading |= 1 << channel;
+        }
+        let ask = self.credits.spend(channel);
+        let data = Data { channel: channel as u8, number, last, ask, len: len as u32, tag };
+        self.write_header(Place::Slot(slot), Body::Data(data));
+        self.post_work(queue, Work::Slot { slot, channel, number, source, len })
+    }
+
+    /// Sends a part of what is posted to where the peer wants it.
+    fn send_direct(&mut self, channel: Channel, offer: Offer) -> Result<bool, LinkError> {
+        let Some(&piece) = self.sends[channel].queue.front() else { return Ok(false) };
+        let under_way = self.counts.directs_sent.wrapping_sub(self.counts.directs_returned);
+        if usize::from(under_way) >= DIRECTS {
+            return Ok(false);
+        }
+        let Some(queue) = self.queue_with_room(KEPT) else { return Ok(false) };
+        if self.foreign.by_id(offer.memory).is_none() {
+            // The peer has told of it before it made the offer, over the other connection.
+            self.look_at_control()?;
+        }
+        let Some(&memory) = self.foreign.by_id(offer.memory) else { return Ok(false) };
+        let open = self.queues.iter().filter(|queue| queue.state == State::Open).count();
+        let most = if open > 1 { SHARED_DIRECT_BYTES } else { DIRECT_BYTES };
+        let most = most.min(self.queues[queue].rail.max_message_bytes as usize);
+        let own = self.owned.find(piece.data, piece.len.min(most)).map(|memory| memory.local_keys);
+        let mut len = piece.len.min(most);
+        let done = self.sends[channel].message_bytes;
+        let target = memory.address(offer.offset + done, len as u64);
+        let target = target.filter(|_| done + len as u64 <= offer.len);
+        let Some(address) = target else {
+            return Err(self.protocol("an offer outside the memory that it names"));
+        };
+        let source = match own {
+            Some(keys) => Source { data: piece.data, keys, bounce: None },
+            None => {
+                len = len.min(SLICE_BYTES);
+                let Some(source) = self.bounced(piece.data, len) else { return Ok(false) };
+                source
+            }
+        };
+        let last = piece.last && len == piece.len;
+        let send = &mut self.sends[channel];
+        send.take_off(len);
+        let number = send.frame(len, source.bounce.is_some(), last);
+        if source.bounce.is_none() {
+            self.reading |= 1 << channel;
+        }
+        self.counts.directs_sent = self.counts.directs_sent.wrapping_add(1);
+        self.counters.direct_bytes += len as u64;
+        let target = Target { address, keys: memory.keys };
+        self.post_work(queue, Work::Direct { channel, number, last, source, len, target })?;
+        Ok(true)
+    }
+
+    /// A copy of bytes in a buffer that the device reads, if one is free.
+    fn bounced(&mut self, data: *const u8, len: usize) -> Option<Source> {
+        let bounce = self.free_bounces.trailing_zeros() as u8;
+        if self.free_bounces == 0 {
+            return None;
+        }
+        self.free_bounces &= !(1 << bounce);
+        let copy = self.staging.arena.bounce(bounce);
+        // SAFETY: whoever posted the bytes keeps them; the buffer has room for a slice and is free.
+        unsafe { data.copy_to_nonoverlapping(copy, len) };
+        self.counters.copied_bytes += len as u64;
+        Some(Source { data: copy, keys: self.staging.keys, bounce: Some(bounce) })
+    }
+
+    /// Sends a header alone, if fewer than `most` lines are under way and the peer will find them in order.
+    /// Returns whether it left.
+    fn send_line(&mut self, body: Body, most: usize) -> Result<bool, LinkError> {
+        let counts = &self.counts;
+        let under_way = usize::from(counts.lines_sent.wrapping_sub(counts.lines_returned));
+        if under_way >= most || self.is_replacing() {
+            return Ok(false);
+        }
+        let Some(queue) = self.lead().filter(|&at| self.queues[at].room() > KEPT) else {
+            return Ok(false);
+        };
+        let line = (usize::from(self.counts.lines_sent) % LINES) as u8;
+        self.counts.lines_sent = self.counts.lines_sent.wrapping_add(1);
+        self.write_header(Place::Line(line), body);
+        self.post_work(queue, Work::Line { line })?;
+        Ok(true)
+    }
+
+    /// Writes a header, which takes along what the peer is owed.
+    pub(super) fn write_header(&mut self, place: Place, body: Body) {
+        let counts = &mut self.counts;
+        (counts.lines_told, counts.directs_told) = (counts.lines_taken, counts.directs_taken);
+        let (lines_taken, directs_taken) = (counts.lines_taken, counts.directs_taken);
+        let header = Header { body, credits: self.credits.pay(), lines_taken, directs_taken };
+        self.staging.arena.write_header(place, &header);
+    }
+
+    /// Whether the peer must be told that lines or direct writes were taken in, before it runs out.
+    pub(super) fn must_tell(&self) -> bool {
+        let counts = &self.counts;
+        usize::from(counts.lines_taken.wrapping_sub(counts.lines_told)) >= LINES / 2
+            || usize::from(counts.directs_taken.wrapping_sub(counts.directs_told)) >= DIRECTS / 2
+    }
+
+    /// The queue pair that lines go by, one after the other.
+    pub(super) fn lead(&self) -> Option<usize> {
+        self.queues.iter().position(|queue| queue.state == State::Open)
+    }
+
+    /// The queue pair with least under way, if it has room for more than `kept` work requests.
+    #[inline]
+    pub(super) fn queue_with_room(&self, kept: usize) -> Option<usize> {
+        if let [only] = &*self.queues {
+            return (only.state == State::Open && only.room() > kept).then_some(0);
+        }
+        let is_free =
+            |at: &usize| self.queues[*at].state == State::Open && self.queues[*at].room() > kept;
+        (0..self.queues.len()).filter(is_free).min_by_key(|&at| self.queues[at].outstanding_bytes)
+    }
+
+    /// Posts a write to a queue pair that has room.
+    pub(super) fn post_work(&mut self, at: usize, work: Work) -> Result<(), LinkError> {
+        let queue = &mut self.queues[at];
+        let (own, foreign) = (queue.device(), queue.peer_device);
+        let staged = |place: Place, len: usize| ScatterGather {
+            addr: self.staging.arena.start() as u64 + place.offset() as u64,
+            length: len as u32,
+            lkey: self.staging.keys[own],
+        };
+        let sourced = |source: Source, len: usize| ScatterGather {
+            addr: source.data as u64,
+            length: len as u32,
+            lkey: source.keys[own],
+        };
+        let placed =
+            |place: Place| (self.remote.address + place.offset() as u64, self.remote.keys[foreign]);
+        let mut pieces = [ScatterGather::default(); 2];
+        let mut count = 1;
+        let is_read = |source: &Source| source.bounce.is_none();
+        let (to, immediate, wanted) = match work {
+            Work::Slot { slot, source, len, .. } => {
+                let place = Place::Slot(slot);
+                match source {
+                    None => pieces[0] = staged(place, HEADER_BYTES + len),
+                    Some(source) => {
+                        pieces = [staged(place, HEADER_BYTES), sourced(source, len)];
+                        count = 2;
+                    }
+                }
+                let wanted = len >= SIGNALLED_BYTES || source.as_ref().is_some_and(is_read);
+                (placed(place), Immediate::Slot(slot), wanted)
+            }
+            Work::Line { line } => {
+                pieces[0] = staged(Place::Line(line), HEADER_BYTES);
+                (placed(Place::Line(line)), Immediate::Line(line), false)
+            }
+            Work::Closed { queue } => {
+                pieces[0] = staged(Place::Closed(queue), HEADER_BYTES);
+                (placed(Place::Closed(queue)), Immediate::Closed(queue), false)
+            }
+            Work::Direct { channel, number, last, source, len, target } => {
+                pieces[0] = sourced(source, len);
+                let immediate = Immediate::Direct { channel: channel as u8, number, last };
+                ((target.address, target.keys[foreign]), immediate, true)
+            }
+        };
+        let (remote_address, remote_key) = to;
+        let write = Write {
+            id: queue.next_id(),
+            pieces: &mut pieces[..count],
+            remote_address,
+            remote_key,
+            immediate: Some(immediate.encode()),
+            signalled: queue.signals(wanted),
+        };
+        let bytes: u64 = write.pieces.iter().map(|piece| u64::from(piece.length)).sum();
+        // What was written to the slot comes before the device is told of it.
+        compiler_fence(Ordering::Release);
+        // SAFETY: headers, slots and bounce buffers are the link's own, which outlive its queue pairs, and
+        // stay as they are until the peer has taken them in; other memory is kept by whoever posted it until
+        // it counts as sent. The keys are those of the queue pair's device.
+        let posted = unsafe { queue.pair.write(write) };
+        if let Err(error) = posted {
+            return Err(self.failed("ibv_post_send", &error));
+        }
+        queue.outstanding.push_back(work);
+        queue.outstanding_bytes += work.weight();
+        self.counters.work_requests += 1;
+        self.counters.wire_bytes += bytes;
+        self.counters.payload_bytes += work.len() as u64;
+        Ok(())
+    }
+
+    /// A write has arrived at the peer's memory.
+    pub(super) fn complete(&mut self, work: Work) {
+        let source = match work {
+            Work::Slot { channel, number, source, .. } => {
+                self.note_arrived(channel, number);
+                source
+            }
+            Work::Direct { channel, number, source, .. } => {
+                self.note_arrived(channel, number);
+                Some(source)
+            }
+            Work::Line { .. } | Work::Closed { .. } => None,
+        };
+        if let Some(bounce) = source.and_then(|source| source.bounce) {
+            self.free_bounces |= 1 << bounce;
+        }
+    }
+
+    fn note_arrived(&mut self, channel: Channel, number: u8) {
+        if !self.sends[channel].arrived(number) {
+            self.reading &= !(1 << channel);
+        }
+    }
+
+    /// Asks for a completion of everything that is under way. Returns whether it could.
+    pub(super) fn ask_for_completions(&mut self) -> bool {
+        for queue in self.queues.iter_mut() {
+            if queue.state != State::Open || !queue.has_unsignalled() {
+                continue;
+            }
+            if queue.room() == 0 {
+                return false;
+            }
+            queue.signals(true);
+            let write = Write {
+                id: queue.next_id() - 1,
+                pieces: &mut [],
+                remote_address: self.remote.address,
+                remote_key: self.remote.keys[queue.peer_device],
+                immediate: None,
+                signalled: true,
+            };
+            // SAFETY: nothing is written.
+            if let Err(error) = unsafe { queue.pair.write(write) } {
+                tracing::debug!("an empty write: {error}");
+            }
+        }
+        true
+    }
+}
+
+/// The first of the channels in a set of bits from `turn` on, and round.
+fn next_of(set: u32, turn: Channel) -> Channel {
+    let from_turn = set >> turn << turn;
+    (if from_turn != 0 { from_turn } else { set }).trailing_zeros() as Channel
+}
