@@ -9,13 +9,14 @@ use std::thread::JoinHandle;
 
 use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
+use ringtree_transport::rdma::Counters as RdmaCounters;
 use ringtree_transport::wait::restore_slices;
 
 use crate::bootstrap::{self, Joined, Origin};
 use crate::control::Control;
 use crate::engine::{self, Engine};
 use crate::hosting::Hosted;
-use crate::memory::{Memory, Registered};
+use crate::memory::{Memory, Registered, Registrable};
 use crate::progress::Progress;
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
@@ -283,16 +284,33 @@ impl Communicator {
         Ok(memory)
     }
 
-    /// Lets this communicator's peers use memory in place that another communicator allocated,
-    /// until the guard is dropped. Peers are not needed for that; this call only waits for those
-    /// that were posted before.
+    /// Lets this communicator's peers use memory in place, until the guard is dropped, which gives the
+    /// elements meanwhile: a [`Memory`] that another communicator allocated (`&mut memory`), or a `Vec` or
+    /// boxed slice, which RDMA devices reach and peers of the same host do not. It changes no result, and each
+    /// rank may use it or not. Peers are not needed for that; this call only waits for those that were
+    /// posted before.
+    ///
+    /// Memory that a device cannot register, because too much is locked already, goes through slots as other
+    /// memory does; the log says so.
     ///
     /// # Errors
     /// The error that has ended the communicator, if one has.
-    pub fn register<'m, T: Element>(&self, memory: &'m Memory<T>) -> Result<Registered<'m>, Error> {
-        let (registration, guard) = memory.register_again();
-        self.engine().share(&registration)?;
+    pub fn register<R: Registrable>(&self, buffer: R) -> Result<Registered<R>, Error> {
+        let guard = Registered::new(buffer);
+        self.engine().share(guard.registration())?;
         Ok(guard)
+    }
+
+    /// What the links over RDMA that this rank has now have done, all together. Waits for the calls that
+    /// were posted before.
+    pub fn rdma_counters(&self) -> RdmaCounters {
+        self.engine().rdma_counters()
+    }
+
+    /// The ports that this rank uses for RDMA, with their addresses, as people know them; none where it has
+    /// no RDMA or may not use it.
+    pub fn rdma_ports(&self) -> Vec<String> {
+        self.engine().rdma_ports()
     }
 
     /// Which algorithm a collective of `count` elements would use, or of so many in each block where

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::Registration;
 use ringtree_transport::pages::LargePages;
+use ringtree_transport::rdma::Counters;
 use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
@@ -300,6 +301,17 @@ impl Engine {
         self.wiring.registrations.push(Arc::downgrade(registration));
         self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
         Ok(())
+    }
+
+    /// What all links over RDMA have done.
+    pub(crate) fn rdma_counters(&self) -> Counters {
+        let links = self.wiring.links.iter().flatten();
+        links.filter_map(Link::rdma_counters).fold(Counters::default(), |all, one| all + one)
+    }
+
+    /// The ports that this rank uses for RDMA.
+    pub(crate) fn rdma_ports(&self) -> Vec<String> {
+        self.wiring.endpoint.rails()
     }
 
     /// The link to a peer, if it has been made.

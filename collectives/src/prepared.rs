@@ -282,7 +282,8 @@ fn point_to_point(stream: Stream, rank: u32, ranks: u32) -> Program {
         destinations: 1,
         shape: whole,
         guarded: false,
-        early: false,
+        // Nobody touches the memory of a message before it has come.
+        early: true,
         completes: false,
     };
     Program {

@@ -14,7 +14,7 @@ use ringtree_tests::program::{Ended, Program};
 use serde_json::Value;
 
 /// What is looked at wherever several ranks of one host meet.
-const CHECKS: [&str; 20] = [
+const CHECKS: [&str; 21] = [
     "affinity",
     "clock-difference",
     "clock-monotonic",
@@ -31,6 +31,7 @@ const CHECKS: [&str; 20] = [
     "memory-files",
     "ports",
     "processors",
+    "rdma",
     "reachability",
     "shared-large-pages",
     "shared-memory",
@@ -40,8 +41,9 @@ const CHECKS: [&str; 20] = [
 #[test]
 fn this_machine_is_examined_and_nothing_fails() {
     let (report, status) = doctor("doctor --json", &[]);
-    let checks: BTreeSet<&str> =
-        findings(&report).iter().map(|finding| finding["check"].as_str().unwrap()).collect();
+    let checks = findings(&report).iter().map(|finding| finding["check"].as_str().unwrap());
+    // What there is besides where there are devices.
+    let checks: BTreeSet<&str> = checks.filter(|check| !check.starts_with("rdma-")).collect();
     assert_eq!(checks, BTreeSet::from(CHECKS), "{report}");
     for finding in findings(&report) {
         assert_ne!(finding["level"], "failure", "{finding}");
@@ -65,6 +67,58 @@ fn memory_that_cannot_be_locked_is_a_warning() {
     let remedy = memlock["remedy"].as_str().unwrap();
     assert!(remedy.contains("memlock unlimited"), "{remedy}");
     assert_eq!((status, &report["level"]), (Some(0), &"warning".into()));
+}
+
+#[test]
+fn a_host_without_rdma_is_no_fault_unless_one_asks_about_it() {
+    if has_rdma_devices() {
+        return;
+    }
+    let (report, status) = doctor("doctor --json", &[]);
+    let rdma = finding(&report, "rdma");
+    assert_eq!((&rdma["level"], &rdma["seen"]), (&"ok".into(), &"none on this host".into()));
+    assert_eq!(status, Some(0));
+    let output = ringtree("doctor rdma", &[]);
+    let text = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("failure ")).count(), 1, "{text}");
+    let mut remedies = text.lines().skip_while(|line| !line.starts_with("failure "));
+    let remedy = remedies.find(|line| line.contains(" try: ")).unwrap();
+    assert!(remedy.contains("rdma link add rxe0 type rxe netdev "), "{text}");
+    assert!(!text.contains("large-pages"), "only RDMA is asked about: {text}");
+}
+
+/// Ranks of one host, which share memory else, are tried over a network.
+#[test]
+fn asked_about_rdma_ranks_try_links_of_a_network() {
+    if has_rdma_devices() {
+        return;
+    }
+    let (report, status) = doctor("run --ranks 3 --raw -- ringtree doctor rdma --json", &[]);
+    let seen = &finding(&report, "reachability")["seen"];
+    assert_eq!(seen, "3 pairs: 3 over tcp");
+    assert_eq!(finding(&report, "rdma-devices")["ranks"], serde_json::json!([0, 1, 2]));
+    assert_eq!((status, &report["level"]), (Some(1), &"failure".into()));
+    assert!(findings(&report).iter().all(|finding| finding["check"] != "interfaces"), "{report}");
+}
+
+#[test]
+fn settings_that_forbid_rdma_are_said_with_what_allows_it() {
+    for (name, value) in [
+        ("RINGTREE_RDMA_DEVICES", "none"),
+        ("RINGTREE_ENCRYPT", "1"),
+        ("RINGTREE_TRANSPORT", "shm"),
+    ] {
+        let (report, status) = doctor("doctor --json", &[(name, value)]);
+        let rdma = finding(&report, "rdma");
+        let seen = rdma["seen"].as_str().unwrap();
+        assert!(seen.starts_with(&format!("off by {name}={value}")), "{seen}");
+        assert_eq!((&rdma["level"], status), (&"ok".into(), Some(0)));
+        let (report, status) = doctor("doctor rdma --json", &[(name, value)]);
+        let rdma = finding(&report, "rdma");
+        assert!(rdma["remedy"].as_str().unwrap().starts_with(&format!("unset {name}")), "{rdma}");
+        assert_eq!((&rdma["level"], status), (&"failure".into(), Some(1)));
+    }
 }
 
 /// The kernel lets no process attach to one of another user.
@@ -214,7 +268,7 @@ fn without_a_launcher_rank_0_serves() {
 
 #[test]
 fn a_wrong_command_line_has_a_status_of_its_own() {
-    for arguments in ["doctor --ranks 0", "doctor --jsno"] {
+    for arguments in ["doctor --ranks 0", "doctor --jsno", "doctor rmda"] {
         assert_eq!(ringtree(arguments, &[]).status.code(), Some(2), "{arguments}");
     }
 }
@@ -329,6 +383,10 @@ fn ringtree(arguments: &str, environment: &[(&str, &str)]) -> Output {
 fn path() -> String {
     let folder = Path::new(env!("CARGO_BIN_EXE_ringtree")).parent().unwrap();
     format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display())
+}
+
+fn has_rdma_devices() -> bool {
+    fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
 }
 
 fn findings(report: &Value) -> &Vec<Value> {

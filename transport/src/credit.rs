@@ -2,8 +2,8 @@
 //!
 //! A credit is spent by sending a slice and comes back when the receiver has released it. The
 //! *sender* decides when the way back is urgent, since only it knows its limits: it marks slices
-//! ("ask") when half of a channel's credits are gone, every quarter of the limit, and always on the
-//! last credit. A credit that nobody asked for waits for the next frame in the other direction,
+//! ("ask") when half of a channel's credits are gone, every quarter of the limit, and on the last credit
+//! if no other mark is under way, so that a sender that is always at its limit gets several at once. A credit that nobody asked for waits for the next frame in the other direction,
 //! so small messages that are answered need no frame for credits at all. A sender that finds itself
 //! out of credit with nothing asked for (its limit was lowered meanwhile) asks explicitly; hence
 //! whoever waits for a credit has asked for it.
@@ -91,11 +91,12 @@ impl Credits {
         debug_assert!(self.may_send(channel));
         let limit = self.limit(channel);
         let outgoing = &mut self.outgoing[channel];
+        let is_answered_soon = outgoing.waits_for_answer();
         outgoing.sent += 1;
         let under_way = outgoing.under_way();
         let since_asked = outgoing.sent - outgoing.asked.max(outgoing.returned);
-        let ask =
-            under_way >= limit || (under_way * 2 >= limit && since_asked >= (limit / 4).max(1));
+        let ask = under_way >= limit && !is_answered_soon
+            || under_way * 2 >= limit && since_asked >= (limit / 4).max(1);
         if ask {
             outgoing.asked = outgoing.sent;
         }
@@ -213,13 +214,24 @@ mod tests {
     }
 
     #[test]
-    fn the_last_credit_asks_and_the_first_of_many_does_not() {
+    fn whoever_is_out_of_credit_has_asked_and_the_first_of_many_does_not() {
         let mut credits = Credits::new();
         let asks: Vec<u64> = (1..=30).filter(|_| credits.spend(0)).collect();
         assert_eq!(asks.first(), Some(&15));
-        assert_eq!(asks.last(), Some(&30));
+        assert_eq!(asks.last(), Some(&29));
         assert!(asks.len() <= 4, "{asks:?}");
         assert!(!credits.must_ask(1));
+        // Always at its limit, it asks for a quarter of it at a time.
+        let mut credits = Credits::new();
+        (0..LANE_SLOTS).for_each(|_| _ = credits.spend(0));
+        let asks = (0..30).filter(|_| {
+            assert_eq!(credits.take_back(&returned(0, 1)), Ok(()));
+            credits.spend(0)
+        });
+        assert_eq!(asks.count(), 4);
+        let mut credits = Credits::new();
+        credits.divide(MAX_LANES);
+        assert!(credits.spend(1), "an only credit");
     }
 
     #[test]

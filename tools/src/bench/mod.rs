@@ -16,6 +16,7 @@ pub mod sizes;
 mod statistics;
 mod summary;
 mod table;
+mod wire;
 
 use std::env;
 use std::io;
@@ -37,6 +38,7 @@ use options::{CutSize, Measurement, OptionError};
 use output::{Carried, Output};
 use pattern::Patterned;
 use summary::Summary;
+use wire::Wire;
 
 /// How long the other ranks may run on after one has failed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -154,9 +156,10 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
             DataType::U64 => sweep.run::<u64>(output.as_mut()),
         }?;
     }
+    let wire = Wire::collect(&communicator)?;
     // Rank 0 knows of everyone's, and speaks for all.
     let Some(output) = output else { return Ok(ExitCode::SUCCESS) };
-    let lost = output.finish()?;
+    let lost = output.finish(wire)?;
     if wrong > 0 {
         report(&format!("{wrong} elements were wrong"));
         return Ok(ExitCode::FAILURE);

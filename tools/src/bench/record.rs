@@ -10,6 +10,7 @@ use super::options::{By, Measurement, Memory, Placement};
 use super::statistics::{Distribution, algorithm_bandwidth};
 use super::summary::Summary;
 use super::table::type_name;
+use super::wire::Wire;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -188,11 +189,18 @@ pub struct Document<'a> {
     out_of_bounds: u64,
     #[serde(rename = "average_busbw_GBps")]
     average_busbw_gbps: f64,
+    /// What links over RDMA have done, if there were any.
+    rdma: Option<Wire>,
 }
 
 impl<'a> Document<'a> {
     /// The document of a run.
-    pub fn new(job: &'a Summary, settings: &'a Measurement, rows: &'a [Row]) -> Document<'a> {
+    pub fn new(
+        job: &'a Summary,
+        settings: &'a Measurement,
+        rows: &'a [Row],
+        rdma: Option<Wire>,
+    ) -> Document<'a> {
         Document {
             version: VERSION,
             job,
@@ -200,6 +208,7 @@ impl<'a> Document<'a> {
             rows,
             out_of_bounds: out_of_bounds(rows),
             average_busbw_gbps: rounded(average_busbw(rows), 10_000.0),
+            rdma,
         }
     }
 }

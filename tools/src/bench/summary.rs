@@ -18,6 +18,9 @@ const NAME_BYTES: usize = 64;
 /// Numbers that a rank tells: which transports its links have, its name's length, its name.
 const NUMBERS: usize = 2 + NAME_BYTES;
 
+/// The bit of RDMA among the transports.
+const RDMA: i32 = 8;
+
 /// Who takes part, as rank 0 knows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -25,6 +28,8 @@ pub struct Summary {
     pub ranks: u32,
     /// Transport of all links: `shm`, `tcp`, `rdma` or `mixed`; `none` where there is one rank.
     pub transport: &'static str,
+    /// Ports that rank 0 uses for RDMA, with their addresses.
+    rdma_ports: Vec<String>,
     /// Who told the ranks their places.
     launcher: String,
     /// Ranks of each host, by name.
@@ -66,6 +71,7 @@ impl Summary {
         Ok(Some(Summary {
             ranks,
             transport: transport_name(seen),
+            rdma_ports: if seen & RDMA != 0 { communicator.rdma_ports() } else { Vec::new() },
             launcher: launcher.to_string(),
             hosts,
             tuned: communicator.shape().tuned.is_some(),
@@ -102,7 +108,7 @@ impl Summary {
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
              # places told by {}\n\
-             # transport {}{}, algorithm {algorithm}, {} memory{}\n\
+             # transport {}{}{}, algorithm {algorithm}, {} memory{}\n\
              # time: median of the slowest rank's times, with a barrier before each {}\n",
             measurement.call.with_root(0).name(),
             counted(self.ranks, "rank"),
@@ -110,6 +116,10 @@ impl Summary {
             hosts.join(", "),
             self.launcher,
             self.transport,
+            match self.rdma_ports.is_empty() {
+                true => String::new(),
+                false => format!(" over {}", self.rdma_ports.join(" and ")),
+            },
             if measurement.encrypt && self.transport != "shm" { " (encrypted)" } else { "" },
             measurement.memory.name(),
             if measurement.touch { ", written before each call" } else { "" },
@@ -128,7 +138,7 @@ fn transports(communicator: &Communicator) -> i32 {
             TransportKind::Shm => 1,
             TransportKind::Tcp => 2,
             TransportKind::Sim => 4,
-            TransportKind::Rdma => 8,
+            TransportKind::Rdma => RDMA,
         }
     })
 }
@@ -139,7 +149,7 @@ fn transport_name(seen: i32) -> &'static str {
         1 => "shm",
         2 => "tcp",
         4 => "sim",
-        8 => "rdma",
+        RDMA => "rdma",
         _ => "mixed",
     }
 }

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::finding::Finding;
 use super::network::Advertised;
 use super::processors::Processors;
+use super::rdma::{Rdma, UsedPort, Wish};
 use super::system::System;
 use super::tcp::PortUse;
-use super::{clock, descriptors, memory, network, tcp};
+use super::{Topic, clock, descriptors, memory, network, tcp};
 
 /// A host, as one rank sees it.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub struct Host {
     network: String,
     processors: Processors,
     advertised: Vec<Advertised>,
+    rdma: Vec<UsedPort>,
 }
 
 /// What a rank tells the others of itself.
@@ -38,6 +40,8 @@ pub struct Introduction {
     pub processors: Processors,
     /// Where it can be reached over TCP.
     pub advertised: Vec<Advertised>,
+    /// Where it can be reached over RDMA.
+    pub rdma: Vec<UsedPort>,
     /// How it can be reached, if it can.
     pub endpoint: Option<Vec<u8>>,
 }
@@ -54,10 +58,14 @@ pub struct OfRank<'a> {
 }
 
 impl Host {
-    /// Looks at this host, for a rank if there is one.
-    pub fn examine(system: &System, of_rank: Option<OfRank<'_>>) -> Host {
+    /// Looks at this host, for a rank if there is one, where the doctor is asked about that topic.
+    pub fn examine(system: &System, topic: Option<Topic>, of_rank: Option<OfRank<'_>>) -> Host {
         let processors = Processors::of_this_process(system);
-        let mut findings = memory::check(system);
+        let settings = of_rank.as_ref().map(|of_rank| of_rank.settings);
+        let rdma = Rdma::look(system, Wish::of(settings, topic));
+        let peers = settings.map_or(1, |settings| settings.ranks.saturating_sub(1));
+        let mut findings = rdma.check(system);
+        findings.extend(memory::check(system, rdma.locking(peers)));
         findings.extend(processors.check());
         let (mut advertised, mut ranks) = (Vec::new(), 1);
         let mut ports = PortUse { set: None, connections: 0, refused: None };
@@ -78,7 +86,8 @@ impl Host {
         let machine = system.text("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let network = fs::read_link(system.path("/proc/self/ns/net")).unwrap_or_default();
         let network = network.display().to_string();
-        Host { findings, name, machine, network, processors, advertised }
+        let rdma = rdma.used_ports(system);
+        Host { findings, name, machine, network, processors, advertised, rdma }
     }
 
     /// What a rank of this host tells the others, of which it is reached at `endpoint`.
@@ -89,6 +98,7 @@ impl Host {
             network: self.network.clone(),
             processors: self.processors.clone(),
             advertised: self.advertised.clone(),
+            rdma: self.rdma.clone(),
             endpoint,
         }
     }

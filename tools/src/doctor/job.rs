@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use ringtree::Settings;
-use ringtree_transport::endpoint::Transports;
 use serde::Serialize;
 
-use super::clock;
-use super::finding::{Check, Finding};
+use super::finding::{Check, Finding, Level};
 use super::host::Introduction;
 use super::network::compare_mtus;
 use super::processors::crowding;
 use super::ranks::{Gathered, LinkReport, RankReport};
+use super::{Topic, clock, rdma};
 use crate::words::counted;
 
 const REACH: Check = Check {
@@ -21,7 +20,7 @@ const REACH: Check = Check {
 
 const ONE_HOST: Check = Check {
     name: "shared-memory",
-    why: "ranks of one host are several times as fast over shared memory as over TCP; it needs a common \
+    why: "ranks of one host are several times as fast over shared memory as over a network; it needs a common \
           network namespace",
 };
 
@@ -29,6 +28,9 @@ const REPORT: Check = Check {
     name: "report",
     why: "a rank that does not report has died, or stands still, and would stop every collective",
 };
+
+/// What links go over, as findings and tables name it.
+pub const TRANSPORTS: [&str; 3] = ["shm", "rdma", "tcp"];
 
 /// Pairs that are named in one finding.
 const MOST_NAMED: usize = 4;
@@ -64,7 +66,11 @@ pub struct Said {
 pub type Hosts = Vec<(String, Vec<u32>)>;
 
 /// What all ranks have found, each thing once, and what follows from it.
-pub fn judge(settings: &Settings, gathered: Gathered) -> (Hosts, Vec<Said>, Vec<Pair>) {
+pub fn judge(
+    settings: &Settings,
+    topic: Option<Topic>,
+    gathered: Gathered,
+) -> (Hosts, Vec<Said>, Vec<Pair>) {
     let Gathered { introductions, reports } = gathered;
     let together = |finding| Said { finding, ranks: Vec::new() };
     let mut said = Vec::new();
@@ -83,6 +89,9 @@ pub fn judge(settings: &Settings, gathered: Gathered) -> (Hosts, Vec<Said>, Vec<
     said.extend(crowds(&introductions, &hosts).map(together));
     let advertised = introductions.iter().map(|one| (one.host.clone(), one.advertised.clone()));
     said.extend(compare_mtus(&advertised.collect::<Vec<_>>()).map(together));
+    said.extend(rdma::compare_mtus(&introductions).map(together));
+    let astray = topic.map_or(Level::Warning, |Topic::Rdma| Level::Failure);
+    said.extend(rdma::links(&introductions, &pairs, astray).map(together));
     said.extend(reach(&introductions, &pairs).into_iter().map(together));
     said.extend(one_host(settings, &introductions, &pairs).map(together));
     said.extend(clock::difference(most_different(&pairs)).map(together));
@@ -168,7 +177,7 @@ fn reach(introductions: &[Introduction], pairs: &[Pair]) -> Vec<Finding> {
             let of = pairs.iter().filter(|pair| pair.transport.as_deref() == Some(kind)).count();
             (of > 0).then(|| format!("{of} over {kind}"))
         };
-        let kinds: Vec<String> = ["shm", "tcp"].into_iter().filter_map(count).collect();
+        let kinds: Vec<String> = TRANSPORTS.into_iter().filter_map(count).collect();
         let all = counted(pairs.len() as u64, "pair");
         return vec![REACH.ok(format!("{all}: {}", kinds.join(", ")))];
     }
@@ -205,14 +214,15 @@ fn one_host(
         pair.transport.is_some() && one.machine == other.machine
     };
     let local: Vec<&Pair> = pairs.iter().filter(is_local).collect();
-    let apart = local.iter().find(|pair| pair.transport.as_deref() == Some("tcp"));
+    let apart = local.iter().find(|pair| pair.transport.as_deref() != Some("shm"));
     let Some(apart) = apart else {
         let pairs = counted(local.len() as u64, "pair");
         return (!local.is_empty()).then(|| ONE_HOST.ok(format!("used by {pairs}")));
     };
     let ([one, other], [first, second]) = (apart.ranks, of(apart));
-    let seen = format!("ranks {one} and {other} are on one machine and use TCP");
-    Some(if settings.transports == Transports::Tcp {
+    let transport = apart.transport.as_deref().unwrap_or_default();
+    let seen = format!("ranks {one} and {other} are on one machine and use {transport}");
+    Some(if !settings.transports.allows_shm() {
         ONE_HOST
             .note(format!("{seen}, as RINGTREE_TRANSPORT says"))
             .remedy("unset RINGTREE_TRANSPORT")
@@ -236,7 +246,6 @@ fn most_different(pairs: &[Pair]) -> Option<(f64, [u32; 2])> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::finding::Level;
     use super::super::processors::Processors;
     use super::super::timing::Timing;
     use super::*;
@@ -248,6 +257,7 @@ mod tests {
             network: network.into(),
             processors: Processors { allowed: BTreeSet::from([0, 1]), online: 2, quota: None },
             advertised: Vec::new(),
+            rdma: Vec::new(),
             endpoint: None,
         }
     }
@@ -333,6 +343,8 @@ mod tests {
         assert_eq!(found("auto", ["1", "2"], "tcp"), Some(Level::Warning));
         assert_eq!(found("auto", ["1", "1"], "tcp"), Some(Level::Warning));
         assert_eq!(found("tcp", ["1", "1"], "tcp"), Some(Level::Note));
+        assert_eq!(found("rdma", ["1", "1"], "rdma"), Some(Level::Note));
+        assert_eq!(found("auto", ["1", "2"], "rdma"), Some(Level::Warning));
         assert_eq!(found("auto", ["1", "1"], "shm"), Some(Level::Ok));
         assert_eq!(hosts(&[rank("a", "1"), rank("a", "2"), rank("a", "1")]), [vec![0, 2], vec![1]]);
     }

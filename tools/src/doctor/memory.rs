@@ -6,14 +6,14 @@ use nix::sys::statvfs::statvfs;
 use ringtree_transport::memory::SharedMemory;
 use ringtree_transport::pages;
 
-use super::finding::{Check, Finding};
+use super::finding::{Check, Finding, Level};
 use super::system::System;
 use crate::words::bytes;
 
 const MEMLOCK: Check = Check {
     name: "memlock",
-    why: "network adapters (RDMA) and GPUs reach only memory that is locked; shared memory and TCP \
-          do without",
+    why: "RDMA adapters and GPUs reach only memory that is locked: a link over RDMA locks 4.3 MiB for \
+          each device, and all memory that is registered; shared memory and TCP do without",
 };
 
 const MEMORY_FILES: Check = Check {
@@ -43,10 +43,19 @@ const LITTLE_LOCKED_BYTES: u64 = 64 << 10;
 /// Less is what containers get that nobody gave more.
 const LITTLE_SHM_BYTES: u64 = 64 << 20;
 
-/// All of them.
-pub fn check(system: &System) -> Vec<Finding> {
+/// What RDMA locks of a rank's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Locking {
+    /// For links to all others.
+    pub links_bytes: u64,
+    /// How bad it is if that is more than may be locked.
+    pub too_little: Level,
+}
+
+/// All of them, of a rank that locks so much for RDMA if it has that.
+pub fn check(system: &System, locking: Option<Locking>) -> Vec<Finding> {
     vec![
-        memlock(system),
+        memlock(system, locking),
         memory_files(system, try_memory_file()),
         shm_folder(system),
         large_pages(system, pages::large_page_bytes()),
@@ -54,24 +63,37 @@ pub fn check(system: &System) -> Vec<Finding> {
     ]
 }
 
-fn memlock(system: &System) -> Finding {
+fn memlock(system: &System, locking: Option<Locking>) -> Finding {
     let Some(limit) = system.limit("Max locked memory") else {
         return MEMLOCK.note("the limit cannot be read");
     };
     let Some(soft) = limit.soft else { return MEMLOCK.ok("no limit") };
-    let seen = format!("at most {}", bytes(soft));
-    let is_raisable = limit.hard.is_none_or(|hard| hard > soft);
+    let mut seen = format!("at most {}", bytes(soft));
+    let needed_bytes = locking.map_or(0, |locking| locking.links_bytes);
+    if locking.is_some() {
+        if system.may_lock_all() {
+            return MEMLOCK.ok(seen + ", which does not hold for this process (CAP_IPC_LOCK)");
+        }
+        seen.push_str(&format!(
+            "; a rank's links over RDMA need up to {}, and registered buffers come on top",
+            bytes(needed_bytes)
+        ));
+    }
+    let is_raisable = limit.hard.is_none_or(|hard| hard > soft && hard >= needed_bytes);
     let raise = match (is_raisable, limit.hard) {
         (true, None) => "ulimit -l unlimited".to_owned(),
         (true, Some(hard)) => format!("ulimit -l {}", hard >> 10),
         (false, _) => "echo '* - memlock unlimited' | sudo tee -a \
-                       /etc/security/limits.d/ringtree.conf  # and log in again"
+                       /etc/security/limits.d/ringtree.conf  # and log in again; in a container: \
+                       docker run --ulimit memlock=-1 IMAGE"
             .to_owned(),
     };
-    match soft {
-        0..LITTLE_LOCKED_BYTES => MEMLOCK.warning(seen).remedy(raise),
-        _ => MEMLOCK.note(seen).remedy(raise),
-    }
+    let level = match locking {
+        Some(locking) if soft < needed_bytes => locking.too_little,
+        _ if soft < LITTLE_LOCKED_BYTES => Level::Warning,
+        _ => Level::Note,
+    };
+    MEMLOCK.found(level, seen).remedy(raise)
 }
 
 /// Makes and maps a memory file as the ranks of one host do.
@@ -149,13 +171,17 @@ fn shared_large_pages(system: &System) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Level;
     use super::super::system::made_up::Machine;
     use super::*;
 
     fn locked(soft: &str, hard: &str) -> Finding {
-        let line = format!("Max locked memory         {soft}  {hard}  bytes");
-        memlock(&Machine::new(&[("/proc/self/limits", &line)]).system)
+        memlock(&with_limit(soft, hard, "0").system, None)
+    }
+
+    fn with_limit(soft: &str, hard: &str, capabilities: &str) -> Machine {
+        let limits = format!("Max locked memory         {soft}  {hard}  bytes");
+        let status = format!("CapEff:\t{capabilities}");
+        Machine::new(&[("/proc/self/limits", &limits), ("/proc/self/status", &status)])
     }
 
     #[test]
@@ -168,6 +194,25 @@ mod tests {
         assert_eq!(some.remedy.as_deref(), Some("ulimit -l 65536"));
         assert_eq!(locked("0", "unlimited").remedy.as_deref(), Some("ulimit -l unlimited"));
         assert_eq!(locked("unlimited", "unlimited").level, Level::Ok);
+    }
+
+    #[test]
+    fn links_over_rdma_need_memory_that_is_locked() {
+        let locking = Locking { links_bytes: 12 << 20, too_little: Level::Failure };
+        let judge = |soft, hard, capabilities| {
+            memlock(&with_limit(soft, hard, capabilities).system, Some(locking))
+        };
+        let little = judge("8388608", "8388608", "0");
+        assert_eq!(little.level, Level::Failure);
+        assert!(
+            little.seen.starts_with("at most 8 MiB; a rank's links over RDMA need up to 12 MiB")
+        );
+        assert!(little.remedy.unwrap().contains("limits.d"));
+        assert_eq!(judge("8388608", "16777216", "0").remedy.as_deref(), Some("ulimit -l 16384"));
+        assert!(judge("8388608", "9437184", "0").remedy.unwrap().contains("limits.d"));
+        assert_eq!(judge("16777216", "16777216", "0").level, Level::Note);
+        assert_eq!(judge("unlimited", "unlimited", "0").level, Level::Ok);
+        assert_eq!(judge("0", "0", "4000").level, Level::Ok, "root");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod memory;
 mod network;
 mod processors;
 mod ranks;
+mod rdma;
 mod report;
 mod system;
 mod tcp;
@@ -24,14 +25,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ringtree::{Meeting, Settings};
-use ringtree_transport::endpoint::EndpointError;
+use ringtree_transport::endpoint::{EndpointError, Transports};
 use ringtree_transport::rendezvous::Place;
 
 use crate::run::{Binding, LaunchOptions, Layout, launch};
 use crate::words::{json, say};
-use finding::{Check, Finding};
+use finding::{Check, Finding, Level};
 use host::{Host, OfRank};
-use job::Said;
+use job::{Hosts, Pair, Said};
 use report::Report;
 use system::System;
 
@@ -50,15 +51,21 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Looks for what slows ranks down here, or keeps them from reaching each other
 ///
 /// Started by itself it starts ranks on this host; under a launcher (`ringtree run`, torchrun) each of
-/// its ranks looks at its own host. They look at limits, memory, processors, interfaces, TCP and
-/// clocks, try the link between each pair as a job would, and time it. Each finding is ok, a note, a
-/// warning (slower than it could be) or a failure, and says why it matters and what to type.
+/// its ranks looks at its own host. They look at limits, memory, RDMA, processors, interfaces, TCP
+/// and clocks, try the link between each pair as a job would, and time it. Each finding is ok, a note,
+/// a warning (slower than it could be) or a failure, and says why it matters and what to type.
+///
+/// With a topic only what belongs to it is said, and whatever does not work.
 ///
 /// The exit status is 0 without a failure, 1 with one, and 2 if the command line is wrong.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ringtree doctor\n  \
-                  ringtree run --ranks 4 --bind core -- ringtree doctor")]
+                  ringtree run --ranks 4 --bind core -- ringtree doctor\n  \
+                  ringtree run --hosts a,b -- ringtree doctor rdma")]
 pub struct DoctorArguments {
+    /// What to look at, instead of everything
+    #[arg(value_name = "TOPIC")]
+    topic: Option<Topic>,
     /// Ranks to start, as many as a job will have on this host; a launcher's are as many as it
     /// starts
     #[arg(long, value_name = "N", default_value_t = 2,
@@ -68,6 +75,32 @@ pub struct DoctorArguments {
     /// remedy, ranks), each pair of ranks (transport, time, clocks, error)
     #[arg(long)]
     json: bool,
+}
+
+/// What the doctor can be asked about alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Topic {
+    /// Devices, ports and memory for RDMA; a host without any is a failure, and links are tried over
+    /// it between ranks of one host, too
+    Rdma,
+}
+
+impl Topic {
+    /// Lets links be tried by what the topic is about.
+    fn adapt(self, settings: &mut Settings) {
+        let Topic::Rdma = self;
+        if settings.transports == Transports::Auto {
+            settings.transports = Transports::RdmaOrTcp;
+        }
+    }
+
+    /// Whether a finding belongs to it. Why nothing can be said of it always does.
+    fn includes(self, finding: &Finding) -> bool {
+        let Topic::Rdma = self;
+        finding.level == Level::Failure
+            || finding.check.starts_with("rdma")
+            || ["memlock", "reachability"].contains(&finding.check.as_ref())
+    }
 }
 
 /// Does what was asked for; a failure makes the status 1.
@@ -100,23 +133,26 @@ fn start_ranks(arguments: &DoctorArguments) -> ExitCode {
     let failure = START
         .failure(format!("no ranks could be started: {reason}"))
         .remedy("ringtree run --ranks 2 -- true");
-    let host = Host::examine(&System::real(), None);
+    let host = Host::examine(&System::real(), arguments.topic, None);
     print_alone(arguments, host, failure, [0, arguments.ranks])
 }
 
 /// Looks as one of the ranks.
 fn take_part(arguments: &DoctorArguments) -> ExitCode {
-    let system = System::real();
+    let (system, topic) = (System::real(), arguments.topic);
     let settings = match Settings::from_env() {
-        Ok(settings) => settings,
+        Ok(mut settings) => {
+            topic.inspect(|topic| topic.adapt(&mut settings));
+            settings
+        }
         Err(error) => {
             let failure = SETTINGS.failure(error.to_string()).remedy("ringtree config");
-            return print_alone(arguments, Host::examine(&system, None), failure, [0, 1]);
+            return print_alone(arguments, Host::examine(&system, topic, None), failure, [0, 1]);
         }
     };
     let alone = |rendezvous, error: &dyn Display| {
         let of_rank = OfRank { settings: &settings, rendezvous, refused: None };
-        let host = Host::examine(&system, Some(of_rank));
+        let host = Host::examine(&system, topic, Some(of_rank));
         let failure = not_met(&settings.rendezvous, error);
         print_alone(arguments, host, failure, [settings.rank, settings.ranks])
     };
@@ -137,13 +173,13 @@ fn take_part(arguments: &DoctorArguments) -> ExitCode {
         _ => None,
     };
     let of_rank = OfRank { settings: &settings, rendezvous: Some(&address), refused };
-    let host = Host::examine(&system, Some(of_rank));
+    let host = Host::examine(&system, topic, Some(of_rank));
     match ranks::examine(&system, &settings, meeting, endpoint, &host) {
         // Rank 0 prints what this one has found, and its status is the job's.
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(gathered)) => {
-            let (hosts, findings, pairs) = job::judge(&settings, gathered);
-            print(arguments, &Report::new(settings.ranks, hosts, findings, pairs))
+            let (hosts, findings, pairs) = job::judge(&settings, topic, gathered);
+            print(arguments, settings.ranks, hosts, findings, pairs)
         }
         Err(error) => alone(Some(&address), &error),
     }
@@ -172,10 +208,19 @@ fn print_alone(
     let name = host.introduction(None).host;
     let findings = host.findings.into_iter().chain([failure]);
     let said = findings.map(|finding| Said { finding, ranks: vec![rank] }).collect();
-    print(arguments, &Report::new(ranks, vec![(name, vec![rank])], said, Vec::new()))
+    print(arguments, ranks, vec![(name, vec![rank])], said, Vec::new())
 }
 
-fn print(arguments: &DoctorArguments, report: &Report) -> ExitCode {
-    let text = if arguments.json { json(report) } else { report.text() };
+/// Prints what was found, as far as it was asked for.
+fn print(
+    arguments: &DoctorArguments,
+    ranks: u32,
+    hosts: Hosts,
+    mut findings: Vec<Said>,
+    pairs: Vec<Pair>,
+) -> ExitCode {
+    findings.retain(|said| arguments.topic.is_none_or(|topic| topic.includes(&said.finding)));
+    let report = Report::new(ranks, hosts, findings, pairs);
+    let text = if arguments.json { json(&report) } else { report.text() };
     say(&text, u8::from(report.has_failure()))
 }

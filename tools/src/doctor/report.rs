@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::finding::Level;
-use super::job::{Hosts, Pair, Said};
+use super::job::{Hosts, Pair, Said, TRANSPORTS};
 use crate::words::{counted, ranges};
 
 /// More ranks make a table that no terminal shows.
@@ -126,7 +126,7 @@ impl Report {
     /// `# shm: 120 pairs, 0.21 to 0.57`.
     fn summary(&self) -> String {
         let mut text = String::new();
-        for kind in ["shm", "tcp"] {
+        for kind in TRANSPORTS {
             let of_kind = self.pairs.iter().filter(|pair| pair.transport.as_deref() == Some(kind));
             let mut times_us: Vec<f64> = of_kind.filter_map(|pair| pair.one_way_us).collect();
             times_us.sort_by(f64::total_cmp);

@@ -46,6 +46,25 @@ impl System {
         self.numbers(path).first().copied()
     }
 
+    /// The names of what is in a folder, in their order; none if it cannot be read.
+    pub fn names(&self, path: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(path)).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Whether limits on locked memory do not hold for this process: it has `CAP_IPC_LOCK`, and that of
+    /// the machine, not of a user namespace.
+    pub fn may_lock_all(&self) -> bool {
+        const IPC_LOCK: u64 = 1 << 14;
+        let effective = self.status("CapEff").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        let users = self.numbers("/proc/self/uid_map");
+        let is_outermost = users.is_empty() || users == [0, 0, i64::from(u32::MAX)];
+        is_outermost && effective.is_some_and(|mask| mask & IPC_LOCK != 0)
+    }
+
     /// What `/proc/self/status` says of this process.
     pub fn status(&self, field: &str) -> Option<String> {
         let status = self.text("/proc/self/status")?;
@@ -137,6 +156,22 @@ mod tests {
         assert_eq!(system.status("Cpus"), None);
         assert_eq!(system.numbers("/proc/sys/net/ipv4/tcp_rmem"), [4096, 131_072, 33_554_432]);
         assert_eq!(system.number("/proc/none"), None);
+        assert_eq!(system.names("/proc/self"), ["limits", "status"]);
+        assert_eq!(system.names("/proc/none"), [""; 0]);
+    }
+
+    #[test]
+    fn only_the_machines_own_root_locks_what_it_likes() {
+        let may = |mask: &str, users: &str| {
+            let status = format!("CapEff:\t{mask}");
+            let files = [("/proc/self/status", status.as_str()), ("/proc/self/uid_map", users)];
+            Machine::new(&files).system.may_lock_all()
+        };
+        let whole = "         0          0 4294967295";
+        assert!(may("000001ffffffffff", whole));
+        assert!(may("0000000000004000", whole));
+        assert!(!may("00000000a80425fb", whole), "as docker run gives");
+        assert!(!may("000001ffffffffff", "         0       1000          1"));
     }
 
     #[test]

@@ -256,9 +256,9 @@ impl Endpoint {
         if shm.is_none() && !by_rdma && !links_by_tcp {
             return Err(EndpointError::NoCommonTransport { peer, ours: self.config.transports });
         }
-        if !by_rdma && links_by_tcp && self.own.rails.len() + theirs.rails.len() > 0 {
-            let without = if self.own.rails.is_empty() { "this rank" } else { "it" };
-            debug!("{peer}: {without} has no RDMA that the other reaches");
+        if !by_rdma && shm.is_none() && links_by_tcp && !self.own.rails.is_empty() {
+            let what = if theirs.rails.is_empty() { "no RDMA" } else { "RDMA of another kind" };
+            warn!("{peer} has {what}, hence tcp to it");
         }
         Ok(Way { peer, shm, by_rdma, tcp, links_by_tcp })
     }

@@ -125,7 +125,8 @@ pub(super) fn meaning_of(status: u32) -> &'static str {
         2 => "local queue pair operation error: a bug, or the device was reset",
         4 => "local protection error: memory was used that is not registered any more",
         ffi::WC_WR_FLUSH_ERR => "flushed: the queue pair had failed before",
-        8 => "bad response: the peer's device answered what it must not",
+        7 => "bad response: the peer's device answered what it must not",
+        8 => "local access error: memory is registered for less than was done with it",
         9 => "remote invalid request: the peer's device allows less than was asked of it",
         10 => {
             "remote access error: the peer has withdrawn the memory, or the key or range is wrong"

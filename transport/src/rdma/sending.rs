@@ -393,8 +393,9 @@ impl RdmaLink {
         let reserved = self.sends[channel].reserved.take();
         let Some(slot) = reserved.or_else(|| self.take_slot()) else { return Ok(false) };
         let len = piece.len.min(SLICE_BYTES);
-        let source =
-            if len < LEAST_IN_PLACE_BYTES { None } else { self.owned.find(piece.data, len) };
+        // A short message is sooner copied than its completion awaited; not the end of a long one.
+        let is_short = len < LEAST_IN_PLACE_BYTES && self.sends[channel].message_bytes == 0;
+        let source = if is_short { None } else { self.owned.find(piece.data, len) };
         let source =
             source.map(|memory| Source { data: piece.data, keys: memory.local_keys, bounce: None });
         if source.is_none() {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::device::{Device, device_names, library};
 use super::rails::{self, GidChoice};
-use super::{RdmaError, ffi, mtu_bytes};
+use super::{Rail, RdmaError, RdmaLink, ffi, mtu_bytes};
 
 /// What there is of RDMA.
 #[derive(Clone, Debug)]
@@ -38,6 +38,19 @@ pub struct PortFinding {
     pub gid: Option<u8>,
     /// InfiniBand's local address.
     pub lid: u16,
+}
+
+impl Rail {
+    /// Its device and the number of its port there, as a [`PortFinding`] names them.
+    pub fn device_and_port(&self) -> (&str, u8) {
+        (self.device.name(), self.port)
+    }
+}
+
+impl RdmaLink {
+    /// What a link locks of this process's memory for each device that it may use, besides the memory that
+    /// is registered: where the peer writes, and what this side writes from.
+    pub const LOCKED_BYTES: u64 = 2_102_272 + 2_364_416;
 }
 
 /// Looks at everything. The first entry is the library's if that cannot be used, and then the only one.
@@ -88,5 +101,18 @@ fn port(device: &str, number: u8, attributes: &ffi::PortAttributes) -> PortFindi
             .collect(),
         gid,
         lid: attributes.lid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arena::Arena;
+    use super::*;
+
+    #[test]
+    fn what_a_link_locks_is_known() {
+        let arenas = [Arena::landing().unwrap(), Arena::staging().unwrap()];
+        let locked: usize = arenas.iter().map(Arena::len_bytes).sum();
+        assert_eq!(RdmaLink::LOCKED_BYTES, locked as u64);
     }
 }

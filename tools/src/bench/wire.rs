@@ -1,0 +1,102 @@
+//! What links over RDMA have done in a run: how much of the wire was payload, what it took to send it, and
+//! what was copied on the way.
+
+use ringtree::{Communicator, Error, Op};
+use serde::Serialize;
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// The sums of all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Wire {
+    /// Bytes given to the devices to send.
+    wire_bytes: u64,
+    /// Bytes of messages among those.
+    payload_bytes: u64,
+    /// Bytes of messages that were written straight to where the receiver wanted them.
+    direct_bytes: u64,
+    /// Bytes of messages that the sender copied first.
+    copied_bytes: u64,
+    /// Send work requests.
+    work_requests: u64,
+    /// Completions of both directions.
+    completions: u64,
+    /// Buffers that the devices know, on the rank that has most.
+    registrations: u64,
+}
+
+impl Wire {
+    /// Collects it at rank 0; `None` elsewhere, and where nothing went over RDMA. All ranks call it.
+    pub fn collect(communicator: &Communicator) -> Result<Option<Wire>, Error> {
+        let own = communicator.rdma_counters();
+        let mut sums = [
+            own.wire_bytes,
+            own.payload_bytes,
+            own.direct_bytes,
+            own.copied_bytes,
+            own.work_requests,
+            own.completions,
+        ];
+        let mut most = [own.registrations];
+        communicator.reduce(&mut sums, Op::Sum, 0)?;
+        communicator.reduce(&mut most, Op::Max, 0)?;
+        let [wire_bytes, payload_bytes, direct_bytes, copied_bytes, work_requests, completions] =
+            sums;
+        let [registrations] = most;
+        let wire = Wire {
+            wire_bytes,
+            payload_bytes,
+            direct_bytes,
+            copied_bytes,
+            work_requests,
+            completions,
+            registrations,
+        };
+        Ok((communicator.rank() == 0 && payload_bytes > 0).then_some(wire))
+    }
+
+    /// The lines below the table.
+    pub fn text(&self) -> String {
+        let payload = self.payload_bytes as f64;
+        let each = |count: u64| count as f64 / (payload / MIB);
+        let share = |bytes: u64| 100.0 * bytes as f64 / payload;
+        format!(
+            "# RDMA: {} bytes of messages, {:.2} % more on the wire; {:.1} work requests and {:.1} \
+             completions a MiB\n\
+             # RDMA: {:.1} % written where they were wanted, {:.1} % copied before they left; at most \
+             {} buffers registered\n#\n",
+            self.payload_bytes,
+            share(self.wire_bytes) - 100.0,
+            each(self.work_requests),
+            each(self.completions),
+            share(self.direct_bytes),
+            share(self.copied_bytes),
+            self.registrations,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_wire_carried_is_told_in_shares() {
+        let wire = Wire {
+            wire_bytes: 2_202_010,
+            payload_bytes: 2 << 20,
+            direct_bytes: 1 << 20,
+            copied_bytes: 0,
+            work_requests: 20,
+            completions: 41,
+            registrations: 3,
+        };
+        assert_eq!(
+            wire.text(),
+            "# RDMA: 2097152 bytes of messages, 5.00 % more on the wire; 10.0 work requests and 20.5 \
+             completions a MiB\n\
+             # RDMA: 50.0 % written where they were wanted, 0.0 % copied before they left; at most 3 \
+             buffers registered\n#\n"
+        );
+    }
+}
