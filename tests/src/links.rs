@@ -127,10 +127,20 @@ pub fn rdma_over(left: &str, right: &str, queue_pairs: u32) -> Pair {
 
 /// RDMA between two sides that have opened their devices.
 pub fn rdma_between(left: &Arc<Rdma>, right: &Arc<Rdma>) -> Pair {
+    let (left, right) = rdma_attempt(left, right);
+    let link = |made: Result<RdmaLink, LinkError>| Link::Rdma(Box::new(made.expect("queue pairs")));
+    Pair { left: link(left), right: link(right), world: World::Real }
+}
+
+/// What becomes of an attempt to link two such sides, at each of them.
+pub fn rdma_attempt(
+    left: &Arc<Rdma>,
+    right: &Arc<Rdma>,
+) -> (Result<RdmaLink, LinkError>, Result<RdmaLink, LinkError>) {
     let (near, far) = tcp_streams();
     let deadline = Instant::now() + PATIENCE;
     let job = || Job { name: "links".into(), secret: Secret::from_text("of the tests") };
-    let (left, right) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let right = scope.spawn(|| {
             let accepted = secure::accept(Arc::new(far), &job(), deadline, |_, _| Ok(()));
             let (stream, ..) = accepted.expect("the same secret");
@@ -139,12 +149,7 @@ pub fn rdma_between(left: &Arc<Rdma>, right: &Arc<Rdma>) -> Pair {
         let stream = secure::initiate(near, &job(), Purpose::Link, b"", deadline);
         let left = RdmaLink::establish(stream.expect("the same secret"), 1, left, deadline);
         (left, right.join().expect("no panic"))
-    });
-    Pair {
-        left: Link::Rdma(left.expect("queue pairs")),
-        right: Link::Rdma(right.expect("queue pairs")),
-        world: World::Real,
-    }
+    })
 }
 
 /// Simulation, with jitter.

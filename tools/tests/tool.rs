@@ -452,7 +452,7 @@ fn a_mistake_is_told_in_one_line_that_says_what_to_write() {
         ),
         ("bench all-reduce --ranks 2 -r 7", "-r 7 is not below --ranks 2"),
         ("bench all-reduce --json /no/such/folder/x", "cannot write /no/such/folder/x"),
-        ("bench all-reduce --transport rdma", "one of: auto, shm, tcp"),
+        ("bench all-reduce --transport pigeon", "one of: auto, shm, tcp"),
         ("bench all-reduce --ranks 0", "0 is not in 1..="),
         ("bench all-reduce --time-ms -1", "--time-ms must be above 0"),
         ("bench all-reduce --baseline x --max-loss nan", "--max-loss must be a percentage"),

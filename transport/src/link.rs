@@ -145,7 +145,7 @@ pub enum Link {
     /// TCP.
     Tcp(tcp::TcpLink),
     /// InfiniBand or RoCE.
-    Rdma(rdma::RdmaLink),
+    Rdma(Box<rdma::RdmaLink>),
     /// Simulation.
     Sim(sim::SimLink),
 }

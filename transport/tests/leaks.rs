@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
+use ringtree_transport::rdma::RdmaConfig;
 use ringtree_transport::rendezvous::{Server, Store, StoreClient, listen};
 use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::{Attach, Board};
@@ -59,6 +60,7 @@ fn link_and_drop() {
 
 fn endpoint(rank: u32, transports: Transports) -> Endpoint {
     Endpoint::bind(EndpointConfig {
+        rdma: RdmaConfig::default(),
         sockets: 1,
         encrypts: false,
         attach: Attach::Auto,

@@ -21,7 +21,7 @@ pub struct Wire {
     work_requests: u64,
     /// Completions of both directions.
     completions: u64,
-    /// Buffers that the devices know, on the rank that has most.
+    /// Buffers that were registered with the devices, on the rank that has registered most.
     registrations: u64,
 }
 

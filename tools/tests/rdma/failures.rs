@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use ringtree_tests::links::{Pair, PATIENCE, rdma, rdma_over, wait_for};
+use ringtree_tests::links::{
+    PATIENCE, Pair, rdma, rdma_attempt, rdma_between, rdma_over, wait_for,
+};
 use ringtree_tests::random::Random;
 use ringtree_tests::traffic::{Receiving, Sending, messages, step};
-use ringtree_transport::{LinkError, Tag};
+use ringtree_transport::rdma::{Rdma, RdmaConfig};
+use ringtree_transport::{Link, LinkError, Tag, TransportKind};
 
-use crate::network::Down;
+use crate::network::{Down, Netem};
 
 const TAG: Tag = Tag { sequence: 1, digest: 2 };
 
@@ -27,7 +30,10 @@ fn one_of_two_rails_carries_the_rest_when_the_other_is_gone() {
             traffic.iter().map(|(channel, all)| Sending::new(*channel, Clone::clone(all))).collect()
         };
         let receiving = |traffic: &Vec<_>| -> Vec<Receiving> {
-            traffic.iter().map(|(channel, all)| Receiving::new(*channel, Clone::clone(all))).collect()
+            traffic
+                .iter()
+                .map(|(channel, all)| Receiving::new(*channel, Clone::clone(all)))
+                .collect()
         };
         let (mut left_sends, mut right_receives) = (sending(&there), receiving(&there));
         let (mut right_sends, mut left_receives) = (sending(&back), receiving(&back));
@@ -115,6 +121,30 @@ fn a_peer_that_does_not_answer_is_known_by_its_only_port() {
     let LinkError::Failed { peer: 1, reason, .. } = &error else { panic!("{error}") };
     assert!(reason.contains("rxe1:1: retries exceeded"), "{reason}");
     drop(right);
+}
+
+/// Both sides have their ports, and no packet gets through between them: that is found out before anything
+/// depends on the link.
+#[test]
+fn a_path_that_does_not_work_is_found_out_when_the_link_is_made() {
+    let open = |devices: &str| {
+        let devices = Some(devices.to_owned());
+        Rdma::open(&RdmaConfig { devices, ..RdmaConfig::default() }).expect("devices")
+    };
+    let (left, right) = (open("rxe0,rxe1"), open("rxe0,rxe2"));
+    {
+        let _loss = Netem::begin("loss 100%");
+        // One of two paths is enough.
+        let Pair { left, .. } = rdma_between(&left, &right);
+        let Link::Rdma(link) = &left else { panic!("{left:?}") };
+        assert_eq!(link.rails().count(), 1);
+        let made = rdma_attempt(&open("rxe1"), &open("rxe2"));
+        for (error, device) in [(made.0, "rxe1:1"), (made.1, "rxe2:1")] {
+            let error = error.expect_err("no way").to_string();
+            assert!(error.contains("no path works") && error.contains(device), "{error}");
+        }
+    }
+    assert_eq!(rdma_between(&left, &right).left.kind(), TransportKind::Rdma);
 }
 
 /// A peer that closes in good order while the other side still sends is no failure of the network.

@@ -84,9 +84,13 @@ fn send(pair: &mut Pair, from: &Buffer, into: &mut Buffer, offers_late: bool) ->
 #[test]
 fn registered_memory_is_copied_on_neither_side() {
     let data = Random::new(1).bytes(LEN);
-    for (from_is, into_is, offers_late) in
-        [(true, true, false), (true, true, true), (true, false, false), (false, true, false), (false, false, false)]
-    {
+    for (from_is, into_is, offers_late) in [
+        (true, true, false),
+        (true, true, true),
+        (true, false, false),
+        (false, true, false),
+        (false, false, false),
+    ] {
         let mut pair = rdma();
         let from = Buffer::new(data.clone(), from_is);
         let mut into = Buffer::new(vec![0; LEN], into_is);
@@ -166,7 +170,10 @@ fn a_key_that_was_withdrawn_is_refused() {
         let _ = right.poll(0);
         left.poll(0).err()
     });
-    assert!(matches!(&error, LinkError::Failed { peer: 1, reason, .. } if reason.contains("remote access")), "{error}");
+    assert!(
+        matches!(&error, LinkError::Failed { peer: 1, reason, .. } if reason.contains("remote access")),
+        "{error}"
+    );
     assert!(into.bytes.iter().all(|&byte| byte == 0x5a));
 }
 
@@ -193,7 +200,7 @@ fn memory_that_a_device_cannot_register_goes_through_slots() {
 #[test]
 fn memories_come_and_go() {
     let mut pair = rdma_over("rxe0", "rxe0", 1);
-    let registered = |pair: &Pair| pair.left.rdma_counters().expect("RDMA").registrations;
+    let registered = |pair: &Pair| pair.left.rdma_counters().expect("RDMA").registered;
     for _ in 0..3 {
         let buffers: Vec<Buffer> = (0..50).map(|_| Buffer::new(vec![0; 100_000], true)).collect();
         for buffer in &buffers {
@@ -216,7 +223,8 @@ fn everything_arrives_although_packets_are_lost_late_or_out_of_order() {
         let _netem = Netem::begin(how);
         let mut random = Random::new(5);
         let mut pair = rdma();
-        let mut traffic = || vec![(0, messages(&mut random, 10, 200_000)), (3, messages(&mut random, 40, 2_000))];
+        let mut traffic =
+            || vec![(0, messages(&mut random, 10, 200_000)), (3, messages(&mut random, 40, 2_000))];
         let (there, back) = (traffic(), traffic());
         exchange(&mut pair, &mut random, there, back);
         let from = Buffer::new(random.bytes(1 << 20), true);

@@ -36,6 +36,23 @@ impl Drop for Down {
     }
 }
 
+/// Another MTU of an end of the veth pair.
+pub struct Mtu(&'static str);
+
+impl Mtu {
+    /// Sets it.
+    pub fn set(interface: &'static str, bytes: u32) -> Mtu {
+        run(&format!("ip link set {interface} mtu {bytes}"));
+        Mtu(interface)
+    }
+}
+
+impl Drop for Mtu {
+    fn drop(&mut self) {
+        run(&format!("ip link set {} mtu 9000", self.0));
+    }
+}
+
 /// What `tc netem` does to the packets of both ends of the veth pair.
 pub struct Netem;
 

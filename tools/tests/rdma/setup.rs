@@ -5,9 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Output;
 
 use nix::sys::resource::{Resource, setrlimit};
+use serde_json::Value;
 
 use crate::jobs::{command, ringtree, said};
-use crate::network::Down;
+use crate::network::{Down, Mtu};
 
 const LIBRARY: &str = "/lib/x86_64-linux-gnu/libibverbs.so.1";
 
@@ -74,7 +75,10 @@ fn devices_that_are_not_there_or_not_wanted_are_named() {
     refused(&bench("rdma", &[("RINGTREE_RDMA_GID_INDEX", "9")]), &["no GID 9"]);
     refused(&bench("rdma", &[("RINGTREE_ENCRYPT", "1")]), &["RINGTREE_ENCRYPT"]);
     works(&with("rxe0"), "rdma over rxe0:1 (GID 1 127.0.0.1");
-    works(&bench("rdma", &[("RINGTREE_RDMA_MTU", "1024")]), "rdma over rxe1:1 (GID 1 10.2.0.1, MTU 1024)");
+    works(
+        &bench("rdma", &[("RINGTREE_RDMA_MTU", "1024")]),
+        "rdma over rxe1:1 (GID 1 10.2.0.1, MTU 1024)",
+    );
 }
 
 #[test]
@@ -118,12 +122,58 @@ fn buffers_that_cannot_be_locked_go_through_slots() {
     assert!(said.contains("goes through slots") && said.contains("at most 0 buffers"), "{said}");
 }
 
+/// What the doctor says about RDMA: its status, and what it has seen by check.
+fn doctor(variables: &[(&str, &str)]) -> (Option<i32>, Value) {
+    let output = ringtree("doctor rdma --json", variables);
+    let report = serde_json::from_slice(&output.stdout);
+    (output.status.code(), report.unwrap_or_else(|_| panic!("{}", said(&output))))
+}
+
+/// The findings of a check: level, what was seen, and the remedy.
+fn findings(report: &Value, check: &str) -> Vec<[String; 3]> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = report["findings"].as_array().expect("findings");
+    let of_check = all.iter().filter(|finding| finding["check"] == check);
+    of_check.map(|one| ["level", "seen", "remedy"].map(|field| text(&one[field]))).collect()
+}
+
+#[track_caller]
+fn found(report: &Value, check: &str, level: &str, words: &str) {
+    let findings = findings(report, check);
+    let is_there = |[its, seen, remedy]: &[String; 3]| {
+        its == level && (seen.contains(words) || remedy.contains(words))
+    };
+    assert!(findings.iter().any(is_there), "{check}: no {level} \"{words}\" in {findings:#?}");
+}
+
 #[test]
-fn the_doctor_sees_ports_addresses_and_limits() {
-    let output = ringtree("doctor rdma", &[]);
-    let seen = said(&output);
-    assert_eq!(output.status.code(), Some(0), "{seen}");
-    for words in ["rxe0", "rxe1", "rxe2", "10.2.0.1", "active", "4096", "memlock", "rdma "] {
-        assert!(seen.contains(words), "no \"{words}\" in\n{seen}");
-    }
+fn the_doctor_sees_devices_ports_and_addresses_and_tries_links() {
+    let (status, report) = doctor(&[]);
+    assert_eq!(status, Some(0), "{report:#}");
+    found(&report, "rdma-devices", "ok", "rxe0, rxe1, rxe2");
+    found(&report, "rdma-port", "ok", "rxe1:1 is active");
+    found(&report, "rdma", "ok", "over rxe1:1, rxe2:1");
+    found(&report, "rdma-mtu", "ok", "4096");
+    found(&report, "memlock", "ok", "no limit");
+    found(&report, "reachability", "ok", "1 over rdma");
+    let (status, report) = doctor(&[("RINGTREE_RDMA_DEVICES", "none")]);
+    assert_eq!(status, Some(1), "{report:#}");
+    found(&report, "rdma", "failure", "unset RINGTREE_RDMA_DEVICES");
+}
+
+#[test]
+fn the_doctor_tells_what_is_wrong_with_a_port_and_what_to_type() {
+    let down = Down::take("v2");
+    let (_, report) = doctor(&[]);
+    found(&report, "rdma-port", "warning", "ip link set v2 up");
+    found(&report, "rdma", "ok", "over rxe0:1");
+    drop(down);
+    let mtu = Mtu::set("v2", 1500);
+    let (_, report) = doctor(&[]);
+    found(&report, "rdma-mtu", "note", "v2 has MTU 1500");
+    found(&report, "rdma-mtu", "note", "ip link set v2 mtu");
+    drop(mtu);
+    let (status, report) = doctor(&[("RINGTREE_RDMA_GID_INDEX", "200")]);
+    assert_eq!(status, Some(1), "{report:#}");
+    assert_eq!(findings(&report, "rdma-gid").len(), 3, "{report:#}");
 }

@@ -179,7 +179,7 @@ impl Service<TcpStream> for Desk {
         if let (true, Some(rdma)) = (hello.makes_rdma, &self.rdma) {
             let deadline = Instant::now() + RDMA_LIMIT;
             let made = RdmaLink::establish(stream, hello.from, rdma, deadline);
-            return self.lay_out(hello.from, made.map(Link::Rdma));
+            return self.lay_out(hello.from, made.map(|link| Link::Rdma(Box::new(link))));
         }
         self.serve_link(stream, &hello, |stream, keys| {
             let connection = Connection { stream, keys: hello.encrypts.then_some(keys) };

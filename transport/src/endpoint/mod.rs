@@ -298,7 +298,7 @@ impl Endpoint {
         let stream = self.prove(socket, way, &hello, limit)?;
         let deadline = limit.at_most(RDMA_LIMIT).deadline();
         let made = RdmaLink::establish(stream, way.peer.rank, rdma, deadline)?;
-        Ok(Link::Rdma(made))
+        Ok(Link::Rdma(Box::new(made)))
     }
 
     fn dial_shm(

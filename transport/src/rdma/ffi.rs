@@ -371,12 +371,18 @@ macro_rules! functions {
                 // they are, under the version of its default symbols.
                 unsafe {
                     Ok(Functions {
-                        $($name: std::mem::transmute::<*mut c_void, _>(
+                        $($name: std::mem::transmute::<
+                            *mut c_void,
+                            unsafe extern "C" fn($($argument),*) $(-> $result)?,
+                        >(
                             symbol(library, $symbol)
                                 .ok_or_else(|| format!("it has no {}", $symbol.to_string_lossy()))?,
                         ),)*
                         $($other: symbol(library, $other_symbol)
-                            .map(|found| std::mem::transmute::<*mut c_void, _>(found)),)*
+                            .map(|found| std::mem::transmute::<
+                                *mut c_void,
+                                unsafe extern "C" fn($($other_argument),*) -> $other_result,
+                            >(found)),)*
                     })
                 }
             }

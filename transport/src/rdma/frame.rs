@@ -94,7 +94,7 @@ impl Header {
         put(&mut bytes, DIRECTS_AT, &self.directs_taken.to_le_bytes());
         let tag = match self.body {
             Body::Data(Data { channel, number, last, ask, len, tag }) => {
-                let flags = u8::from(last) * LAST | u8::from(ask) * ASK;
+                let flags = (u8::from(last) * LAST) | (u8::from(ask) * ASK);
                 bytes[..4].copy_from_slice(&[1, channel, flags, number]);
                 put(&mut bytes, LEN_AT, &len.to_le_bytes());
                 tag

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use super::arena::{Arena, BOUNCES, SLOTS};
 use super::control::{Control, State as ControlState};
 use super::device::Region;
+use super::ffi::WorkCompletion;
 use super::frame::Body;
 use super::memory::{Foreign, Keys, Owned};
 use super::queue::{Queue, State, Work};
 use super::rails::MAX_RAILS;
-use super::receiving::ReceiveChannel;
+use super::receiving::{COMPLETIONS_AT_ONCE, ReceiveChannel};
 use super::sending::{Piece, SendChannel};
 use super::{Rdma, RdmaError};
 use crate::credit::Credits;
@@ -41,8 +42,10 @@ pub struct Counters {
     pub work_requests: u64,
     /// Completions taken, of both directions.
     pub completions: u64,
-    /// Memories of the program that are registered with the devices now.
+    /// Memories of the program that this rank has ever registered with the devices.
     pub registrations: u64,
+    /// How many of them are registered now.
+    pub registered: u64,
 }
 
 impl std::ops::Add for Counters {
@@ -58,6 +61,7 @@ impl std::ops::Add for Counters {
             work_requests: self.work_requests + other.work_requests,
             completions: self.completions + other.completions,
             registrations: self.registrations.max(other.registrations),
+            registered: self.registered.max(other.registered),
         }
     }
 }
@@ -132,6 +136,8 @@ pub struct RdmaLink {
     pub(super) to_close: u32,
     pub(super) counters: Counters,
     pub(super) rdma: Arc<Rdma>,
+    /// Where completions are taken to.
+    pub(super) completions: Box<[WorkCompletion; COMPLETIONS_AT_ONCE]>,
     looks: u32,
     /// The queues were empty when they were last looked at since the last poll.
     found_nothing: bool,
@@ -194,6 +200,7 @@ impl RdmaLink {
             to_close: 0,
             counters: Counters::default(),
             rdma,
+            completions: Box::new([WorkCompletion::default(); COMPLETIONS_AT_ONCE]),
             looks: 0,
             found_nothing: false,
             failing: None,
@@ -208,7 +215,8 @@ impl RdmaLink {
 
     /// What the link has done.
     pub fn counters(&self) -> Counters {
-        Counters { registrations: self.rdma.registry.registered() as u64, ..self.counters }
+        let (registrations, registered) = self.rdma.registry.counts();
+        Counters { registrations, registered, ..self.counters }
     }
 
     /// The ports of this side that it uses, as people know them.

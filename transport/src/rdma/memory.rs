@@ -47,6 +47,7 @@ pub(super) struct Registry {
     number: u64,
     devices: Vec<Arc<Device>>,
     registered: Arc<AtomicUsize>,
+    ever: AtomicUsize,
     most: usize,
     has_warned: AtomicBool,
 }
@@ -77,6 +78,7 @@ impl Registry {
             most: limits.min().unwrap_or(0).min(MOST_REGISTERED),
             devices,
             registered: Arc::default(),
+            ever: AtomicUsize::new(0),
             has_warned: AtomicBool::new(false),
         }
     }
@@ -85,9 +87,10 @@ impl Registry {
         &self.devices
     }
 
-    /// Memories that are registered now.
-    pub(super) fn registered(&self) -> usize {
-        self.registered.load(Ordering::Relaxed)
+    /// Memories that were ever registered, and those that are now.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64;
+        (load(&self.ever), load(&self.registered))
     }
 
     /// The regions of a registration, made now if need be; `None` where its memory must go through slots.
@@ -131,6 +134,7 @@ impl Registry {
         for (at, region) in regions.iter().enumerate() {
             (keys.0[at], keys.1[at]) = (region.local_key(), region.remote_key());
         }
+        self.ever.fetch_add(1, Ordering::Relaxed);
         let (local_keys, remote_keys) = keys;
         let registry = self.number;
         Ok(Regions { registry, local_keys, remote_keys, _regions: regions, _counted: counted })

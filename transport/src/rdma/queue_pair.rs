@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::device::Device;
 use super::ffi::{self, WorkCompletion};
 use super::queue::RECEIVE_ID;
-use super::rails::Rail;
+use super::rails::{GidChoice, Rail};
 use super::{RdmaConfig, RdmaError};
 
 /// Work requests of a queue pair in each direction. A link never has more under way (`queue.rs`).
@@ -160,22 +160,7 @@ impl QueuePair {
             min_rnr_timer: MIN_RNR_TIMER,
             ..Default::default()
         };
-        let address = &mut ready.ah_attr;
-        address.port_num = rail.port;
-        address.sl = config.service_level;
-        if let (Some(own), true) = (rail.gid, peer.has_gid && needs_global(rail, peer)) {
-            address.is_global = 1;
-            address.grh = ffi::GlobalRoute {
-                dgid: ffi::Gid { raw: peer.gid },
-                flow_label: 0,
-                sgid_index: own.index,
-                hop_limit: HOP_LIMIT,
-                traffic_class: config.traffic_class,
-            };
-        }
-        if !rail.is_ethernet {
-            address.dlid = peer.lid;
-        }
+        ready.ah_attr = address(rail.is_ethernet, rail.port, rail.gid, peer, config);
         self.modify(
             "ibv_modify_qp to RTR",
             ready,
@@ -345,9 +330,33 @@ impl QueuePair {
     }
 }
 
-/// Whether packets need a global address to get to the peer: always on Ethernet, else into other subnets.
-fn needs_global(rail: &Rail, peer: &Endpoint) -> bool {
-    rail.is_ethernet || rail.gid.is_some_and(|own| own.gid[..8] != peer.gid[..8])
+/// How packets get from a port to the peer: by its global address on Ethernet and into other subnets of
+/// InfiniBand, by its local one inside a subnet.
+fn address(
+    is_ethernet: bool,
+    port: u8,
+    gid: Option<GidChoice>,
+    peer: &Endpoint,
+    config: &RdmaConfig,
+) -> ffi::AddressHandle {
+    let mut address = ffi::AddressHandle {
+        port_num: port,
+        sl: config.service_level,
+        dlid: if is_ethernet { 0 } else { peer.lid },
+        ..Default::default()
+    };
+    let needs_global = |own: &GidChoice| is_ethernet || own.gid[..8] != peer.gid[..8];
+    if let Some(own) = gid.filter(|own| peer.has_gid && needs_global(own)) {
+        address.is_global = 1;
+        address.grh = ffi::GlobalRoute {
+            dgid: ffi::Gid { raw: peer.gid },
+            flow_label: 0,
+            sgid_index: own.index,
+            hop_limit: HOP_LIMIT,
+            traffic_class: config.traffic_class,
+        };
+    }
+    address
 }
 
 fn create(
@@ -401,5 +410,53 @@ impl Drop for QueuePair {
             (functions.destroy_cq)(self.completions.as_ptr());
             (functions.destroy_comp_channel)(self.channel.as_ptr());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gid(subnet: u8, interface: u8) -> [u8; 16] {
+        let mut gid = [0; 16];
+        (gid[7], gid[15]) = (subnet, interface);
+        gid
+    }
+
+    fn peer(subnet: u8) -> Endpoint {
+        let (number, first_packet, lid, mtu) = (1, 2, 0x77, 5);
+        Endpoint { number, first_packet, gid: gid(subnet, 9), has_gid: true, lid, mtu }
+    }
+
+    fn to(is_ethernet: bool, peer: &Endpoint) -> ffi::AddressHandle {
+        let config = RdmaConfig { service_level: 3, traffic_class: 106, ..RdmaConfig::default() };
+        let own = GidChoice { index: 4, gid: gid(1, 8) };
+        address(is_ethernet, 2, Some(own), peer, &config)
+    }
+
+    #[test]
+    fn a_peer_of_the_same_infiniband_subnet_is_reached_by_its_local_address_alone() {
+        let address = to(false, &peer(1));
+        assert_eq!(
+            (address.dlid, address.is_global, address.port_num, address.sl),
+            (0x77, 0, 2, 3)
+        );
+    }
+
+    #[test]
+    fn a_peer_of_another_subnet_is_reached_by_its_global_address_too() {
+        let address = to(false, &peer(2));
+        assert_eq!((address.dlid, address.is_global), (0x77, 1));
+        assert_eq!(address.grh.dgid.raw, gid(2, 9));
+        assert_eq!((address.grh.sgid_index, address.grh.hop_limit), (4, HOP_LIMIT));
+        assert_eq!(address.grh.traffic_class, 106);
+        let nameless = Endpoint { has_gid: false, ..peer(2) };
+        assert_eq!(to(false, &nameless).is_global, 0);
+    }
+
+    #[test]
+    fn on_ethernet_there_are_only_global_addresses() {
+        let address = to(true, &peer(1));
+        assert_eq!((address.dlid, address.is_global), (0, 1));
     }
 }

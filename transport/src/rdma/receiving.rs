@@ -12,7 +12,7 @@ use super::queue::{RECEIVE_ID, State};
 use crate::{Arrival, Channel, LinkError, Tag};
 
 /// Completions that are taken by one call.
-const COMPLETIONS_AT_ONCE: usize = 16;
+pub(super) const COMPLETIONS_AT_ONCE: usize = 16;
 
 /// Calls after which the caller has its turn again, whatever the peer sends.
 const POLLS_AT_ONCE: usize = 8;
@@ -199,10 +199,9 @@ impl RdmaLink {
     /// Takes the completions of all queue pairs. Returns whether there were any.
     pub(super) fn take_completions(&mut self) -> Result<bool, LinkError> {
         let mut moved = false;
-        let mut completions = [WorkCompletion::default(); COMPLETIONS_AT_ONCE];
         for at in 0..self.queues.len() {
             for _ in 0..POLLS_AT_ONCE {
-                let count = match self.queues[at].poll(&mut completions) {
+                let count = match self.queues[at].poll(&mut self.completions[..]) {
                     Ok(count) => count,
                     Err(error) => return Err(self.failed("ibv_poll_cq", &error)),
                 };
@@ -210,8 +209,9 @@ impl RdmaLink {
                 compiler_fence(Ordering::Acquire);
                 moved |= count > 0;
                 self.counters.completions += count as u64;
-                for completion in &completions[..count] {
-                    self.take_completion(at, completion)?;
+                for index in 0..count {
+                    let completion = self.completions[index];
+                    self.take_completion(at, &completion)?;
                 }
                 if count < COMPLETIONS_AT_ONCE {
                     break;

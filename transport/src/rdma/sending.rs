@@ -52,8 +52,11 @@ pub(super) struct SendChannel {
     /// Number of the message in hand or next, wrapping, and how much of it has left.
     message: u32,
     message_bytes: u64,
-    /// Its length, where the caller has said it.
-    announced_bytes: Option<u64>,
+    /// Number of the message that is being posted, which may be a later one, and how much of it has been.
+    posting: u32,
+    posting_bytes: u64,
+    /// Numbers and lengths of messages that have not left whole, where the caller has said them.
+    announced: VecDeque<(u32, u64)>,
     /// What the peer offers for it and later ones.
     offers: VecDeque<Offer>,
     /// The offer that takes the rest of the message in hand.
@@ -81,7 +84,7 @@ pub(super) struct Piece {
 impl SendChannel {
     /// Queues bytes as the continuation of the channel's open message.
     pub(super) fn post(&mut self, piece: Piece) {
-        self.posted_bytes += piece.len as u64;
+        self.count_posted(piece.len, piece.last);
         if piece.len == 0 && !piece.last {
             return;
         }
@@ -96,6 +99,29 @@ impl SendChannel {
             }
             _ => self.queue.push_back(piece),
         }
+    }
+
+    fn count_posted(&mut self, len: usize, last: bool) {
+        self.posted_bytes += len as u64;
+        self.posting_bytes += len as u64;
+        if last {
+            self.posting = self.posting.wrapping_add(1);
+            self.posting_bytes = 0;
+        }
+    }
+
+    /// Notes the length of the message that is about to be posted.
+    fn announce(&mut self, len: usize) {
+        match self.announced.back_mut() {
+            Some((message, bytes)) if *message == self.posting => *bytes = len as u64,
+            _ => self.announced.push_back((self.posting, len as u64)),
+        }
+    }
+
+    /// Length of the message in hand or next, where the caller has said it.
+    fn announced_bytes(&self) -> Option<u64> {
+        let announced = self.announced.front().filter(|announced| announced.0 == self.message);
+        announced.map(|announced| announced.1)
     }
 
     /// Takes bytes off the front of the queue.
@@ -116,9 +142,11 @@ impl SendChannel {
         self.count_sent();
         self.message_bytes += len as u64;
         if last {
+            if self.announced_bytes().is_some() {
+                self.announced.pop_front();
+            }
             self.message = self.message.wrapping_add(1);
             self.message_bytes = 0;
-            self.announced_bytes = None;
             self.direct = None;
         }
         number
@@ -184,7 +212,7 @@ impl SendChannel {
         if let Some(at) = self.offers.iter().position(|offer| offer.message == message)
             && let Some(offer) = self.offers.remove(at)
             && offer.tag == tag
-            && Some(offer.len) == self.announced_bytes
+            && Some(offer.len) == self.announced_bytes()
         {
             self.direct = Some(offer);
         }
@@ -202,21 +230,20 @@ impl RdmaLink {
     #[inline]
     pub(crate) fn takes_offer(&mut self, channel: Channel, tag: Tag, len: usize) -> bool {
         let send = &mut self.sends[channel];
-        if send.direct.is_some() {
-            return true;
+        if send.posting_bytes == 0 && len >= LEAST_IN_PLACE_BYTES {
+            // An offer that comes later takes what has not left by then.
+            send.announce(len);
+            if send.posting == send.message {
+                send.take_offer(tag);
+            }
         }
-        if len < LEAST_IN_PLACE_BYTES || send.message_bytes > 0 || !send.queue.is_empty() {
-            return false;
-        }
-        // An offer that comes later takes what has not left by then.
-        send.announced_bytes = Some(len as u64);
-        send.take_offer(tag);
-        send.direct.is_some()
+        self.is_direct(channel)
     }
 
     #[inline]
     pub(crate) fn is_direct(&self, channel: Channel) -> bool {
-        self.sends[channel].direct.is_some()
+        let send = &self.sends[channel];
+        send.direct.is_some() && send.posting == send.message
     }
 
     /// # Safety
@@ -296,7 +323,7 @@ impl RdmaLink {
     ) -> Result<(), LinkError> {
         let slot = self.sends[channel].reserved.take().filter(|_| len <= SLICE_BYTES);
         let slot = slot.expect("a commit follows its reserve");
-        self.sends[channel].posted_bytes += len as u64;
+        self.sends[channel].count_posted(len, last);
         match self.queue_with_room(0) {
             Some(queue) => self.send_slice(queue, channel, slot, None, tag, len, last),
             // All have failed since; the end is near.
