@@ -1,23 +1,35 @@
 #!/usr/bin/env bash
-# Installs what the tests need (Debian: iproute2 and nftables, for network namespaces) and runs all:
-# formatting, lints, documentation, unit and end-to-end tests, loom, and each benchmark once. The launchers
-# that ranks are tested under are installed by launchers.sh.
+# Installs what the tests need (Debian: iproute2 and nftables for network namespaces, QEMU and libibverbs for the
+# machine with RDMA, what rdma-core is built with) and runs all: formatting, lints, documentation, unit and
+# end-to-end tests, loom, and each benchmark once. The launchers that ranks are tested under are installed by
+# launchers.sh.
 #
-# Tests over two network namespaces need root. Without it they are skipped, except in CI (CI=true),
-# where a test bed that cannot be made is a failure.
+# Tests over two network namespaces need root, and packages can be installed only by it and by apt. What cannot be
+# tested is skipped, except in CI (CI=true), where a test bed that cannot be made is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 step() { printf '\n== %s\n' "$*"; }
 
-if ! command -v ip >/dev/null || ! command -v nft >/dev/null; then
-    step "installing iproute2 and nftables"
-    if [ "$(id -u)" = 0 ]; then
+# For network namespaces; for the machine with RDMA (rdma-vm/runner.sh); for rdma-core's header (verbs-layout).
+packages=(
+    iproute2 nftables
+    qemu-system-x86 busybox-static kmod libibverbs1 ibverbs-providers xz-utils
+    cmake libclang-dev libibverbs-dev make pkg-config python3
+)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+if [ ${#missing[@]} != 0 ]; then
+    step "installing ${missing[*]}"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq
-        apt-get install -y -qq --no-install-recommends iproute2 nftables >/dev/null
-    else
-        echo "the tests over network namespaces need \`ip\` and \`nft\`: install iproute2, nftables" >&2
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    elif [ "${CI:-}" = true ]; then
         exit 1
+    else
+        echo "some tests will be skipped without: apt-get install --no-install-recommends ${missing[*]}" >&2
     fi
 fi
 
@@ -25,11 +37,18 @@ step "launchers"
 bash tests/launchers.sh
 step "formatting"
 cargo fmt --all -- --check
+cargo fmt --manifest-path tests/verbs-layout/Cargo.toml -- --check
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
-step "tests"
+step "structures and constants of libibverbs, against rdma-core's header"
+if command -v cmake >/dev/null && [ -e /usr/include/infiniband/verbs.h ]; then
+    cargo test --manifest-path tests/verbs-layout/Cargo.toml --locked --target-dir target/verbs-layout
+else
+    echo "skipped: cmake or libibverbs-dev is missing"
+fi
+step "tests; those named rdma in a virtual machine"
 cargo test --workspace --locked
 step "loom: every interleaving of the shared-memory ring"
 RUSTFLAGS="--cfg loom" cargo test -p ringtree-loom-tests --lib --locked --target-dir target/loom

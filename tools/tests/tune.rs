@@ -65,7 +65,7 @@ fn a_table_that_cannot_be_used_is_ignored_with_a_warning() {
     let table = fs::read_to_string(path).unwrap();
     for (content, why) in [
         (String::from("{"), "it is damaged: EOF"),
-        (table.replace("\"format\": 2", "\"format\": 1"), "it is of another version of Ringtree"),
+        (table.replace("\"format\": 3", "\"format\": 1"), "it is of another version of Ringtree"),
         (
             table.replace("\"ranks\": 2", "\"ranks\": 5"),
             "it was measured among other ranks: 5 ranks",

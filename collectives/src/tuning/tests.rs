@@ -165,7 +165,7 @@ fn what_nobody_measured_is_no_table() {
     let text = crossing(measured_on(&shape())).encode();
     let twice = text.replace("one-shot", "ring");
     for (damaged, why) in [
-        (text.replace("\"format\": 2", "\"format\": 1"), "of another version of Ringtree"),
+        (text.replace("\"format\": 3", "\"format\": 1"), "of another version of Ringtree"),
         (text.replace("1024", "4096"), "sizes that nobody measured"),
         (text.replace("1024", "-1"), "invalid value"),
         (text.replace("7000", "0"), "times that nobody measured"),
@@ -233,7 +233,7 @@ fn a_table_that_cannot_be_used_is_ignored() {
     };
     fs::write(&path, "some text").unwrap();
     is_ignored("it is damaged");
-    fs::write(&path, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
+    fs::write(&path, text.replace("\"format\": 3", "\"format\": 1")).unwrap();
     is_ignored("it is of another version");
     fs::write(&path, text.replace("\"ranks\": 4", "\"ranks\": 5")).unwrap();
     is_ignored("it is a copy of another's");

@@ -2,6 +2,7 @@
 //! tests. Times in it mean nothing; what is asserted is that everything arrives, what it took, and what is
 //! said when it does not.
 
+mod allocations;
 mod failures;
 mod jobs;
 mod links;

@@ -12,7 +12,8 @@ use crate::jobs::{ringtree, said};
 const COUNT: usize = 3 << 20;
 const BYTES: u64 = 4 * COUNT as u64;
 
-fn communicators(ranks: u32) -> Vec<Communicator> {
+/// Ranks of this process that are linked over RDMA.
+pub fn communicators(ranks: u32) -> Vec<Communicator> {
     Communicator::in_process_with(ranks, |settings| {
         settings.transports = Transports::Rdma;
         settings.rdma = RdmaConfig { devices: Some("rxe0".into()), ..RdmaConfig::default() };

@@ -276,6 +276,35 @@ mod tests {
         }
     }
 
+    /// A peer may write anything at all there.
+    #[test]
+    fn whatever_is_accepted_is_written_the_same() {
+        let mut state = 88_172_645_463_325_252_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut accepted = 0;
+        for turn in 0..200_000 {
+            // Some that are nearly right, so that many are accepted.
+            let mut bytes = header(examples()[turn % 4]).encode();
+            for _ in 0..random() % 3 {
+                bytes[random() as usize % HEADER_BYTES] = random() as u8;
+            }
+            if let Ok(header) = parse(&bytes) {
+                assert_eq!(header.encode(), bytes);
+                accepted += 1;
+            }
+            let immediate = random() as u32;
+            if let Ok(parsed) = Immediate::parse(immediate) {
+                assert_eq!(parsed.encode(), immediate);
+            }
+        }
+        assert!(accepted > 50_000, "{accepted}");
+    }
+
     #[test]
     fn immediates_survive_and_others_are_refused() {
         for immediate in [
