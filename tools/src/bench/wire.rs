@@ -4,8 +4,6 @@
 use ringtree::{Communicator, Error, Op};
 use serde::Serialize;
 
-const MIB: f64 = 1024.0 * 1024.0;
-
 /// The sums of all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Wire {
@@ -57,18 +55,17 @@ impl Wire {
 
     /// The lines below the table.
     pub fn text(&self) -> String {
-        let payload = self.payload_bytes as f64;
-        let each = |count: u64| count as f64 / (payload / MIB);
-        let share = |bytes: u64| 100.0 * bytes as f64 / payload;
+        let share = |bytes: u64| 100.0 * bytes as f64 / self.payload_bytes as f64;
         format!(
-            "# RDMA: {} bytes of messages, {:.2} % more on the wire; {:.1} work requests and {:.1} \
-             completions a MiB\n\
+            "# RDMA: {} bytes of messages, {:.2} % more on the wire; {} work requests of {} bytes on \
+             average, {} completions\n\
              # RDMA: {:.1} % written where they were wanted, {:.1} % copied before they left; at most \
              {} buffers registered\n#\n",
             self.payload_bytes,
             share(self.wire_bytes) - 100.0,
-            each(self.work_requests),
-            each(self.completions),
+            self.work_requests,
+            self.payload_bytes / self.work_requests.max(1),
+            self.completions,
             share(self.direct_bytes),
             share(self.copied_bytes),
             self.registrations,
@@ -93,8 +90,8 @@ mod tests {
         };
         assert_eq!(
             wire.text(),
-            "# RDMA: 2097152 bytes of messages, 5.00 % more on the wire; 10.0 work requests and 20.5 \
-             completions a MiB\n\
+            "# RDMA: 2097152 bytes of messages, 5.00 % more on the wire; 20 work requests of 104857 \
+             bytes on average, 41 completions\n\
              # RDMA: 50.0 % written where they were wanted, 0.0 % copied before they left; at most 3 \
              buffers registered\n#\n"
         );

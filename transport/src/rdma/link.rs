@@ -14,7 +14,7 @@ use super::memory::{Foreign, Keys, Owned};
 use super::queue::{Queue, State, Work};
 use super::rails::MAX_RAILS;
 use super::receiving::{COMPLETIONS_AT_ONCE, ReceiveChannel};
-use super::sending::{Piece, SendChannel};
+use super::send_channel::{Piece, SendChannel};
 use super::{Rdma, RdmaError};
 use crate::credit::Credits;
 use crate::memory::Registration;

@@ -36,6 +36,8 @@ mod queue;
 mod queue_pair;
 mod rails;
 mod receiving;
+mod requests;
+mod send_channel;
 mod sending;
 mod survey;
 

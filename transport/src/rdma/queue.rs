@@ -7,7 +7,7 @@ use super::ffi::WorkCompletion;
 use super::memory::Keys;
 use super::queue_pair::{DEPTH, QueuePair, RECEIVES_AT_ONCE};
 use super::rails::Rail;
-use super::sending::SIGNALLED_BYTES;
+use super::requests::SIGNALLED_BYTES;
 use crate::Channel;
 
 /// Receives that are posted while a link is made, so that there are always enough for all that a peer may

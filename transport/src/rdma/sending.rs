@@ -2,16 +2,12 @@
 //! queue pairs allow, each write by the queue pair that has least under way, so that each carries what it
 //! drains.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, compiler_fence};
-
 use super::arena::{LINES, Place};
-use super::ffi::ScatterGather;
-use super::frame::{Body, Data, HEADER_BYTES, Header, Immediate, Offer};
+use super::frame::{Body, Data, Header, Offer};
 use super::link::RdmaLink;
 use super::memory::MOST_KNOWN;
 use super::queue::{Source, State, Target, Work};
-use super::queue_pair::Write;
+use super::send_channel::Piece;
 use super::{MAX_QUEUES, SLICE_BYTES};
 use crate::{CHANNELS, Channel, LEAST_IN_PLACE_BYTES, LinkError, Slot, Tag};
 
@@ -22,202 +18,12 @@ pub(super) const DIRECTS: usize = 64;
 const DIRECT_BYTES: usize = 1 << 20;
 const SHARED_DIRECT_BYTES: usize = 256 << 10;
 
-/// Frames of a channel that may be under way, so that the receiver knows by their numbers which come first.
-const WINDOW: usize = 100;
-
 /// Work requests of a queue pair that are kept: for a slot that is reserved on each channel, and for telling
 /// of the ends of the others.
 pub(super) const KEPT: usize = CHANNELS + MAX_QUEUES;
 
-/// Payloads from which on a completion is asked for each: it costs little beside them, and tells how the
-/// queue pair drains.
-pub(super) const SIGNALLED_BYTES: usize = 16 << 10;
-
 /// Offers of a channel that may be outstanding at most: a peer that makes more is broken.
 const MOST_OFFERS: usize = 1 << 16;
-
-#[derive(Debug, Default)]
-pub(super) struct SendChannel {
-    queue: VecDeque<Piece>,
-    pub(super) posted_bytes: u64,
-    pub(super) sent_bytes: u64,
-    /// Frames that are not known to have arrived, the oldest first, which has the number `first_frame`.
-    under_way: VecDeque<Frame>,
-    first_frame: u8,
-    /// How many of them count as sent already.
-    counted: usize,
-    /// The slots that its slices are in and their numbers, in the order in which the peer releases them.
-    slots: VecDeque<(u8, u8)>,
-    reserved: Option<u8>,
-    /// Number of the message in hand or next, wrapping, and how much of it has left.
-    message: u32,
-    message_bytes: u64,
-    /// Number of the message that is being posted, which may be a later one, and how much of it has been.
-    posting: u32,
-    posting_bytes: u64,
-    /// Numbers and lengths of messages that have not left whole, where the caller has said them.
-    announced: VecDeque<(u32, u64)>,
-    /// What the peer offers for it and later ones.
-    offers: VecDeque<Offer>,
-    /// The offer that takes the rest of the message in hand.
-    direct: Option<Offer>,
-}
-
-/// A frame that is not known to have arrived.
-#[derive(Clone, Copy, Debug)]
-struct Frame {
-    len: usize,
-    /// The program may have its memory back.
-    is_free: bool,
-    has_arrived: bool,
-}
-
-/// Posted bytes of one message, not yet in a frame.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
-    pub(super) data: *const u8,
-    pub(super) len: usize,
-    pub(super) tag: Tag,
-    pub(super) last: bool,
-}
-
-impl SendChannel {
-    /// Queues bytes as the continuation of the channel's open message.
-    pub(super) fn post(&mut self, piece: Piece) {
-        self.count_posted(piece.len, piece.last);
-        if piece.len == 0 && !piece.last {
-            return;
-        }
-        match self.queue.back_mut() {
-            Some(open)
-                if !open.last
-                    && open.tag == piece.tag
-                    && (piece.len == 0 || open.data.wrapping_add(open.len) == piece.data) =>
-            {
-                open.len += piece.len;
-                open.last = piece.last;
-            }
-            _ => self.queue.push_back(piece),
-        }
-    }
-
-    fn count_posted(&mut self, len: usize, last: bool) {
-        self.posted_bytes += len as u64;
-        self.posting_bytes += len as u64;
-        if last {
-            self.posting = self.posting.wrapping_add(1);
-            self.posting_bytes = 0;
-        }
-    }
-
-    /// Notes the length of the message that is about to be posted.
-    fn announce(&mut self, len: usize) {
-        match self.announced.back_mut() {
-            Some((message, bytes)) if *message == self.posting => *bytes = len as u64,
-            _ => self.announced.push_back((self.posting, len as u64)),
-        }
-    }
-
-    /// Length of the message in hand or next, where the caller has said it.
-    fn announced_bytes(&self) -> Option<u64> {
-        let announced = self.announced.front().filter(|announced| announced.0 == self.message);
-        announced.map(|announced| announced.1)
-    }
-
-    /// Takes bytes off the front of the queue.
-    fn take_off(&mut self, len: usize) {
-        if let Some(front) = self.queue.front_mut() {
-            front.data = front.data.wrapping_add(len);
-            front.len -= len;
-            if front.len == 0 {
-                self.queue.pop_front();
-            }
-        }
-    }
-
-    /// Counts a frame that leaves, and returns its number.
-    fn frame(&mut self, len: usize, is_free: bool, last: bool) -> u8 {
-        let number = self.first_frame.wrapping_add(self.under_way.len() as u8);
-        self.under_way.push_back(Frame { len, is_free, has_arrived: false });
-        self.count_sent();
-        self.message_bytes += len as u64;
-        if last {
-            if self.announced_bytes().is_some() {
-                self.announced.pop_front();
-            }
-            self.message = self.message.wrapping_add(1);
-            self.message_bytes = 0;
-            self.direct = None;
-        }
-        number
-    }
-
-    /// A frame has arrived. Returns whether the device still reads the program's memory for others.
-    fn arrived(&mut self, number: u8) -> bool {
-        let at = usize::from(number.wrapping_sub(self.first_frame));
-        if let Some(frame) = self.under_way.get_mut(at) {
-            (frame.is_free, frame.has_arrived) = (true, true);
-        }
-        self.count_sent();
-        self.forget_arrived();
-        self.under_way.iter().any(|frame| !frame.is_free)
-    }
-
-    /// The peer has released a frame. A completion may never be asked for that tells of its arrival; but
-    /// where the device reads the program's memory, only that tells when it no longer does.
-    fn released(&mut self, number: u8) {
-        let at = usize::from(number.wrapping_sub(self.first_frame));
-        if let Some(frame) = self.under_way.get_mut(at).filter(|frame| frame.is_free) {
-            frame.has_arrived = true;
-            self.forget_arrived();
-        }
-    }
-
-    fn forget_arrived(&mut self) {
-        while self.under_way.front().is_some_and(|frame| frame.has_arrived) {
-            self.under_way.pop_front();
-            self.first_frame = self.first_frame.wrapping_add(1);
-            self.counted -= 1;
-        }
-    }
-
-    /// Counts as sent what is in front and free.
-    fn count_sent(&mut self) {
-        while let Some(frame) = self.under_way.get(self.counted).filter(|frame| frame.is_free) {
-            self.sent_bytes += frame.len as u64;
-            self.counted += 1;
-        }
-    }
-
-    /// Forgets what was offered for messages that have begun without it, or gone.
-    fn forget_past_offers(&mut self) {
-        let message = self.message;
-        while self
-            .offers
-            .front()
-            .is_some_and(|offer| (offer.message.wrapping_sub(message) as i32) < 0)
-        {
-            self.offers.pop_front();
-        }
-    }
-
-    /// Takes the offer that is for what is left of the message in hand, if there is one and it fits: one
-    /// for another operation or of another length is for a call that the peer does not make.
-    fn take_offer(&mut self, tag: Tag) {
-        self.forget_past_offers();
-        if self.direct.is_some() || self.offers.is_empty() {
-            return;
-        }
-        let message = self.message;
-        if let Some(at) = self.offers.iter().position(|offer| offer.message == message)
-            && let Some(offer) = self.offers.remove(at)
-            && offer.tag == tag
-            && Some(offer.len) == self.announced_bytes()
-        {
-            self.direct = Some(offer);
-        }
-    }
-}
 
 impl RdmaLink {
     /// Whether a range of this side's memory leaves without a copy, and it is worth it.
@@ -299,7 +105,7 @@ impl RdmaLink {
             Some(slot) => slot,
             None => {
                 let may_send = self.credits.may_send(channel) && self.resend.is_empty();
-                if !may_send || self.under_way_is_full(channel) {
+                if !may_send || self.sends[channel].is_full() {
                     return None;
                 }
                 self.queue_with_room(KEPT)?;
@@ -329,10 +135,6 @@ impl RdmaLink {
             // All have failed since; the end is near.
             None => Ok(()),
         }
-    }
-
-    fn under_way_is_full(&self, channel: Channel) -> bool {
-        self.sends[channel].under_way.len() >= WINDOW
     }
 
     fn take_slot(&mut self) -> Option<u8> {
@@ -395,7 +197,7 @@ impl RdmaLink {
             self.waiting &= !(1 << channel);
             return Ok(true);
         };
-        if self.under_way_is_full(channel) {
+        if self.sends[channel].is_full() {
             return Ok(false);
         }
         self.sends[channel].take_offer(tag);
@@ -568,129 +370,6 @@ impl RdmaLink {
         let is_free =
             |at: &usize| self.queues[*at].state == State::Open && self.queues[*at].room() > kept;
         (0..self.queues.len()).filter(is_free).min_by_key(|&at| self.queues[at].outstanding_bytes)
-    }
-
-    /// Posts a write to a queue pair that has room.
-    pub(super) fn post_work(&mut self, at: usize, work: Work) -> Result<(), LinkError> {
-        let queue = &mut self.queues[at];
-        let (own, foreign) = (queue.device(), queue.peer_device);
-        let staged = |place: Place, len: usize| ScatterGather {
-            addr: self.staging.arena.start() as u64 + place.offset() as u64,
-            length: len as u32,
-            lkey: self.staging.keys[own],
-        };
-        let sourced = |source: Source, len: usize| ScatterGather {
-            addr: source.data as u64,
-            length: len as u32,
-            lkey: source.keys[own],
-        };
-        let placed =
-            |place: Place| (self.remote.address + place.offset() as u64, self.remote.keys[foreign]);
-        let mut pieces = [ScatterGather::default(); 2];
-        let mut count = 1;
-        let is_read = |source: &Source| source.bounce.is_none();
-        let (to, immediate, wanted) = match work {
-            Work::Slot { slot, source, len, .. } => {
-                let place = Place::Slot(slot);
-                match source {
-                    None => pieces[0] = staged(place, HEADER_BYTES + len),
-                    Some(source) => {
-                        pieces = [staged(place, HEADER_BYTES), sourced(source, len)];
-                        count = 2;
-                    }
-                }
-                let wanted = len >= SIGNALLED_BYTES || source.as_ref().is_some_and(is_read);
-                (placed(place), Immediate::Slot(slot), wanted)
-            }
-            Work::Line { line } => {
-                pieces[0] = staged(Place::Line(line), HEADER_BYTES);
-                (placed(Place::Line(line)), Immediate::Line(line), false)
-            }
-            Work::Closed { queue } => {
-                pieces[0] = staged(Place::Closed(queue), HEADER_BYTES);
-                (placed(Place::Closed(queue)), Immediate::Closed(queue), false)
-            }
-            Work::Direct { channel, number, last, source, len, target } => {
-                pieces[0] = sourced(source, len);
-                let immediate = Immediate::Direct { channel: channel as u8, number, last };
-                ((target.address, target.keys[foreign]), immediate, true)
-            }
-        };
-        let (remote_address, remote_key) = to;
-        let write = Write {
-            id: queue.next_id(),
-            pieces: &mut pieces[..count],
-            remote_address,
-            remote_key,
-            immediate: Some(immediate.encode()),
-            signalled: queue.signals(wanted),
-        };
-        let bytes: u64 = write.pieces.iter().map(|piece| u64::from(piece.length)).sum();
-        // What was written to the slot comes before the device is told of it.
-        compiler_fence(Ordering::Release);
-        // SAFETY: headers, slots and bounce buffers are the link's own, which outlive its queue pairs, and
-        // stay as they are until the peer has taken them in; other memory is kept by whoever posted it until
-        // it counts as sent. The keys are those of the queue pair's device.
-        let posted = unsafe { queue.pair.write(write) };
-        if let Err(error) = posted {
-            return Err(self.failed("ibv_post_send", &error));
-        }
-        queue.outstanding.push_back(work);
-        queue.outstanding_bytes += work.weight();
-        self.counters.work_requests += 1;
-        self.counters.wire_bytes += bytes;
-        self.counters.payload_bytes += work.len() as u64;
-        Ok(())
-    }
-
-    /// A write has arrived at the peer's memory.
-    pub(super) fn complete(&mut self, work: Work) {
-        let source = match work {
-            Work::Slot { channel, number, source, .. } => {
-                self.note_arrived(channel, number);
-                source
-            }
-            Work::Direct { channel, number, source, .. } => {
-                self.note_arrived(channel, number);
-                Some(source)
-            }
-            Work::Line { .. } | Work::Closed { .. } => None,
-        };
-        if let Some(bounce) = source.and_then(|source| source.bounce) {
-            self.free_bounces |= 1 << bounce;
-        }
-    }
-
-    fn note_arrived(&mut self, channel: Channel, number: u8) {
-        if !self.sends[channel].arrived(number) {
-            self.reading &= !(1 << channel);
-        }
-    }
-
-    /// Asks for a completion of everything that is under way. Returns whether it could.
-    pub(super) fn ask_for_completions(&mut self) -> bool {
-        for queue in self.queues.iter_mut() {
-            if queue.state != State::Open || !queue.has_unsignalled() {
-                continue;
-            }
-            if queue.room() == 0 {
-                return false;
-            }
-            queue.signals(true);
-            let write = Write {
-                id: queue.next_id() - 1,
-                pieces: &mut [],
-                remote_address: self.remote.address,
-                remote_key: self.remote.keys[queue.peer_device],
-                immediate: None,
-                signalled: true,
-            };
-            // SAFETY: nothing is written.
-            if let Err(error) = unsafe { queue.pair.write(write) } {
-                tracing::debug!("an empty write: {error}");
-            }
-        }
-        true
     }
 }
 
