@@ -297,7 +297,7 @@ impl Communicator {
     /// The error that has ended the communicator, if one has.
     pub fn register<R: Registrable>(&self, buffer: R) -> Result<Registered<R>, Error> {
         let guard = Registered::new(buffer);
-        self.engine().share(guard.registration())?;
+        guard.registration().map_or(Ok(()), |registration| self.engine().share(registration))?;
         Ok(guard)
     }
 

@@ -33,7 +33,7 @@ pub struct Registered<R: Registrable> {
 }
 
 /// Ends when it is dropped, and not later.
-struct Leave(Arc<Registration>);
+struct Leave(Option<Arc<Registration>>);
 
 /// What can be [registered](crate::Communicator::register): a [`Memory`], by whose file peers of the same
 /// host get at it, or ordinary memory that the guard owns, which RDMA devices alone can reach.
@@ -109,11 +109,11 @@ fn ordinary<T: Element>(elements: &mut [T]) -> Arc<Registration> {
 
 impl<R: Registrable> Registered<R> {
     pub(crate) fn new(mut buffer: R) -> Registered<R> {
-        Registered { leave: Leave(buffer.registration()), buffer }
+        Registered { leave: Leave(Some(buffer.registration())), buffer }
     }
 
-    pub(crate) fn registration(&self) -> &Arc<Registration> {
-        &self.leave.0
+    pub(crate) fn registration(&self) -> Option<&Arc<Registration>> {
+        self.leave.0.as_ref()
     }
 
     /// The buffer, which peers cannot use in place any more.
@@ -125,8 +125,11 @@ impl<R: Registrable> Registered<R> {
 impl Drop for Leave {
     fn drop(&mut self) {
         // A link that is being made in another thread may hold it for a moment.
-        while Arc::strong_count(&self.0) > 1 {
-            std::thread::yield_now();
+        while let Some(registration) = self.0.take() {
+            self.0 = Arc::try_unwrap(registration).err();
+            if self.0.is_some() {
+                std::thread::yield_now();
+            }
         }
     }
 }

@@ -465,6 +465,14 @@ impl Link {
         one.into_iter().chain(several)
     }
 
+    /// How soon [`Link::poll`] must be called although no descriptor tells: something is due by time.
+    pub(crate) fn must_be_polled_within(&self) -> Option<std::time::Duration> {
+        match self {
+            Link::Rdma(link) => link.must_be_polled_within(),
+            Link::Shm(_) | Link::Tcp(_) | Link::Sim(_) => None,
+        }
+    }
+
     /// Tells the peer whether this side sleeps and must be woken by its bell.
     pub fn set_parked(&mut self, parked: bool) {
         each!(self, l => l.set_parked(parked))

@@ -294,6 +294,10 @@ fn move_within(choose: impl FnOnce(&CpuSet) -> nix::Result<CpuSet>) {
     }
 }
 
+/// Descriptors of a link that a sleeper has room for from the beginning: a link over RDMA has one for each
+/// queue pair, and one for its control connection.
+const USUAL_DESCRIPTORS: usize = 3;
+
 /// Sleeps until a link has something or a bell rings.
 #[derive(Debug, Default)]
 pub struct Sleeper {
@@ -303,7 +307,7 @@ pub struct Sleeper {
 impl Sleeper {
     /// For up to `links` links, so that sleeping allocates nothing.
     pub fn for_links(links: usize) -> Sleeper {
-        Sleeper { descriptors: Vec::with_capacity(links + 1) }
+        Sleeper { descriptors: Vec::with_capacity(links * USUAL_DESCRIPTORS + 1) }
     }
 
     /// Sleeps until one of the links may have moved, `bell` rings, or `timeout` passes. `ready` is
@@ -329,8 +333,10 @@ impl Sleeper {
     fn poll(&mut self, links: &[Option<Link>], bell: &Bell, timeout: Duration) {
         self.descriptors.clear();
         self.descriptors.push(entry(bell.descriptor(), false));
-        let links = links.iter().flatten().flat_map(Link::descriptors);
-        self.descriptors.extend(links.map(|(fd, writable)| entry(fd, writable)));
+        let all = || links.iter().flatten();
+        let descriptors = all().flat_map(Link::descriptors);
+        self.descriptors.extend(descriptors.map(|(fd, writable)| entry(fd, writable)));
+        let timeout = all().filter_map(Link::must_be_polled_within).fold(timeout, Duration::min);
         // Rounded up, so that a deadline has passed when the sleeper wakes.
         let timeout_ms = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
         // SAFETY: the entries are initialised and as many as said. Interruption is as good as an

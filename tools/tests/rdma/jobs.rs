@@ -206,6 +206,28 @@ fn a_killed_rank_is_named_at_once() {
     }
 }
 
+/// The ranks sleep, and nothing comes any more that could wake them.
+#[test]
+fn a_job_whose_only_port_goes_down_ends_soon_and_says_why() {
+    let rails: [&[(&str, &str)]; 2] = [
+        &[("RINGTREE_RDMA_DEVICES", "rxe1"), ("RINGTREE_LOG", "info")],
+        &[("RINGTREE_RDMA_DEVICES", "rxe2"), ("RINGTREE_LOG", "info")],
+    ];
+    let mut job = Job::start(LARGE, &rails);
+    job.hear(0, "RDMA to rank 1 over rxe1:1");
+    job.hear(0, "#        (B)");
+    let began = Instant::now();
+    let _down = crate::network::Down::take("v2");
+    for rank in [0, 1] {
+        let (status, said) = job.end(rank);
+        let took = began.elapsed();
+        println!("rank {rank} has ended {took:?} after the port went down");
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains("the port is down") || said.contains("retries exceeded"), "{said}");
+        assert!(took < Duration::from_secs(30), "not only at the timeout of 60 s: {took:?}");
+    }
+}
+
 #[test]
 fn a_rank_without_rdma_is_reached_over_tcp_and_that_is_said() {
     let with: &[(&str, &str)] = &[("RINGTREE_LOG", "info")];
@@ -216,5 +238,8 @@ fn a_rank_without_rdma_is_reached_over_tcp_and_that_is_said() {
     assert!(said.contains("transport mixed") && said.contains("0 OK"), "{said}");
     assert!(said.contains("RDMA to rank 1 over"), "{said}");
     let told = said.lines().find(|line| line.contains("rank 2") && line.contains("tcp"));
-    assert!(told.is_some_and(|line| line.contains("has no RDMA, hence tcp")), "{said}");
+    assert!(
+        told.is_some_and(|line| line.contains("has no RDMA, or of another kind, hence tcp")),
+        "{said}"
+    );
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tracing::debug;
 
 use super::address::Hello;
-use super::{ESTABLISH_LIMIT, EndpointConfig, RDMA_LIMIT};
+use super::{ESTABLISH_LIMIT, EndpointConfig};
 use crate::memory::SharedMemory;
 use crate::rdma::{Rdma, RdmaLink};
 use crate::secure::{Ended, FrameKeys, Limit, Purpose, SecureStream, Service, Socket};
@@ -177,7 +177,7 @@ impl Service<TcpStream> for Desk {
     fn serve(&self, stream: SecureStream<TcpStream>, _purpose: Purpose, hello: Vec<u8>) {
         let Some(hello) = Hello::decode(&hello) else { return };
         if let (true, Some(rdma)) = (hello.makes_rdma, &self.rdma) {
-            let deadline = Instant::now() + RDMA_LIMIT;
+            let deadline = Instant::now() + rdma.link_limit();
             let made = RdmaLink::establish(stream, hello.from, rdma, deadline);
             return self.lay_out(hello.from, made.map(|link| Link::Rdma(Box::new(link))));
         }

@@ -81,6 +81,15 @@ pub enum EndpointError {
         /// What this side allows.
         ours: super::Transports,
     },
+    /// One has InfiniBand and the other Ethernet.
+    #[error(
+        "{peer} has RDMA of another kind: InfiniBand on one side, Ethernet on the other. Name ports of one \
+         kind (RINGTREE_RDMA_DEVICES), or use rdma,tcp (RINGTREE_TRANSPORT, --transport)"
+    )]
+    OtherRdma {
+        /// The peer.
+        peer: Peer,
+    },
     /// The peer's address does not answer.
     #[error("{peer} does not answer at {address}: {reason}{hint}")]
     Unreachable {

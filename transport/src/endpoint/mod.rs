@@ -46,10 +46,6 @@ const GONE_GRACE: Duration = Duration::from_millis(500);
 /// How long two processes of one host may take to share memory, once they are connected.
 const ESTABLISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long two ranks may take to make a link over RDMA, once they are connected: queue pairs that do not
-/// work are tried for a while.
-const RDMA_LIMIT: Duration = Duration::from_secs(10);
-
 /// Which transports an endpoint uses. All ranks should use the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -253,12 +249,13 @@ impl Endpoint {
         let tcp = if self.own.tcp.is_empty() { &[] } else { &theirs.tcp[..] };
         let by_rdma = Pairing::of(&self.own.rails, &theirs.rails, 1).is_some() && !tcp.is_empty();
         let links_by_tcp = self.own.links_by_tcp && theirs.links_by_tcp && !tcp.is_empty();
+        let is_of_another_kind =
+            !by_rdma && !self.own.rails.is_empty() && !theirs.rails.is_empty() && !tcp.is_empty();
+        if shm.is_none() && !links_by_tcp && is_of_another_kind {
+            return Err(EndpointError::OtherRdma { peer });
+        }
         if shm.is_none() && !by_rdma && !links_by_tcp {
             return Err(EndpointError::NoCommonTransport { peer, ours: self.config.transports });
-        }
-        if !by_rdma && shm.is_none() && links_by_tcp && !self.own.rails.is_empty() {
-            let what = if theirs.rails.is_empty() { "no RDMA" } else { "RDMA of another kind" };
-            warn!("{peer} has {what}, hence tcp to it");
         }
         Ok(Way { peer, shm, by_rdma, tcp, links_by_tcp })
     }
@@ -281,7 +278,16 @@ impl Endpoint {
                 outcome => return outcome,
             }
         }
-        self.dial_tcp(way, limit)
+        let link = self.dial_tcp(way, limit)?;
+        self.note_tcp(way);
+        Ok(link)
+    }
+
+    /// A rank that has RDMA is linked over TCP.
+    fn note_tcp(&self, way: &Way<'_>) {
+        if !self.own.rails.is_empty() && !way.by_rdma {
+            warn!("{} has no RDMA, or of another kind, hence tcp to it", way.peer);
+        }
     }
 
     fn dial_rdma(
@@ -296,8 +302,8 @@ impl Endpoint {
         let socket = self.connect_tcp(way, &way.tcp[0], source, limit)?;
         let hello = Hello { makes_rdma: true, ..self.hello(way, link, 0, 1) };
         let stream = self.prove(socket, way, &hello, limit)?;
-        let deadline = limit.at_most(RDMA_LIMIT).deadline();
-        let made = RdmaLink::establish(stream, way.peer.rank, rdma, deadline)?;
+        let limit = limit.at_most(rdma.link_limit());
+        let made = RdmaLink::establish_within(stream, way.peer.rank, rdma, &limit)?;
         Ok(Link::Rdma(Box::new(made)))
     }
 
@@ -399,7 +405,12 @@ impl Endpoint {
         let mut failed: Option<LinkError> = None;
         loop {
             match self.desk.take(peer.rank, limit) {
-                Ok(Ok(link)) => return Ok(link),
+                Ok(Ok(link)) => {
+                    if link.kind() == TransportKind::Tcp {
+                        self.note_tcp(way);
+                    }
+                    return Ok(link);
+                }
                 // The dialer has seen this, too, and comes again by another way.
                 Ok(Err(error)) if way.is_followed(&error) => failed = Some(error),
                 Ok(Err(error)) => return Err(error.into()),

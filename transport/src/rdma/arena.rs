@@ -25,7 +25,7 @@ pub(super) const BOUNCES: usize = 4;
 const SLOT_BYTES: usize = HEADER_BYTES + SLICE_BYTES;
 const LINES_AT: usize = SLOTS * SLOT_BYTES;
 const CLOSED_AT: usize = LINES_AT + LINES * HEADER_BYTES;
-const LANDING_BYTES: usize = CLOSED_AT + MAX_QUEUES * HEADER_BYTES;
+pub(super) const LANDING_BYTES: usize = CLOSED_AT + MAX_QUEUES * HEADER_BYTES;
 const STAGING_BYTES: usize = LANDING_BYTES + BOUNCES * SLICE_BYTES;
 
 /// Where a header is.

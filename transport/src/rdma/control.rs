@@ -12,9 +12,9 @@ use super::rails::MAX_RAILS;
 use crate::fields::Fields;
 use crate::secure::{SecureReceiver, SecureSender, SecureStream};
 
-/// How long a message may take to find room in the socket. What both sides may have told and not read
-/// fits in there many times.
-const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// How long a message may take to find room in the socket, where what a peer may know of fits several times: it
+/// takes no time but while the peer does not look.
+const SEND_LIMIT: Duration = Duration::from_millis(100);
 
 /// First bytes of the messages.
 const MEMORY: u8 = 1;
@@ -36,12 +36,14 @@ pub(super) struct Control {
     sender: SecureSender<std::net::TcpStream>,
     receiver: SecureReceiver<std::net::TcpStream>,
     has_ended: bool,
+    /// A message has not found room, and may be there in part.
+    is_blocked: bool,
 }
 
 impl Control {
     pub(super) fn new(stream: SecureStream<std::net::TcpStream>) -> Control {
         let (sender, receiver) = stream.split();
-        Control { sender, receiver, has_ended: false }
+        Control { sender, receiver, has_ended: false, is_blocked: false }
     }
 
     /// The peer has ended its side.
@@ -72,9 +74,13 @@ impl Control {
     }
 
     fn send(&mut self, message: &[u8]) -> bool {
+        if self.is_blocked {
+            return false;
+        }
         let sent = self.sender.send(message, Instant::now() + SEND_LIMIT);
         if let Err(error) = &sent {
             tracing::debug!("the control connection of an RDMA link: {error}");
+            self.is_blocked = true;
         }
         sent.is_ok()
     }

@@ -14,7 +14,15 @@ use super::ffi::{self, Functions};
 pub(super) fn library() -> Result<&'static Functions, RdmaError> {
     static LIBRARY: OnceLock<Result<Functions, String>> = OnceLock::new();
     LIBRARY
-        .get_or_init(Functions::load)
+        .get_or_init(|| {
+            let functions = Functions::load()?;
+            if let Some(fork_init) = functions.fork_init {
+                // SAFETY: nothing of the library was used before. On kernels before 5.12 a fork would take
+                // pages away that a device uses; on later ones it does nothing.
+                unsafe { fork_init() };
+            }
+            Ok(functions)
+        })
         .as_ref()
         .map_err(|reason| RdmaError::NoLibrary { reason: reason.clone() })
 }
@@ -219,7 +227,7 @@ impl Device {
     fn not_registered(&self, what: &'static str, len_bytes: usize) -> RdmaError {
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
-            Some(libc::ENOMEM | libc::EAGAIN) => {
+            Some(libc::ENOMEM | libc::EAGAIN) if locked_memory_limit() != "unlimited" => {
                 RdmaError::LockedMemory { needed_bytes: len_bytes, limit: locked_memory_limit() }
             }
             _ => self.failed(what, error),

@@ -122,9 +122,12 @@ pub enum RdmaError {
 pub(super) fn meaning_of(status: u32) -> &'static str {
     match status {
         1 => "local length error: a message is longer than its memory region or the port allows",
-        2 => "local queue pair operation error: a bug, or the device was reset",
+        2 => "local queue pair operation error: the device or its port was reset, or it is a bug",
         4 => "local protection error: memory was used that is not registered any more",
-        ffi::WC_WR_FLUSH_ERR => "flushed: the queue pair had failed before",
+        ffi::WC_WR_FLUSH_ERR => {
+            "the device has ended the queue pair: the peer wrote to memory that it may not write to, or the \
+             device or its port was reset"
+        }
         7 => "bad response: the peer's device answered what it must not",
         8 => "local access error: memory is registered for less than was done with it",
         9 => "remote invalid request: the peer's device allows less than was asked of it",

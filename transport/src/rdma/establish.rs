@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::arena::{Arena, Place};
+use super::arena::{Arena, LANDING_BYTES, Place};
 use super::control::Control;
 use super::error::meaning_of;
 use super::ffi::{self, ScatterGather, WorkCompletion};
@@ -19,11 +19,16 @@ use super::queue_pair::{Endpoint, QueuePair, RECEIVES_AT_ONCE, Write};
 use super::rails::MAX_RAILS;
 use super::{MAX_QUEUES, Rdma, RdmaError};
 use crate::fields::{Fields, put_bytes};
-use crate::secure::{SecureError, SecureStream, random_bytes};
+use crate::secure::{Limit, SecureError, SecureStream, random_bytes};
 use crate::{LinkError, TransportKind};
 
-/// How long the first write over a queue pair may take: more than all its retries.
-const TRIAL_LIMIT: Duration = Duration::from_secs(3);
+/// How long the first write over a queue pair may take beyond its retries, and how long the rest of making a
+/// link.
+const SLACK: Duration = Duration::from_secs(2);
+const REST_LIMIT: Duration = Duration::from_secs(6);
+
+/// Longest message between the two.
+const MESSAGE_LIMIT_BYTES: usize = 64 << 10;
 
 /// Longest refusal.
 const REASON_LIMIT_BYTES: usize = 1024;
@@ -59,6 +64,18 @@ impl Pairing {
 }
 
 impl Rdma {
+    /// How long a write may take until its retries are over. Devices may take up to four times what is set
+    /// (InfiniBand Architecture Specification 1.4, section 9.7.6.1.3).
+    fn trial_limit(&self) -> Duration {
+        let unanswered = Duration::from_nanos(4096) * (1 << self.config.timeout.min(31));
+        4 * unanswered * (u32::from(self.config.retries) + 1) + SLACK
+    }
+
+    /// How long making a link may take.
+    pub(crate) fn link_limit(&self) -> Duration {
+        self.trial_limit() + REST_LIMIT
+    }
+
     /// What others must know of this rank's rails.
     pub(crate) fn addresses(&self) -> Vec<RailAddress> {
         self.rails.iter().map(|rail| RailAddress { is_ethernet: rail.is_ethernet }).collect()
@@ -80,12 +97,22 @@ impl RdmaLink {
     /// # Errors
     /// [`LinkError::Failed`] with the reason: of this side, of the peer, or that no path between them works.
     pub fn establish(
-        mut stream: SecureStream<TcpStream>,
+        stream: SecureStream<TcpStream>,
         peer: u32,
         rdma: &Arc<Rdma>,
         deadline: Instant,
     ) -> Result<RdmaLink, LinkError> {
-        match make(&mut stream, peer, rdma, deadline) {
+        RdmaLink::establish_within(stream, peer, rdma, &Limit::until(deadline))
+    }
+
+    /// As [`RdmaLink::establish`], until the deadline or the stop callback ends it.
+    pub(crate) fn establish_within(
+        mut stream: SecureStream<TcpStream>,
+        peer: u32,
+        rdma: &Arc<Rdma>,
+        limit: &Limit<'_>,
+    ) -> Result<RdmaLink, LinkError> {
+        match make(&mut stream, peer, rdma, limit) {
             Ok(parts) => Ok(RdmaLink::new(peer, rdma.clone(), parts, Control::new(stream))),
             Err(failure) => {
                 let (transport, reason) = (TransportKind::Rdma, failure.to_string());
@@ -116,16 +143,16 @@ fn make(
     stream: &mut SecureStream<TcpStream>,
     peer: u32,
     rdma: &Arc<Rdma>,
-    deadline: Instant,
+    limit: &Limit<'_>,
 ) -> Result<Parts, Failure> {
-    let pairing = pair(stream, rdma, deadline)?;
+    let pairing = pair(stream, rdma, limit)?;
     let made = prepare(rdma, &pairing);
     let answer = match &made {
         Ok((proposal, ..)) => proposal.encode(),
         Err(failure) => refusal(failure),
     };
-    stream.send(&answer, deadline)?;
-    let theirs = Proposal::decode(&stream.receive(deadline)?)?;
+    stream.send_within(&answer, limit)?;
+    let theirs = Proposal::decode(&stream.receive_within(MESSAGE_LIMIT_BYTES, limit)?)?;
     let (_, pairs, landing, staging) = made?;
     if theirs.queues.len() != pairs.len() {
         return Err(Failure::Malformed);
@@ -140,10 +167,11 @@ fn make(
         }
         queues.push(Queue::new(pair, rail, usize::from(device)));
     }
-    agree(stream, &mut reasons, deadline)?;
+    agree(stream, &mut reasons, limit)?;
     let remote = Remote { address: theirs.landing, keys: theirs.keys };
-    try_out(&mut queues, &mut reasons, &staging, &remote);
-    agree(stream, &mut reasons, deadline)?;
+    let trial = limit.at_most(rdma.trial_limit());
+    try_out(&mut queues, &mut reasons, &staging, &remote, &trial);
+    agree(stream, &mut reasons, limit)?;
     let mut bad = Vec::new();
     let mut is_good = reasons.iter().map(Option::is_none);
     for (queue, reason) in queues.iter().zip(&reasons) {
@@ -168,14 +196,14 @@ fn make(
 fn pair(
     stream: &mut SecureStream<TcpStream>,
     rdma: &Rdma,
-    deadline: Instant,
+    limit: &Limit<'_>,
 ) -> Result<Pairing, Failure> {
     let own = rdma.addresses();
     let queue_pairs = rdma.config.queue_pairs.clamp(1, MAX_QUEUES as u32);
     let mut message = vec![queue_pairs as u8];
     message.extend(own.iter().map(|rail| u8::from(rail.is_ethernet)));
-    stream.send(&message, deadline)?;
-    let answer = stream.receive(deadline)?;
+    stream.send_within(&message, limit)?;
+    let answer = stream.receive_within(MESSAGE_LIMIT_BYTES, limit)?;
     let (&most, rails) = answer.split_first().ok_or(Failure::Malformed)?;
     let theirs: Vec<RailAddress> =
         rails.iter().map(|rail| RailAddress { is_ethernet: *rail == 1 }).collect();
@@ -210,15 +238,15 @@ fn prepare(rdma: &Rdma, pairing: &Pairing) -> Result<Prepared, Failure> {
 fn agree(
     stream: &mut SecureStream<TcpStream>,
     reasons: &mut [Option<String>],
-    deadline: Instant,
+    limit: &Limit<'_>,
 ) -> Result<(), Failure> {
     let mut message = Vec::new();
     for reason in reasons.iter() {
         let reason = reason.as_deref().unwrap_or_default();
         put_bytes(&mut message, shortened(reason).as_bytes());
     }
-    stream.send(&message, deadline)?;
-    let answer = stream.receive(deadline)?;
+    stream.send_within(&message, limit)?;
+    let answer = stream.receive_within(MESSAGE_LIMIT_BYTES, limit)?;
     let mut fields = Fields::new(&answer);
     for reason in reasons {
         let theirs = fields.text(REASON_LIMIT_BYTES).ok_or(Failure::Malformed)?;
@@ -235,9 +263,9 @@ fn try_out(
     reasons: &mut [Option<String>],
     staging: &Registered,
     remote: &Remote,
+    limit: &Limit<'_>,
 ) {
     let place = Place::Line(0);
-    let limit = Instant::now() + TRIAL_LIMIT;
     let is_open: Vec<bool> = reasons.iter().map(Option::is_none).collect();
     for (at, queue) in queues.iter_mut().enumerate().filter(|(at, _)| is_open[*at]) {
         let mut pieces = [ScatterGather {
@@ -266,12 +294,14 @@ fn try_out(
 }
 
 /// Waits for the completion of the only work request.
-fn outcome(queue: &mut Queue, limit: Instant) -> Result<(), String> {
+fn outcome(queue: &mut Queue, limit: &Limit<'_>) -> Result<(), String> {
     let mut completion = [WorkCompletion::default()];
     loop {
         match queue.pair.poll(&mut completion) {
-            Ok(0) if Instant::now() > limit => return Err("nothing is acknowledged".into()),
-            Ok(0) => std::thread::yield_now(),
+            Ok(0) => match limit.slice() {
+                Ok(_) => std::thread::yield_now(),
+                Err(_) => return Err("nothing is acknowledged".into()),
+            },
             Ok(_) if completion[0].status == ffi::WC_SUCCESS => return Ok(()),
             Ok(_) => return Err(meaning_of(completion[0].status).into()),
             Err(error) => return Err(error.to_string()),
@@ -325,6 +355,7 @@ impl Proposal {
 
     fn decode_fields(mut fields: Fields<'_>) -> Option<Proposal> {
         let landing = fields.u64()?;
+        landing.checked_add(LANDING_BYTES as u64)?;
         let mut keys = [0; MAX_RAILS];
         for key in &mut keys {
             *key = fields.u32()?;

@@ -417,6 +417,7 @@ functions! {
         destroy_qp: c"ibv_destroy_qp", fn(*mut QueuePair) -> c_int;
     }
     optional {
+        fork_init: c"ibv_fork_init", fn() -> c_int;
         reg_dmabuf_mr: c"ibv_reg_dmabuf_mr",
             fn(*mut ProtectionDomain, u64, usize, u64, c_int, c_int) -> *mut MemoryRegion;
     }

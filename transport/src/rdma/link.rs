@@ -328,7 +328,7 @@ impl RdmaLink {
             ControlState::Ended => {}
         }
         if let (Some((since, error)), None) = (&self.failing, &self.end)
-            && since.elapsed() > END_GRACE
+            && since.elapsed() >= END_GRACE
         {
             self.end = Some(error.clone());
         }
@@ -356,6 +356,12 @@ impl RdmaLink {
         control.into_iter().chain(queues).map(|descriptor| (descriptor, false))
     }
 
+    /// How soon it must be polled although no descriptor tells.
+    pub(crate) fn must_be_polled_within(&self) -> Option<Duration> {
+        let (since, _) = self.failing.as_ref()?;
+        Some(END_GRACE.saturating_sub(since.elapsed()))
+    }
+
     /// Whether completions shall make the descriptors readable.
     pub(crate) fn set_parked(&mut self, parked: bool) {
         for queue in &mut self.queues {
@@ -372,29 +378,41 @@ impl RdmaLink {
 
     /// Ends the queue pairs: the peer's device writes nothing more here.
     pub(crate) fn withdraw(&mut self) {
-        self.queues.iter().filter(|queue| queue.state == State::Open).for_each(|q| q.pair.end());
+        for queue in self.queues.iter().filter(|queue| queue.state == State::Open) {
+            // Where that fails, the device is gone.
+            let _ = queue.pair.end();
+        }
     }
 
     /// Sends what is posted, and waits until it has reached the peer's memory, at most until `deadline`.
     /// What comes meanwhile is thrown away.
     pub(crate) fn close(mut self, deadline: Instant) {
-        let mut is_asked = false;
-        while Instant::now() < deadline && self.end.is_none() {
+        while Instant::now() < deadline && self.end.is_none() && self.failing.is_none() {
             let moved = match self.poll(0) {
                 Ok(moved) => moved | self.throw_away(),
                 Err(_) => break,
             };
-            if !self.has_unsent() && self.lines.is_empty() && self.resend.is_empty() {
-                is_asked = is_asked || self.ask_for_completions();
-                if self.queues.iter().all(|q| q.state != State::Open || q.outstanding.is_empty()) {
-                    break;
-                }
+            if self.has_left() {
+                break;
             }
             if !moved {
                 std::thread::yield_now();
             }
         }
         self.control.end();
+    }
+
+    /// Whether everything that was posted is in the peer's memory.
+    fn has_left(&mut self) -> bool {
+        let waits = self.has_unsent()
+            || !self.lines.is_empty()
+            || self.to_close != 0
+            || self.is_replacing();
+        if waits {
+            return false;
+        }
+        self.ask_for_completions();
+        self.queues.iter().all(|queue| queue.outstanding.is_empty())
     }
 
     /// Releases everything that has come. Returns whether there was anything.

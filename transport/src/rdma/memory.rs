@@ -5,6 +5,7 @@
 //! whoever still names it. What the two sides of a link know of each other's memories is in [`Owned`] and
 //! [`Foreign`]; the keys go over the control connection, and only once an offer needs them.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -145,9 +146,13 @@ impl Registry {
 #[derive(Debug, Default)]
 pub(super) struct Owned {
     memories: Vec<OwnMemory>,
+    /// Which of them was found last: it is asked for once a slice.
+    last: Cell<usize>,
     next_id: u32,
     /// Dropped ones that the peer knows and is to forget.
     to_withdraw: Vec<u32>,
+    /// How many the peer knows, those among them.
+    known: usize,
 }
 
 #[derive(Debug)]
@@ -191,16 +196,25 @@ impl Owned {
     /// The memory that a range lies in.
     #[inline]
     pub(super) fn find(&self, data: *const u8, len: usize) -> Option<&OwnMemory> {
-        self.memories.iter().find(|memory| memory.holds(data as usize, len))
+        let holds = |memory: &&OwnMemory| memory.holds(data as usize, len);
+        self.memories.get(self.last.get()).filter(holds).or_else(|| {
+            let at = self.memories.iter().position(|memory| holds(&memory))?;
+            self.last.set(at);
+            self.memories.get(at)
+        })
     }
 
-    pub(super) fn by_id(&mut self, id: u32) -> Option<&mut OwnMemory> {
-        self.memories.iter_mut().find(|memory| memory.id == id)
+    /// The peer has been told of a memory.
+    pub(super) fn note_known(&mut self, id: u32) {
+        if let Some(memory) = self.memories.iter_mut().find(|memory| memory.id == id) {
+            memory.is_known = true;
+            self.known += 1;
+        }
     }
 
-    /// How many of them the peer knows.
-    pub(super) fn known(&self) -> usize {
-        self.memories.iter().filter(|memory| memory.is_known).count() + self.to_withdraw.len()
+    /// Whether the peer can be told of another one.
+    pub(super) fn has_room(&self) -> bool {
+        self.known < MOST_KNOWN
     }
 
     fn forget_dropped(&mut self) {
@@ -216,6 +230,7 @@ impl Owned {
 
     /// What the peer is to forget.
     pub(super) fn take_withdrawn(&mut self) -> Vec<u32> {
+        self.known -= self.to_withdraw.len();
         std::mem::take(&mut self.to_withdraw)
     }
 }

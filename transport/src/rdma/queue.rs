@@ -34,13 +34,13 @@ pub(super) const RECEIVE_ID: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Work {
     /// A slice into the slot of this number, out of the program's memory or out of the same slot here.
-    Slot { slot: u8, channel: Channel, number: u8, source: Option<Source>, len: usize },
+    Slot { slot: u8, channel: Channel, number: u64, source: Option<Source>, len: usize },
     /// The header of a line.
     Line { line: u8 },
     /// The end of a queue pair.
     Closed { queue: u8 },
     /// A part of a message to where the peer wants it.
-    Direct { channel: Channel, number: u8, last: bool, source: Source, len: usize, target: Target },
+    Direct { channel: Channel, number: u64, last: bool, source: Source, len: usize, target: Target },
 }
 
 /// Memory of this side that is written from.

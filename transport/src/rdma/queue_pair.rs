@@ -193,11 +193,10 @@ impl QueuePair {
     }
 
     /// Ends it: whatever is under way is flushed, and the peer writes nothing more by it.
-    pub(super) fn end(&self) {
+    pub(super) fn end(&self) -> Result<(), RdmaError> {
         let attributes = ffi::QueuePairAttributes { qp_state: ffi::QPS_ERR, ..Default::default() };
-        if let Err(error) = self.modify("ibv_modify_qp to ERR", attributes, ffi::QP_STATE) {
-            tracing::debug!("{error}");
-        }
+        let ended = self.modify("ibv_modify_qp to ERR", attributes, ffi::QP_STATE);
+        ended.inspect_err(|error| tracing::debug!("{error}"))
     }
 
     fn modify(

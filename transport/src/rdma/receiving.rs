@@ -203,6 +203,7 @@ impl RdmaLink {
             for _ in 0..POLLS_AT_ONCE {
                 let count = match self.queues[at].poll(&mut self.completions[..]) {
                     Ok(count) => count,
+                    // Nobody knows what has come, so that no other queue pair can carry the rest.
                     Err(error) => return Err(self.failed("ibv_poll_cq", &error)),
                 };
                 // What the device wrote before it told is read after.
@@ -224,7 +225,7 @@ impl RdmaLink {
     fn take_completion(&mut self, at: usize, completion: &WorkCompletion) -> Result<(), LinkError> {
         let is_receive = completion.wr_id == RECEIVE_ID;
         if completion.status != ffi::WC_SUCCESS {
-            self.queue_failed(at, completion.status);
+            self.request_failed(at, completion.status);
             if is_receive {
                 // Receives are flushed after all that have come.
                 self.queue_ended(at);
@@ -245,7 +246,7 @@ impl RdmaLink {
         if self.queues[at].state == State::Open
             && let Err(error) = self.queues[at].receive_used()
         {
-            return Err(self.failed("ibv_post_recv", &error));
+            self.call_failed(at, "ibv_post_recv", &error);
         }
         let told = Immediate::parse(u32::from_be(completion.imm_data))
             .and_then(|immediate| self.take_in(immediate, completion.byte_len as usize));

@@ -8,7 +8,7 @@ use super::frame::{HEADER_BYTES, Immediate};
 use super::link::RdmaLink;
 use super::queue::{Source, State, Work};
 use super::queue_pair::Write;
-use crate::{Channel, LinkError};
+use crate::Channel;
 
 /// Payloads from which on a completion is asked for each: it costs little beside them, and tells how the
 /// queue pair drains.
@@ -16,7 +16,7 @@ pub(super) const SIGNALLED_BYTES: usize = 16 << 10;
 
 impl RdmaLink {
     /// Posts a write to a queue pair that has room.
-    pub(super) fn post_work(&mut self, at: usize, work: Work) -> Result<(), LinkError> {
+    pub(super) fn post_work(&mut self, at: usize, work: Work) {
         let queue = &mut self.queues[at];
         let (own, foreign) = (queue.device(), queue.peer_device);
         let staged = |place: Place, len: usize| ScatterGather {
@@ -57,7 +57,8 @@ impl RdmaLink {
             }
             Work::Direct { channel, number, last, source, len, target } => {
                 pieces[0] = sourced(source, len);
-                let immediate = Immediate::Direct { channel: channel as u8, number, last };
+                let immediate =
+                    Immediate::Direct { channel: channel as u8, number: number as u8, last };
                 ((target.address, target.keys[foreign]), immediate, true)
             }
         };
@@ -77,15 +78,15 @@ impl RdmaLink {
         // stay as they are until the peer has taken them in; other memory is kept by whoever posted it until
         // it counts as sent. The keys are those of the queue pair's device.
         let posted = unsafe { queue.pair.write(write) };
-        if let Err(error) = posted {
-            return Err(self.failed("ibv_post_send", &error));
-        }
+        // One that was refused is made again with all that the queue pair does not deliver.
         queue.outstanding.push_back(work);
         queue.outstanding_bytes += work.weight();
+        if let Err(error) = posted {
+            self.call_failed(at, "ibv_post_send", &error);
+        }
         self.counters.work_requests += 1;
         self.counters.wire_bytes += bytes;
         self.counters.payload_bytes += work.len() as u64;
-        Ok(())
     }
 
     /// A write has arrived at the peer's memory.
@@ -106,20 +107,17 @@ impl RdmaLink {
         }
     }
 
-    fn note_arrived(&mut self, channel: Channel, number: u8) {
+    fn note_arrived(&mut self, channel: Channel, number: u64) {
         if !self.sends[channel].arrived(number) {
             self.reading &= !(1 << channel);
         }
     }
 
-    /// Asks for a completion of everything that is under way. Returns whether it could.
-    pub(super) fn ask_for_completions(&mut self) -> bool {
+    /// Asks for a completion of everything that is under way.
+    pub(super) fn ask_for_completions(&mut self) {
         for queue in self.queues.iter_mut() {
-            if queue.state != State::Open || !queue.has_unsignalled() {
+            if queue.state != State::Open || !queue.has_unsignalled() || queue.room() == 0 {
                 continue;
-            }
-            if queue.room() == 0 {
-                return false;
             }
             queue.signals(true);
             let write = Write {
@@ -135,6 +133,5 @@ impl RdmaLink {
                 tracing::debug!("an empty write: {error}");
             }
         }
-        true
     }
 }

@@ -11,12 +11,16 @@ pub(super) struct SendChannel {
     pub(super) posted_bytes: u64,
     pub(super) sent_bytes: u64,
     /// Frames that are not known to have arrived, the oldest first, which has the number `first_frame`.
+    /// The wire has the low bits of a number; here it is whole, since a completion may come long after its
+    /// frame was forgotten.
     under_way: VecDeque<Frame>,
-    first_frame: u8,
+    first_frame: u64,
     /// How many of them count as sent already.
     counted: usize,
+    /// How many the device still reads from the program's memory.
+    read: usize,
     /// The slots that its slices are in and their numbers, in the order in which the peer releases them.
-    pub(super) slots: VecDeque<(u8, u8)>,
+    pub(super) slots: VecDeque<(u8, u64)>,
     pub(super) reserved: Option<u8>,
     /// Number of the message in hand or next, wrapping, and how much of it has left.
     pub(super) message: u32,
@@ -113,9 +117,10 @@ impl SendChannel {
     }
 
     /// Counts a frame that leaves, and returns its number.
-    pub(super) fn frame(&mut self, len: usize, is_free: bool, last: bool) -> u8 {
-        let number = self.first_frame.wrapping_add(self.under_way.len() as u8);
+    pub(super) fn frame(&mut self, len: usize, is_free: bool, last: bool) -> u64 {
+        let number = self.first_frame + self.under_way.len() as u64;
         self.under_way.push_back(Frame { len, is_free, has_arrived: false });
+        self.read += usize::from(!is_free);
         self.count_sent();
         self.message_bytes += len as u64;
         if last {
@@ -130,21 +135,26 @@ impl SendChannel {
     }
 
     /// A frame has arrived. Returns whether the device still reads the program's memory for others.
-    pub(super) fn arrived(&mut self, number: u8) -> bool {
-        let at = usize::from(number.wrapping_sub(self.first_frame));
-        if let Some(frame) = self.under_way.get_mut(at) {
-            (frame.is_free, frame.has_arrived) = (true, true);
+    pub(super) fn arrived(&mut self, number: u64) -> bool {
+        if let Some(frame) = self.of_number(number) {
+            let was_read = !std::mem::replace(&mut frame.is_free, true);
+            frame.has_arrived = true;
+            self.read -= usize::from(was_read);
         }
         self.count_sent();
         self.forget_arrived();
-        self.under_way.iter().any(|frame| !frame.is_free)
+        self.read > 0
+    }
+
+    /// The frame of a number, unless it was known to have arrived before.
+    fn of_number(&mut self, number: u64) -> Option<&mut Frame> {
+        self.under_way.get_mut(number.checked_sub(self.first_frame)? as usize)
     }
 
     /// The peer has released a frame. A completion may never be asked for that tells of its arrival; but
     /// where the device reads the program's memory, only that tells when it no longer does.
-    pub(super) fn released(&mut self, number: u8) {
-        let at = usize::from(number.wrapping_sub(self.first_frame));
-        if let Some(frame) = self.under_way.get_mut(at).filter(|frame| frame.is_free) {
+    pub(super) fn released(&mut self, number: u64) {
+        if let Some(frame) = self.of_number(number).filter(|frame| frame.is_free) {
             frame.has_arrived = true;
             self.forget_arrived();
         }
@@ -153,7 +163,7 @@ impl SendChannel {
     fn forget_arrived(&mut self) {
         while self.under_way.front().is_some_and(|frame| frame.has_arrived) {
             self.under_way.pop_front();
-            self.first_frame = self.first_frame.wrapping_add(1);
+            self.first_frame += 1;
             self.counted -= 1;
         }
     }

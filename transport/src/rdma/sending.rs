@@ -5,7 +5,6 @@
 use super::arena::{LINES, Place};
 use super::frame::{Body, Data, Header, Offer};
 use super::link::RdmaLink;
-use super::memory::MOST_KNOWN;
 use super::queue::{Source, State, Target, Work};
 use super::send_channel::Piece;
 use super::{MAX_QUEUES, SLICE_BYTES};
@@ -66,16 +65,14 @@ impl RdmaLink {
         if len < LEAST_IN_PLACE_BYTES || self.end.is_some() {
             return Ok(());
         }
-        let known = self.owned.known();
+        let has_room = self.owned.has_room();
         let Some(memory) = self.owned.find(into, len) else { return Ok(()) };
         let (id, offset) = (memory.id, (into as usize - memory.start) as u64);
         if !memory.is_known {
-            if known >= MOST_KNOWN || !self.control.tell(memory) {
+            if !has_room || !self.control.tell(memory) {
                 return Ok(());
             }
-            if let Some(memory) = self.owned.by_id(id) {
-                memory.is_known = true;
-            }
+            self.owned.note_known(id);
         }
         let message = self.receives[channel].offered(ahead, into, len, tag);
         let offer = Offer { message, tag, memory: id, offset, len: len as u64 };
@@ -132,9 +129,10 @@ impl RdmaLink {
         self.sends[channel].count_posted(len, last);
         match self.queue_with_room(0) {
             Some(queue) => self.send_slice(queue, channel, slot, None, tag, len, last),
-            // All have failed since; the end is near.
-            None => Ok(()),
+            // All have failed since, and so has the link.
+            None => self.free_slots |= 1 << slot,
         }
+        Ok(())
     }
 
     fn take_slot(&mut self) -> Option<u8> {
@@ -160,11 +158,10 @@ impl RdmaLink {
     /// Sends everything that credits, the queue pairs and the peer's keys allow. Returns whether anything
     /// left.
     pub(super) fn flush(&mut self) -> Result<bool, LinkError> {
-        let mut moved = self.send_again()?;
-        moved |= self.tell_ends()?;
+        let mut moved = self.send_again();
+        moved |= self.tell_ends();
         while let Some(&body) = self.lines.front() {
-            // The last line is kept for whoever must tell that he has taken lines in.
-            if !self.send_line(body, LINES - 1)? {
+            if !self.send_line(body, LINES - 1) {
                 break;
             }
             self.lines.pop_front();
@@ -180,13 +177,16 @@ impl RdmaLink {
                 refused |= 1 << channel;
             }
         }
-        if self.waiting != 0 && self.credits.must_ask(self.waiting) {
-            if self.send_line(Body::Credit { ask: true }, LINES - 1)? {
-                self.credits.asked_for_all();
-                moved = true;
-            }
+        let must_ask = self.waiting != 0 && self.credits.must_ask(self.waiting);
+        if must_ask && self.send_line(Body::Credit { ask: true }, LINES - 1) {
+            self.credits.asked_for_all();
+            moved = true;
         } else if self.credits.due() || self.must_tell() {
-            moved |= self.send_line(Body::Credit { ask: false }, LINES)?;
+            // The last line is for telling of lines alone: the peer, which may be out of them, too, has
+            // some again by that.
+            let tells_of_lines = self.counts.lines_taken != self.counts.lines_told;
+            let most = if tells_of_lines { LINES } else { LINES - 1 };
+            moved |= self.send_line(Body::Credit { ask: false }, most);
         }
         Ok(moved)
     }
@@ -203,7 +203,7 @@ impl RdmaLink {
         self.sends[channel].take_offer(tag);
         let sent = match self.sends[channel].direct {
             Some(offer) => self.send_direct(channel, offer)?,
-            None => self.send_posted(channel)?,
+            None => self.send_posted(channel),
         };
         if self.sends[channel].queue.is_empty() {
             self.waiting &= !(1 << channel);
@@ -212,15 +212,15 @@ impl RdmaLink {
     }
 
     /// Sends a slice of what is posted through a slot of the peer.
-    fn send_posted(&mut self, channel: Channel) -> Result<bool, LinkError> {
-        let Some(&piece) = self.sends[channel].queue.front() else { return Ok(false) };
+    fn send_posted(&mut self, channel: Channel) -> bool {
+        let Some(&piece) = self.sends[channel].queue.front() else { return false };
         if !self.credits.may_send(channel) {
-            return Ok(false);
+            return false;
         }
-        let Some(queue) = self.queue_with_room(KEPT) else { return Ok(false) };
+        let Some(queue) = self.queue_with_room(KEPT) else { return false };
         // The one that was reserved and not committed, if there is one.
         let reserved = self.sends[channel].reserved.take();
-        let Some(slot) = reserved.or_else(|| self.take_slot()) else { return Ok(false) };
+        let Some(slot) = reserved.or_else(|| self.take_slot()) else { return false };
         let len = piece.len.min(SLICE_BYTES);
         // A short message is sooner copied than its completion awaited; not the end of a long one.
         let is_short = len < LEAST_IN_PLACE_BYTES && self.sends[channel].message_bytes == 0;
@@ -235,8 +235,8 @@ impl RdmaLink {
         }
         let last = piece.last && len == piece.len;
         self.sends[channel].take_off(len);
-        self.send_slice(queue, channel, slot, source, piece.tag, len, last)?;
-        Ok(true)
+        self.send_slice(queue, channel, slot, source, piece.tag, len, last);
+        true
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a slice is")]
@@ -249,7 +249,7 @@ impl RdmaLink {
         tag: Tag,
         len: usize,
         last: bool,
-    ) -> Result<(), LinkError> {
+    ) {
         let send = &mut self.sends[channel];
         let number = send.frame(len, source.is_none(), last);
         send.slots.push_back((slot, number));
@@ -257,9 +257,10 @@ impl RdmaLink {
             self.reading |= 1 << channel;
         }
         let ask = self.credits.spend(channel);
-        let data = Data { channel: channel as u8, number, last, ask, len: len as u32, tag };
+        let data =
+            Data { channel: channel as u8, number: number as u8, last, ask, len: len as u32, tag };
         self.write_header(Place::Slot(slot), Body::Data(data));
-        self.post_work(queue, Work::Slot { slot, channel, number, source, len })
+        self.post_work(queue, Work::Slot { slot, channel, number, source, len });
     }
 
     /// Sends a part of what is posted to where the peer wants it.
@@ -281,8 +282,8 @@ impl RdmaLink {
         let own = self.owned.find(piece.data, piece.len.min(most)).map(|memory| memory.local_keys);
         let mut len = piece.len.min(most);
         let done = self.sends[channel].message_bytes;
-        let target = memory.address(offer.offset + done, len as u64);
-        let target = target.filter(|_| done + len as u64 <= offer.len);
+        let rest = offer.len.checked_sub(done).filter(|rest| len as u64 <= *rest);
+        let target = rest.and_then(|rest| memory.address(offer.offset.checked_add(done)?, rest));
         let Some(address) = target else {
             return Err(self.protocol("an offer outside the memory that it names"));
         };
@@ -304,7 +305,7 @@ impl RdmaLink {
         self.counts.directs_sent = self.counts.directs_sent.wrapping_add(1);
         self.counters.direct_bytes += len as u64;
         let target = Target { address, keys: memory.keys };
-        self.post_work(queue, Work::Direct { channel, number, last, source, len, target })?;
+        self.post_work(queue, Work::Direct { channel, number, last, source, len, target });
         Ok(true)
     }
 
@@ -324,20 +325,20 @@ impl RdmaLink {
 
     /// Sends a header alone, if fewer than `most` lines are under way and the peer will find them in order.
     /// Returns whether it left.
-    fn send_line(&mut self, body: Body, most: usize) -> Result<bool, LinkError> {
+    fn send_line(&mut self, body: Body, most: usize) -> bool {
         let counts = &self.counts;
         let under_way = usize::from(counts.lines_sent.wrapping_sub(counts.lines_returned));
         if under_way >= most || self.is_replacing() {
-            return Ok(false);
+            return false;
         }
         let Some(queue) = self.lead().filter(|&at| self.queues[at].room() > KEPT) else {
-            return Ok(false);
+            return false;
         };
         let line = (usize::from(self.counts.lines_sent) % LINES) as u8;
         self.counts.lines_sent = self.counts.lines_sent.wrapping_add(1);
         self.write_header(Place::Line(line), body);
-        self.post_work(queue, Work::Line { line })?;
-        Ok(true)
+        self.post_work(queue, Work::Line { line });
+        true
     }
 
     /// Writes a header, which takes along what the peer is owed.

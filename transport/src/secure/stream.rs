@@ -105,7 +105,7 @@ impl<S: Socket> SecureStream<S> {
         self.receiver.receive(deadline)
     }
 
-    pub(super) fn send_within(
+    pub(crate) fn send_within(
         &mut self,
         message: &[u8],
         limit: &Limit<'_>,
@@ -113,7 +113,7 @@ impl<S: Socket> SecureStream<S> {
         self.sender.send_within(message, limit)
     }
 
-    pub(super) fn receive_within(
+    pub(crate) fn receive_within(
         &mut self,
         limit_bytes: usize,
         limit: &Limit<'_>,
