@@ -249,7 +249,7 @@ fn meanings_of_statuses() {
         (IBV_WC_LOC_LEN_ERR, "local length error"),
         (IBV_WC_LOC_QP_OP_ERR, "local queue pair operation error"),
         (IBV_WC_LOC_PROT_ERR, "local protection error"),
-        (IBV_WC_WR_FLUSH_ERR, "flushed"),
+        (IBV_WC_WR_FLUSH_ERR, "the device has ended the queue pair"),
         (IBV_WC_BAD_RESP_ERR, "bad response"),
         (IBV_WC_LOC_ACCESS_ERR, "local access error"),
         (IBV_WC_REM_INV_REQ_ERR, "remote invalid request"),
