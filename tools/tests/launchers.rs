@@ -2,8 +2,7 @@
 //! element, and rank 0 alone prints.
 //!
 //! `tests/launchers.sh` installs them. Where one is missing its tests are skipped, except in continuous
-//! integration (`CI=true`). torchrun is not among them: it comes with gigabytes of libraries. What it tells
-//! its ranks was recorded, and a stand-in tells the same.
+//! integration (`CI=true`).
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -100,6 +99,28 @@ fn slurm_on_several_nodes_needs_a_secret() {
 
 #[test]
 fn torchrun() {
+    let prefix = launcher("torch");
+    if !is_there(prefix.join("installed").exists(), "torchrun") {
+        return;
+    }
+    let packages = std::fs::read_dir(prefix.join("lib")).expect("a Python's folder");
+    let mut packages = packages.map(|entry| entry.expect("an entry").path().join("site-packages"));
+    let packages = packages.find(|path| path.is_dir()).expect("packages");
+    // Each of its ports is one that the system gives it.
+    let options = "--no-python --nproc-per-node 3 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0";
+    let mut command = bench_command(Command::new("python3"));
+    command
+        .args(["-m", "torch.distributed.run"])
+        .args(options.split(' '))
+        .arg(RINGTREE)
+        .args(BENCH);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("PYTHONPATH", packages);
+    assert_one_table(&Program::start(command).await_end(), 3, "torchrun");
+}
+
+/// What it told its ranks in an earlier version, as it was recorded.
+#[test]
+fn torchrun_of_an_earlier_version() {
     // As torchrun 2.9 does it. Its agent holds the port that it tells, and speaks its own protocol there.
     let port = free_ports(2);
     let _agent = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a port");
@@ -143,8 +164,7 @@ struct Mpi {
 
 impl Mpi {
     fn installed(folder: &str, name: &str) -> Option<Mpi> {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target");
-        let prefix = target.join("launchers").join(folder);
+        let prefix = launcher(folder);
         is_there(prefix.join("installed").exists(), name).then_some(Mpi { prefix })
     }
 
@@ -175,6 +195,12 @@ fn srun(options: &[&str], environment: &[(&str, &str)]) -> Option<Ended> {
         command.envs(environment.iter().copied());
         Program::start(command).await_end()
     })
+}
+
+/// Where `tests/launchers.sh` puts one.
+fn launcher(folder: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target");
+    target.join("launchers").join(folder)
 }
 
 /// A command that sees nothing of the environment of the tests.
