@@ -6,7 +6,9 @@ Usage: python3 benches/host/choices.py        (after cargo build --release -p ri
 
 Each algorithm of each collective is measured at each size, in place and out of place. A choice is lost
 where it takes more than 1.1 times as long as the best one and 2 us would. What looks lost is measured
-twice more, and the medians count. Without options that takes about ten minutes."""
+twice more, and the medians count. The best of many noisy figures is better than it is, and a virtual machine
+is faster at one time than at another: what still looks lost, is measured against that best one in turns, five
+times, and is lost where it is in the median of those. Without options that takes about fifteen minutes."""
 
 import collections
 import os
@@ -21,6 +23,7 @@ COLLECTIVES = ["all-reduce", "broadcast", "all-gather", "reduce-scatter", "reduc
 FLOOR_US = 2.0
 MOST = 1.1
 REPEATS = 2
+TURNS = 5
 
 parser = sweep_parser(__doc__, COLLECTIVES)
 parser.add_argument("--sizes", default="8,256,4K,64K,256K,1M,4M,16M")
@@ -69,6 +72,29 @@ def sweep(collective, ranks, transport, environment):
     return judgements()
 
 
+def in_turns(collective, ranks, transport, bytes, inplace, algorithms, environment):
+    """The times of two algorithms for a call, one after the other each time."""
+    arguments = ["--ranks", str(ranks), "--transport", transport, "--sizes", str(bytes), "--time-ms",
+                 options.time_ms, "-c", "0"]
+    times_us = collections.defaultdict(list)
+    for turn in range(TURNS):
+        for name in algorithms if turn % 2 == 0 else reversed(algorithms):
+            found = document(collective, [*arguments, "--algorithm", name], environment)
+            times_us[name] += [line["median_us"] for line in found["rows"] if line["inplace"] == inplace]
+    return times_us
+
+
+def confirmed(collective, ranks, transport, environment, entry):
+    """Of a call that looks lost: what it was judged to be in turns with the best algorithm."""
+    _, _, best, chosen, bytes, inplace = entry
+    times_us = in_turns(collective, ranks, transport, bytes, inplace, [chosen, best], environment)
+    bounds_us = [MOST * (time_us + FLOOR_US) for time_us in times_us[best]]
+    # The turn in which it is behind by the median share.
+    turns = sorted(zip(times_us[chosen], bounds_us), key=lambda turn: turn[0] / turn[1])
+    time_us, bound_us = turns[len(turns) // 2]
+    return time_us, bound_us, best, chosen, bytes, inplace
+
+
 counts = collections.Counter()
 
 
@@ -77,11 +103,15 @@ def show(collective, ranks, transport, when, environment):
     calls = sweep(collective, ranks, transport, environment)
     found = [(*judgement, *call) for call, judgement in calls.items()]
     found.sort(key=lambda entry: entry[0] / entry[1], reverse=True)
-    lost = [entry for entry in found if entry[0] > entry[1]]
+    looks_lost = [entry for entry in found if entry[0] > entry[1]]
+    again = [confirmed(collective, ranks, transport, environment, entry) for entry in looks_lost]
+    lost = [entry for entry in again if entry[0] > entry[1]]
+    counts[when, "looked lost"] += len(looks_lost)
     counts[when, "calls"] += len(found)
     counts[when, "lost"] += len(lost)
     what = f"{collective}, {transport}, {ranks} ranks, {when}"
-    for time_us, bound_us, best, chosen, bytes, inplace in lost or found[:1]:
+    kept = [entry for entry in found if entry not in looks_lost]
+    for time_us, bound_us, best, chosen, bytes, inplace in lost or again[:1] or kept[:1]:
         place = "in place" if inplace else "out of place"
         note = f"{bytes} bytes {place}: {chosen}, at best {best}"
         if when == "after":
@@ -107,5 +137,6 @@ for transport in options.transport:
                 show(collective, ranks, transport, "before", {"RINGTREE_TUNING": "off"})
                 show(collective, ranks, transport, "after", tuned)
 for when in ("before", "after"):
-    print(f"{when} tuning {counts[when, 'lost']} of {counts[when, 'calls']} choices are lost")
+    print(f"{when} tuning {counts[when, 'lost']} of {counts[when, 'calls']} choices are lost; "
+          f"{counts[when, 'looked lost']} looked so before they were measured in turns")
 end()
