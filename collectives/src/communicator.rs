@@ -271,9 +271,11 @@ impl Communicator {
         Communicator { algorithm: algorithm.into(), ..self.clone() }
     }
 
-    /// Zeroed memory for `count` elements that peers of the same host can use in place, which
-    /// spares a copy of large buffers. It changes no result, and each rank may use it or not.
-    /// Peers map it when it is first used; this call only waits for those that were posted before.
+    /// Zeroed memory for `count` elements that peers of the same host, and RDMA devices, can use in place,
+    /// which spares copies of large buffers. It changes no result, and each rank may use it or not.
+    /// Peers map it when it is first used; this call only waits for those that were posted before. Devices
+    /// register it now, or when the first link over RDMA is made, and lock it as
+    /// [`Communicator::register`] says.
     ///
     /// # Errors
     /// Memory or descriptors have run out, after which the communicator goes on; or the error that
@@ -284,14 +286,28 @@ impl Communicator {
         Ok(memory)
     }
 
-    /// Lets this communicator's peers use memory in place, until the guard is dropped, which gives the
-    /// elements meanwhile: a [`Memory`] that another communicator allocated (`&mut memory`), or a `Vec` or
-    /// boxed slice, which RDMA devices reach and peers of the same host do not. It changes no result, and each
-    /// rank may use it or not. Peers are not needed for that; this call only waits for those that were
-    /// posted before.
+    /// Registers a buffer, so that RDMA devices send from it and receive into it without a copy, until the
+    /// guard is dropped. The guard is used in the buffer's place, as a slice;
+    /// [`into_inner`](Registered::into_inner) gives the buffer back.
     ///
-    /// Memory that a device cannot register, because too much is locked already, goes through slots as other
-    /// memory does; the log says so.
+    /// ```
+    /// # use ringtree::{Communicator, Op};
+    /// # let communicator = &Communicator::in_process(1)?[0];
+    /// let mut gradients = communicator.register(vec![1.0_f32; 1000])?;
+    /// communicator.all_reduce(&mut gradients, Op::Sum)?;
+    /// let gradients: Vec<f32> = gradients.into_inner();
+    /// # Ok::<(), ringtree::Error>(())
+    /// ```
+    ///
+    /// A buffer is a `Vec` or a boxed slice, which RDMA alone reaches; or a [`Memory`] that another
+    /// communicator allocated (`&mut memory`), which peers of the same host then map, too. It changes no
+    /// result, and each rank may do it or not.
+    ///
+    /// Registering takes as long as locking the memory does, and pays for buffers of 16 KiB
+    /// or more that are used again and again. Devices register it now, or when the first link over RDMA is
+    /// made. Where one cannot, because the process may lock no more, the buffer is copied as any other is: the
+    /// log says so, and [`RdmaCounters::registered`] does not count it. This call only waits for those that
+    /// were posted before, and dropping the guard for nothing.
     ///
     /// # Errors
     /// The error that has ended the communicator, if one has.
@@ -307,8 +323,8 @@ impl Communicator {
         self.engine().rdma_counters()
     }
 
-    /// The ports that this rank uses for RDMA, with their addresses, as people know them; none where it has
-    /// no RDMA or may not use it.
+    /// The ports that this rank may use for RDMA, as in `mlx5_0:1 (GID 3 10.2.0.1, MTU 4096)`; none where it
+    /// has no RDMA or may not use it.
     pub fn rdma_ports(&self) -> Vec<String> {
         self.engine().rdma_ports()
     }

@@ -1,4 +1,4 @@
-//! Collective communication between processes: all-reduce and its kin over shared memory and TCP.
+//! Collective communication between processes: all-reduce and its kin over shared memory, RDMA and TCP.
 //!
 //! ```no_run
 //! use ringtree::{Communicator, Op};

@@ -11,8 +11,8 @@ use ringtree_transport::memory::{Registration, SharedMemory};
 
 use crate::Element;
 
-/// A buffer of `T` in memory that peers of the same host can use in place, zeroed at first. Use it
-/// as a slice; any part of it may be an input or an output.
+/// A buffer of `T` in memory that peers of the same host, and RDMA devices, can use in place, zeroed at first.
+/// Use it as a slice; any part of it may be an input or an output. Where there is RDMA, it is locked.
 ///
 /// Made by [`Communicator::alloc`](crate::Communicator::alloc), for the communicator that made it
 /// and any others that it is [registered](crate::Communicator::register) with. Peers read
@@ -145,6 +145,12 @@ impl<R: Registrable> Deref for Registered<R> {
 impl<R: RegistrableMut> DerefMut for Registered<R> {
     fn deref_mut(&mut self) -> &mut [R::Element] {
         self.buffer.elements_mut()
+    }
+}
+
+impl<R: Registrable> AsRef<[R::Element]> for Registered<R> {
+    fn as_ref(&self) -> &[R::Element] {
+        self
     }
 }
 

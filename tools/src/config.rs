@@ -112,6 +112,7 @@ impl Configuration {
             None => "# no launcher has started this process\n".to_owned(),
         };
         let values: Vec<String> = self.settings.iter().map(Line::shown).collect();
+        let name_width = self.settings.iter().map(|line| line.name.len()).max().unwrap_or(0);
         let width = values.iter().map(|value| value.chars().count()).max().unwrap_or(0);
         // Writing into a string cannot fail.
         for (line, value) in self.settings.iter().zip(values) {
@@ -120,7 +121,7 @@ impl Configuration {
                 Some(variable) if variable == name => "environment",
                 other => other.unwrap_or("not set"),
             };
-            let _ = writeln!(text, "{name:<20} {value:<width$} {from:<19} {meaning}");
+            let _ = writeln!(text, "{name:<name_width$} {value:<width$} {from:<19} {meaning}");
         }
         for Stranger { name, nearest } in &self.unknown {
             let meant = nearest.map(|nearest| format!(": did you mean {nearest}?"));

@@ -62,13 +62,13 @@ impl Setting {
             "how long an RDMA packet may stay unanswered: 4.096 us times 2 to the power of this",
         )
         .or("14"),
-        setting("RINGTREE_RDMA_RETRIES", "how often it is sent again then, 0 to 6").or("6"),
+        setting("RINGTREE_RDMA_RETRIES", "how often an unanswered RDMA packet is sent again, 0 to 6").or("6"),
         setting(
             "RINGTREE_RDMA_NOT_READY_RETRIES",
-            "how often it is sent again to a receiver that is not ready, 0 to 6",
+            "how often an RDMA packet is sent again to a receiver that is not ready, 0 to 6",
         )
         .or("6"),
-        setting("RINGTREE_RDMA_QUEUE_PAIRS", "queue pairs of two ranks for each pair of RDMA ports").or("1"),
+        setting("RINGTREE_RDMA_QUEUE_PAIRS", "queue pairs of two ranks for each pair of RDMA ports; 16 in all at most").or("1"),
         setting("RINGTREE_ENCRYPT", "1: encrypt what goes over TCP, on all ranks alike").or("0"),
         setting(
             "RINGTREE_REPRODUCIBLE",

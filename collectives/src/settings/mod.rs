@@ -397,6 +397,7 @@ mod tests {
             with("RINGTREE_TRANSPORT", "pigeon").contains("none of auto, shm, tcp, rdma, rdma,tcp")
         );
         assert!(with("RINGTREE_RDMA_RETRIES", "7").contains("not a number from 0 to 6"));
+        assert!(with("RINGTREE_RDMA_DEVICES", "mlx5_0:0").contains("neither none nor a list"));
         assert!(with("RINGTREE_RDMA_MTU", "1500").contains("512, 1024, 2048"));
         assert!(with("RINGTREE_ATTACH", "perhaps").contains("none of auto, always, never"));
     }

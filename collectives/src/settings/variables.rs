@@ -118,8 +118,11 @@ impl Variables<'_> {
         let small = |name: &str, range: RangeInclusive<u32>, default: u8| {
             self.number_in(name, range, default.into()).map(|number| number as u8)
         };
+        let devices = self.get("RINGTREE_RDMA_DEVICES");
+        let checked = devices.map_or(Ok(()), RdmaConfig::check_devices);
+        checked.map_err(|error| settings(error.to_string()))?;
         Ok(RdmaConfig {
-            devices: self.get("RINGTREE_RDMA_DEVICES").map(str::to_string),
+            devices: devices.map(str::to_string),
             gid_index: match self.get("RINGTREE_RDMA_GID_INDEX") {
                 Some(_) => Some(self.number_in("RINGTREE_RDMA_GID_INDEX", 0..=255, 0)?),
                 None => None,

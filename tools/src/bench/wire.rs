@@ -57,17 +57,16 @@ impl Wire {
     pub fn text(&self) -> String {
         let share = |bytes: u64| 100.0 * bytes as f64 / self.payload_bytes as f64;
         format!(
-            "# RDMA: {} bytes of messages, {:.2} % more on the wire; {} work requests of {} bytes on \
-             average, {} completions\n\
-             # RDMA: {:.1} % written where they were wanted, {:.1} % copied before they left; at most \
-             {} buffers registered\n#\n",
+            "# RDMA, all ranks and calls: {} bytes of messages and {} of headers, in {} work requests with {} \
+             completions\n\
+             # RDMA: senders copied {:.1} % of the messages first; {:.1} % went straight to their places, the \
+             rest to slots; at most {} buffers registered on a rank\n#\n",
             self.payload_bytes,
-            share(self.wire_bytes) - 100.0,
+            self.wire_bytes.saturating_sub(self.payload_bytes),
             self.work_requests,
-            self.payload_bytes / self.work_requests.max(1),
             self.completions,
-            share(self.direct_bytes),
             share(self.copied_bytes),
+            share(self.direct_bytes),
             self.registrations,
         )
     }
@@ -90,10 +89,10 @@ mod tests {
         };
         assert_eq!(
             wire.text(),
-            "# RDMA: 2097152 bytes of messages, 5.00 % more on the wire; 20 work requests of 104857 \
-             bytes on average, 41 completions\n\
-             # RDMA: 50.0 % written where they were wanted, 0.0 % copied before they left; at most 3 \
-             buffers registered\n#\n"
+            "# RDMA, all ranks and calls: 2097152 bytes of messages and 104858 of headers, in 20 work requests \
+             with 41 completions\n\
+             # RDMA: senders copied 0.0 % of the messages first; 50.0 % went straight to their places, the rest \
+             to slots; at most 3 buffers registered on a rank\n#\n"
         );
     }
 }

@@ -188,7 +188,8 @@ fn reach(introductions: &[Introduction], pairs: &[Pair]) -> Vec<Finding> {
         // The lower one dials.
         let address = other.1.advertised.first().map(|advertised| advertised.address);
         let finding = REACH.failure(seen);
-        match address {
+        // What keeps RDMA from working says itself what helps; TCP has nothing to do with it.
+        match address.filter(|_| !error.contains("rdma") && !error.contains("RDMA")) {
             Some(address) => finding.remedy(format!(
                 "ip route get {address} && ping -c 1 {address}  # on {}; else a firewall is in the \
                  way, or RINGTREE_INTERFACE must name a network of both",

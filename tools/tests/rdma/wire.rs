@@ -133,7 +133,7 @@ fn the_tool_measures_and_tells_what_the_wire_carried() {
     println!("{seen}");
     assert_eq!(output.status.code(), Some(0), "{seen}");
     assert!(seen.contains("# Out of bounds values : 0 OK"), "{seen}");
-    assert!(seen.contains("work requests of") && seen.contains("% copied"), "{seen}");
+    assert!(seen.contains("work requests with") && seen.contains("senders copied"), "{seen}");
     let document = std::fs::read_to_string("/tmp/rdma.json").expect("the document");
     let document: Value = serde_json::from_str(&document).expect("JSON");
     let number = |name: &str| document["rdma"][name].as_u64().expect(name) as f64;

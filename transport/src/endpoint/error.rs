@@ -31,7 +31,7 @@ pub enum EndpointError {
     #[error(transparent)]
     Interface(#[from] InterfaceError),
     /// RDMA was asked for, and this rank has none.
-    #[error("{0}; with --transport auto another one is used (RINGTREE_TRANSPORT)")]
+    #[error("{0}. Or use another transport: --transport auto (RINGTREE_TRANSPORT)")]
     Rdma(RdmaError),
     /// Listening failed.
     #[error("cannot listen for other ranks on {address}: {reason}")]

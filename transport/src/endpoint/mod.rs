@@ -21,7 +21,7 @@ use std::os::unix::net::{self, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::host_port::HostPort;
 use crate::interfaces::rank_addresses;
@@ -257,7 +257,8 @@ impl Endpoint {
         if shm.is_none() && !by_rdma && !links_by_tcp {
             return Err(EndpointError::NoCommonTransport { peer, ours: self.config.transports });
         }
-        Ok(Way { peer, shm, by_rdma, tcp, links_by_tcp })
+        let peer_has_rdma = !theirs.rails.is_empty();
+        Ok(Way { peer, shm, by_rdma, peer_has_rdma, tcp, links_by_tcp })
     }
 
     /// Makes a link by the best way that works.
@@ -286,7 +287,8 @@ impl Endpoint {
     /// A rank that has RDMA is linked over TCP.
     fn note_tcp(&self, way: &Way<'_>) {
         if !self.own.rails.is_empty() && !way.by_rdma {
-            warn!("{} has no RDMA, or of another kind, hence tcp to it", way.peer);
+            let what = if way.peer_has_rdma { "another kind of RDMA" } else { "no RDMA" };
+            warn!("{} has {what}, hence tcp to it", way.peer);
         }
     }
 
@@ -507,6 +509,7 @@ struct Way<'a> {
     shm: Option<&'a str>,
     /// Both have ports that reach each other. A link is made over a connection to the first TCP address.
     by_rdma: bool,
+    peer_has_rdma: bool,
     tcp: &'a [HostPort],
     /// Whether a link may be one over TCP.
     links_by_tcp: bool,
@@ -537,11 +540,13 @@ fn open_rdma(config: &EndpointConfig) -> Result<Option<Arc<Rdma>>, EndpointError
         Ok(rdma) => Ok(Some(rdma)),
         Err(error) if config.transports == Transports::Rdma => Err(EndpointError::Rdma(error)),
         Err(error) => {
-            // Whoever names devices expects them to be used.
-            if config.rdma.devices.is_some() && error != RdmaError::Off {
-                warn!("rank {} has no RDMA: {error}", config.rank);
+            // Whoever names it or its devices expects them to be used.
+            let is_wanted =
+                config.transports == Transports::RdmaOrTcp || config.rdma.devices.is_some();
+            if is_wanted && error != RdmaError::Off {
+                warn!("rank {} has no RDMA, hence tcp: {error}", config.rank);
             } else {
-                debug!("rank {} has no RDMA: {error}", config.rank);
+                info!("rank {} has no RDMA: {error}", config.rank);
             }
             Ok(None)
         }

@@ -104,7 +104,8 @@ impl Device {
         let failed = |error: io::Error| RdmaError::Open {
             device: name.into(),
             hint: match error.kind() {
-                io::ErrorKind::PermissionDenied => {
+                // The library tries several files, and tells of the last.
+                io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound if has_device_file() => {
                     ": give this user access to /dev/infiniband/uverbs* (udev rules of rdma-core do)"
                 }
                 io::ErrorKind::NotFound => {
@@ -251,6 +252,14 @@ impl Drop for Device {
             (self.functions.close_device)(self.context());
         }
     }
+}
+
+/// Whether there is a file to open a device by.
+fn has_device_file() -> bool {
+    std::fs::read_dir("/dev/infiniband").is_ok_and(|entries| {
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        names.any(|name| name.to_string_lossy().starts_with("uverbs"))
+    })
 }
 
 /// How much memory this process may lock, for people.

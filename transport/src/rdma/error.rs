@@ -30,7 +30,7 @@ pub enum RdmaError {
     },
     /// The setting cannot be read.
     #[error(
-        "RINGTREE_RDMA_DEVICES is {text:?}: it takes devices with or without a port, as mlx5_0,mlx5_1:2, or none"
+        "RINGTREE_RDMA_DEVICES={text} is neither none nor a list of devices with or without ports, as mlx5_0,mlx5_1:2"
     )]
     Malformed {
         /// Its value.
@@ -62,7 +62,17 @@ pub enum RdmaError {
         /// Its state.
         state: String,
         /// What may help.
-        hint: &'static str,
+        hint: String,
+    },
+    /// The device has fewer ports.
+    #[error("RINGTREE_RDMA_DEVICES names port {port} of {device}, which has {count}")]
+    NoSuchPort {
+        /// The device.
+        device: String,
+        /// The port.
+        port: u8,
+        /// How many it has.
+        count: u8,
     },
     /// A port has no address that others can reach.
     #[error(
@@ -89,9 +99,10 @@ pub enum RdmaError {
     },
     /// Memory cannot be locked.
     #[error(
-        "RDMA needs locked memory, and {needed_bytes} bytes are more than this process may lock \
-         (limit {limit}): raise it with `ulimit -l unlimited`, LimitMEMLOCK= of a systemd service, or \
-         `docker run --ulimit memlock=-1`"
+        "RDMA needs locked memory, and {} KiB more beside what is locked already exceed the limit of this \
+         process ({limit}): raise it with `ulimit -l unlimited`, LimitMEMLOCK= of a systemd service, or \
+         `docker run --ulimit memlock=-1`",
+        .needed_bytes.div_ceil(1024)
     )]
     LockedMemory {
         /// What was to be locked.

@@ -16,7 +16,7 @@ use super::link::{Parts, RdmaLink, Registered, Remote};
 use super::memory::Keys;
 use super::queue::{Queue, RECEIVES};
 use super::queue_pair::{Endpoint, QueuePair, RECEIVES_AT_ONCE, Write};
-use super::rails::MAX_RAILS;
+use super::rails::{MAX_RAILS, gid_text};
 use super::{MAX_QUEUES, Rdma, RdmaError};
 use crate::fields::{Fields, put_bytes};
 use crate::secure::{Limit, SecureError, SecureStream, random_bytes};
@@ -56,9 +56,10 @@ impl Pairing {
             if own.is_empty() || theirs.is_empty() { 0 } else { own.len().max(theirs.len()) };
         let pairs = (0..count).map(|at| (at % own.len(), at % theirs.len()));
         let pairs = pairs.filter(|&(a, b)| own[a].is_ethernet == theirs[b].is_ethernet);
-        let mut pairs: Vec<(usize, usize)> =
-            pairs.flat_map(|pair| (0..queue_pairs.max(1)).map(move |_| pair)).collect();
-        pairs.truncate(MAX_QUEUES);
+        let once: Vec<(usize, usize)> = pairs.collect();
+        // Round by round, so that where there are too many no port has more than one less than another.
+        let rounds = (0..queue_pairs.max(1)).flat_map(|_| once.iter().copied());
+        let pairs: Vec<(usize, usize)> = rounds.take(MAX_QUEUES).collect();
         (!pairs.is_empty()).then_some(Pairing(pairs))
     }
 }
@@ -133,7 +134,10 @@ enum Failure {
     Connection(#[from] SecureError),
     #[error("what the peer told of its queue pairs makes no sense")]
     Malformed,
-    #[error("no path works: {0}")]
+    #[error(
+        "no port reaches one of the peer's: {0}. `ringtree doctor rdma` on both hosts shows the ports and \
+         their addresses"
+    )]
     NoPath(String),
     #[error("{0}")]
     System(#[from] io::Error),
@@ -161,9 +165,11 @@ fn make(
     let mut reasons = vec![None; pairs.len()];
     for (at, (pair, &(own, _))) in pairs.into_iter().zip(&pairing.0).enumerate() {
         let (endpoint, device) = theirs.queues[at];
-        let rail = rdma.rails[own].clone();
+        let mut rail = rdma.rails[own].clone();
+        rail.mtu = rail.mtu.min(endpoint.mtu);
         if let Err(error) = pair.connect(&rail, &endpoint, &rdma.config) {
-            reasons[at] = Some(error.to_string());
+            let there = if endpoint.has_gid { gid_text(&endpoint.gid) } else { String::new() };
+            reasons[at] = Some(format!("no way to the peer's address {there}: {error}"));
         }
         queues.push(Queue::new(pair, rail, usize::from(device)));
     }
@@ -182,13 +188,20 @@ fn make(
     }
     queues.retain(|_| is_good.next() == Some(true));
     if queues.is_empty() {
+        bad.dedup();
         return Err(Failure::NoPath(bad.join("; ")));
     }
     for reason in bad {
         tracing::warn!("RDMA to rank {peer} goes without one of its paths: {reason}");
     }
-    let rails: Vec<String> = queues.iter().map(|queue| queue.rail.to_string()).collect();
-    tracing::info!("RDMA to rank {peer} over {}", rails.join(", "));
+    let mut rails: Vec<String> = queues.iter().map(|queue| queue.rail.to_string()).collect();
+    rails.sort_unstable();
+    rails.dedup();
+    tracing::info!(
+        "RDMA to rank {peer} over {}, queue pairs in all: {}",
+        rails.join(", "),
+        queues.len()
+    );
     Ok(Parts { queues, landing, staging, remote })
 }
 
@@ -400,7 +413,7 @@ mod tests {
             let swapped = pairs_of(theirs, own, 1).into_iter().map(|(a, b)| (b, a));
             assert_eq!(swapped.collect::<Vec<_>>(), pairs);
         }
-        assert_eq!(pairs_of(&[ethernet], &[ethernet; 2], 2), [(0, 0), (0, 0), (0, 1), (0, 1)]);
+        assert_eq!(pairs_of(&[ethernet], &[ethernet; 2], 2), [(0, 0), (0, 1), (0, 0), (0, 1)]);
         assert_eq!(pairs_of(&[ethernet; 8], &[ethernet; 8], 5).len(), MAX_QUEUES);
     }
 

@@ -42,7 +42,11 @@ impl RdmaLink {
         let rail = &self.queues[at].rail;
         match rail.device.port(rail.port) {
             Ok(port) if port.state != ffi::PORT_ACTIVE => {
-                format!("the port is {}: {}", port_state(port.state), port_hint(rail.is_ethernet))
+                format!(
+                    "the port is {}: {}",
+                    port_state(port.state),
+                    port_hint(rail.is_ethernet, rail.device.name(), rail.port)
+                )
             }
             _ => meaning_of(status).into(),
         }
@@ -63,8 +67,8 @@ impl RdmaLink {
             tracing::debug!("RDMA to rank {peer}: {device}:{port} has failed: {reason}");
         } else {
             tracing::warn!(
-                "RDMA to rank {peer}: a queue pair on {device}:{port} has failed ({reason}); {left} others \
-                 carry the rest"
+                "RDMA to rank {peer}: a queue pair on {device}:{port} has failed ({reason}); the others, {left} in \
+                 all, carry the rest"
             );
         }
         if is_over {

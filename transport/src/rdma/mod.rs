@@ -64,7 +64,8 @@ pub(crate) const MAX_QUEUES: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RdmaConfig {
     /// Devices and ports, as in `mlx5_0,mlx5_1:2`, the first of one rank with the first of the other and so
-    /// on; `none`: no RDMA; `None`: all ports that are up and as fast as the fastest.
+    /// on, at most 8; `none`: no RDMA; `None`: all ports that are up and as fast as the fastest. Those that are
+    /// down when a communicator is made are left out.
     pub devices: Option<String>,
     /// Index of the address in each port's table; `None`: one that routes.
     pub gid_index: Option<u32>,
@@ -80,7 +81,8 @@ pub struct RdmaConfig {
     pub retries: u8,
     /// How often it is sent again to a receiver that is not ready: 0 to 6.
     pub not_ready_retries: u8,
-    /// Queue pairs of a link for each pair of ports: several spread over a fabric's equal paths.
+    /// Queue pairs of a link for each pair of ports: several spread over a fabric's equal paths. A link has 16
+    /// in all at most.
     pub queue_pairs: u32,
 }
 
@@ -100,6 +102,16 @@ impl Default for RdmaConfig {
     }
 }
 
+impl RdmaConfig {
+    /// Whether a text can be the value of [`RdmaConfig::devices`].
+    ///
+    /// # Errors
+    /// [`RdmaError::Malformed`].
+    pub fn check_devices(text: &str) -> Result<(), RdmaError> {
+        rails::check(text)
+    }
+}
+
 /// Largest packet on a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mtu(u8);
@@ -116,7 +128,7 @@ impl FromStr for Mtu {
 
     fn from_str(text: &str) -> Result<Mtu, String> {
         let number = (1..=5).find(|number| mtu_bytes(*number).to_string() == text);
-        number.map(Mtu).ok_or_else(|| "it is one of 256, 512, 1024, 2048 and 4096".into())
+        number.map(Mtu).ok_or_else(|| format!("{text} is none of 256, 512, 1024, 2048 and 4096"))
     }
 }
 

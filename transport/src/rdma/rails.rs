@@ -75,6 +75,17 @@ struct Named {
     port: Option<u8>,
 }
 
+/// Whether a setting of devices can be read.
+///
+/// # Errors
+/// [`RdmaError::Malformed`].
+pub(super) fn check(text: &str) -> Result<(), RdmaError> {
+    match parse(Some(text)) {
+        Ok(_) | Err(RdmaError::Off) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The devices and ports of a setting; none named: all may be used.
 fn parse(text: Option<&str>) -> Result<Vec<Named>, RdmaError> {
     let Some(text) = text else { return Ok(Vec::new()) };
@@ -91,7 +102,7 @@ fn parse(text: Option<&str>) -> Result<Vec<Named>, RdmaError> {
                     Some(port.parse().ok().filter(|port| *port > 0).ok_or_else(malformed)?),
                 ),
             };
-            match device.is_empty() {
+            match device.is_empty() || device == "none" {
                 true => Err(malformed()),
                 false => Ok(Named { device: device.into(), port }),
             }
@@ -143,15 +154,65 @@ fn number_devices(rails: &mut [Rail]) {
 
 fn named_rails(named: &[Named], config: &RdmaConfig) -> Result<Vec<Rail>, RdmaError> {
     let mut devices = Devices::default();
-    let mut rails = Vec::new();
+    let (mut rails, mut reasons): (Vec<Rail>, Vec<RdmaError>) = (Vec::new(), Vec::new());
     for Named { device, port } in named {
         let device = devices.open(device)?;
-        let ports = port.map_or(1..=device.ports(), |port| port..=port);
-        for port in ports {
-            rails.push(rail(&device, port, config)?);
+        let count = device.ports();
+        if let Some(port) = port.filter(|port| *port > count) {
+            return Err(RdmaError::NoSuchPort { device: device.name().into(), port, count });
+        }
+        for port in port.map_or(1..=count, |port| port..=port) {
+            let is_twice = |rail: &Rail| rail.device.name() == device.name() && rail.port == port;
+            if rails.iter().any(is_twice) {
+                continue;
+            }
+            match rail(&device, port, config) {
+                Ok(rail) => rails.push(rail),
+                Err(error) => reasons.push(error),
+            }
         }
     }
+    if rails.is_empty() {
+        return Err(none_usable(reasons));
+    }
+    for reason in reasons {
+        tracing::warn!("RDMA goes without a port that RINGTREE_RDMA_DEVICES names: {reason}");
+    }
+    if rails.len() > MAX_RAILS {
+        tracing::warn!("RINGTREE_RDMA_DEVICES names {} ports; {MAX_RAILS} are used", rails.len());
+    }
     Ok(rails)
+}
+
+/// Why no port can be used, one line for all devices that cannot be opened for the same reason.
+fn none_usable(mut errors: Vec<RdmaError>) -> RdmaError {
+    let is_alike = |error: &RdmaError| match (error, errors.first()) {
+        (RdmaError::Open { reason, .. }, Some(RdmaError::Open { reason: first, .. })) => {
+            reason == first
+        }
+        _ => false,
+    };
+    if errors.len() > 1 && errors.iter().all(is_alike) {
+        let names: Vec<String> = errors.iter().filter_map(device_of).collect();
+        if let Some(RdmaError::Open { device, .. }) = errors.first_mut() {
+            *device = names.join(", ");
+        }
+        errors.truncate(1);
+    }
+    match errors.len() {
+        1 => errors.remove(0),
+        _ => {
+            let reasons = errors.iter().map(ToString::to_string).collect();
+            RdmaError::NoneUsable { reasons }
+        }
+    }
+}
+
+fn device_of(error: &RdmaError) -> Option<String> {
+    match error {
+        RdmaError::Open { device, .. } => Some(device.clone()),
+        _ => None,
+    }
 }
 
 fn every_rail(present: &[String], config: &RdmaConfig) -> Result<Vec<Rail>, RdmaError> {
@@ -176,14 +237,7 @@ fn every_rail(present: &[String], config: &RdmaConfig) -> Result<Vec<Rail>, Rdma
     let rate = |rail: &Rail| rate_gbit_per_s(Path::new(SYSFS), rail.device.name(), rail.port);
     let fastest = rails.iter().map(rate).fold(0.0, f64::max);
     rails.retain(|rail| rate(rail) >= fastest);
-    match (rails.is_empty(), &reasons[..]) {
-        (false, _) => Ok(rails),
-        (true, [reason]) => Err(reason.clone()),
-        (true, reasons) => {
-            let reasons = reasons.iter().map(ToString::to_string).collect();
-            Err(RdmaError::NoneUsable { reasons })
-        }
-    }
+    if rails.is_empty() { Err(none_usable(reasons)) } else { Ok(rails) }
 }
 
 /// Devices that were opened, each once.
@@ -209,7 +263,7 @@ fn rail(device: &Arc<Device>, port: u8, config: &RdmaConfig) -> Result<Rail, Rdm
             device: device.name().into(),
             port,
             state: port_state(attributes.state).into(),
-            hint: port_hint(is_ethernet),
+            hint: port_hint(is_ethernet, device.name(), port),
         });
     }
     let gids = gids(Path::new(SYSFS), device.name(), port);
@@ -252,12 +306,19 @@ pub(super) fn port_state(state: u32) -> &'static str {
 }
 
 /// What helps a port that is not active.
-pub(super) fn port_hint(is_ethernet: bool) -> &'static str {
-    if is_ethernet {
-        "check the cable and the switch, and bring its network interface up (`ip link set INTERFACE up`)"
-    } else {
-        "check the cable, and that a subnet manager runs in the fabric (opensm)"
+pub(super) fn port_hint(is_ethernet: bool, device: &str, port: u8) -> String {
+    if !is_ethernet {
+        return "check the cable, and that a subnet manager runs in the fabric (opensm)".into();
     }
+    let folder = port_folder(Path::new(SYSFS), device, port).join("gid_attrs/ndevs/0");
+    let interface = fs::read_to_string(folder).unwrap_or_default();
+    let interface = match interface.trim() {
+        "" => "INTERFACE",
+        name => name,
+    };
+    format!(
+        "check the cable and the switch, and that its network interface is up (`ip link set {interface} up`)"
+    )
 }
 
 /// An entry of a port's table of addresses.
@@ -333,7 +394,7 @@ mod tests {
             Ok(vec![named("mlx5_0", None), named("mlx5_1", Some(2))])
         );
         assert_eq!(parse(Some("none")), Err(RdmaError::Off));
-        for text in ["", "a,,b", "a:", "a:0", "a:x", ":1"] {
+        for text in ["", "none,a", "a,,b", "a:", "a:0", "a:x", ":1"] {
             let refused = parse(Some(text));
             assert_eq!(refused, Err(RdmaError::Malformed { text: text.into() }));
         }

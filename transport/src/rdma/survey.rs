@@ -25,7 +25,7 @@ pub struct PortFinding {
     /// Its state in words, and what helps if it is not active.
     pub state: &'static str,
     /// See [`PortFinding::state`].
-    pub remedy: Option<&'static str>,
+    pub remedy: Option<String>,
     /// Ethernet, not InfiniBand.
     pub is_ethernet: bool,
     /// Bytes of the largest packet that it takes now, and that it could take.
@@ -89,7 +89,7 @@ fn port(device: &str, number: u8, attributes: &ffi::PortAttributes) -> PortFindi
         device: device.into(),
         port: number,
         state: rails::port_state(attributes.state),
-        remedy: (!is_active).then(|| rails::port_hint(is_ethernet)),
+        remedy: (!is_active).then(|| rails::port_hint(is_ethernet, device, number)),
         is_ethernet,
         mtu_bytes: (bytes(attributes.active_mtu), bytes(attributes.max_mtu)),
         rate_gbit_per_s: rails::rate_gbit_per_s(sysfs, device, number),

@@ -230,7 +230,7 @@ impl Rdma {
             None => "InfiniBand".into(),
         };
         let state = port.state;
-        if let Some(remedy) = port.remedy {
+        if let Some(remedy) = &port.remedy {
             let seen = format!("{name} is {state}: {kind}");
             return vec![match is_included {
                 false => PORT.ok(seen + "; not named by RINGTREE_RDMA_DEVICES"),

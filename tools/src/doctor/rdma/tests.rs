@@ -192,7 +192,7 @@ fn ports_that_are_used_are_described() {
 fn a_port_that_is_down_is_switched_on_by_the_remedy() {
     const HINT: &str = "bring its network interface up (`ip link set INTERFACE up`)";
     let machine = host(&["mlx5_0", "mlx5_1"], &[]);
-    let down = || PortFinding { state: "down", remedy: Some(HINT), ..ethernet("mlx5_1") };
+    let down = || PortFinding { state: "down", remedy: Some(HINT.into()), ..ethernet("mlx5_1") };
     let seen = || vec![Seen::Port(ethernet("mlx5_0")), Seen::Port(down())];
     let findings = judge(&machine, by_default(), seen(), Ok(&["mlx5_0"]));
     let port = fault(&findings, "rdma-port");
