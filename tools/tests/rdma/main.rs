@@ -2,6 +2,8 @@
 //! tests. Times in it mean nothing; what is asserted is that everything arrives, what it took, and what is
 //! said when it does not.
 
+#![cfg(target_arch = "x86_64")]
+
 mod allocations;
 mod failures;
 mod jobs;
