@@ -282,6 +282,13 @@ impl Link {
         }
     }
 
+    /// Whether it is good to make offers a round ahead: where they take a while to the peer, which would have
+    /// sent by then what could have gone straight to its place.
+    #[inline]
+    pub fn offers_ahead(&self) -> bool {
+        matches!(self, Link::Rdma(_))
+    }
+
     /// Whether the next message of a channel, of operation `tag` and `len` bytes, goes to room that
     /// the peer has offered for it: then [`Link::reserve`] gives that room where it is mapped, and
     /// [`Link::post`] writes there. To be asked before its first byte is sent.

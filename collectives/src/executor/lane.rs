@@ -67,6 +67,11 @@ impl Lane {
         self.round >= rounds
     }
 
+    /// Whether no round of the lane is complete.
+    pub(super) fn is_first_round(&self) -> bool {
+        self.round == self.first
+    }
+
     /// The action in hand is complete.
     pub(super) fn finish_action(&mut self) {
         self.next += 1;

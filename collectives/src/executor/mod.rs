@@ -342,6 +342,8 @@ struct Offer {
     peer: u32,
     /// How many messages of the peer come before it in the round.
     ahead: u32,
+    /// How many it sends in a round.
+    a_round: u32,
     span: Span,
 }
 
@@ -359,13 +361,16 @@ fn offers(program: &Program) -> Vec<Offer> {
             (early, sources, program.destinations[first_destination as usize])
         {
             debug_assert_eq!(span, shape);
-            offers.push(Offer { peer, ahead: arrived[peer as usize], span });
+            offers.push(Offer { peer, ahead: arrived[peer as usize], a_round: 0, span });
         }
         for source in sources {
             if let Source::Arrival { peer } = *source {
                 arrived[peer as usize] += 1;
             }
         }
+    }
+    for offer in &mut offers {
+        offer.a_round = arrived[offer.peer as usize];
     }
     offers
 }

@@ -3,6 +3,7 @@
 use ringtree_plan::{Action, Destination, Source, Space, Span};
 use ringtree_transport::{Arrival, Channel, Link};
 
+use super::lane::Lane;
 use super::{Fault, Offer, Operation};
 use crate::reduce;
 
@@ -85,18 +86,41 @@ impl Operation {
     /// Tells the peers where the round's results are wanted.
     fn offer(&mut self, lane: usize, links: &mut [Option<Link>]) -> Result<(), Fault> {
         self.lanes[lane].has_offered = true;
-        let channel = self.lanes[lane].channel;
         for index in 0..self.offers.len() {
-            let Offer { peer, ahead, span } = self.offers[index];
-            let len = self.geometry.bytes(self.lanes[lane].round, span).len;
-            let into = self.address(lane, span);
-            // SAFETY: `start` vouched for the span until the operation is done or its links are
-            // dropped. The plan's proof says that everyone is done with it when the peer sends the
-            // message; the lane does not finish its round before it has come.
-            unsafe { link(links, peer).offer(channel, self.tag, ahead, into, len) }
-                .map_err(Fault::Link)?;
+            let offer = self.offers[index];
+            // Scratch belongs to the round in hand; a part of the output to one round alone.
+            let is_ahead =
+                offer.span.space == Space::Output && link(links, offer.peer).offers_ahead();
+            if !is_ahead || self.lanes[lane].is_first_round() {
+                self.offer_round(lane, offer, 0, links)?;
+            }
+            if is_ahead {
+                self.offer_round(lane, offer, 1, links)?;
+            }
         }
         Ok(())
+    }
+
+    /// Tells a peer where a message is wanted in the round in hand, or in so many rounds of the lane after it.
+    fn offer_round(
+        &mut self,
+        lane: usize,
+        Offer { peer, ahead, a_round, span }: Offer,
+        later: u32,
+        links: &mut [Option<Link>],
+    ) -> Result<(), Fault> {
+        let Lane { round, channel, .. } = self.lanes[lane];
+        let round = round + u64::from(later) * self.lanes.len() as u64;
+        if round >= self.geometry.rounds() {
+            return Ok(());
+        }
+        let ahead = ahead + later * a_round;
+        let len = self.geometry.bytes(round, span).len;
+        let into = self.address_in(round, lane, span);
+        // SAFETY: `start` vouched for the span until the operation is done or its links are
+        // dropped. The plan's proof says that everyone is done with it when the peer sends the
+        // message; the lane does not finish that round before it has come.
+        unsafe { link(links, peer).offer(channel, self.tag, ahead, into, len) }.map_err(Fault::Link)
     }
 
     fn flush(&mut self, lane: usize, span: Span, links: &mut [Option<Link>]) -> Outcome {
@@ -432,7 +456,12 @@ impl Operation {
     /// First byte of a span in the lane's round.
     #[inline]
     pub(super) fn address(&mut self, lane: usize, span: Span) -> *mut u8 {
-        let offset = self.geometry.bytes(self.lanes[lane].round, span).offset;
+        self.address_in(self.lanes[lane].round, lane, span)
+    }
+
+    #[inline]
+    fn address_in(&mut self, round: u64, lane: usize, span: Span) -> *mut u8 {
+        let offset = self.geometry.bytes(round, span).offset;
         match span.space {
             Space::Input => self.input.cast_mut().wrapping_add(offset),
             Space::Output => self.output.wrapping_add(offset),

@@ -62,13 +62,11 @@ fn an_all_reduce_of_registered_memory_copies_nothing_and_sends_the_least() {
         assert_eq!(payload, 2 * u64::from(ranks - 1) * BYTES, "{all}");
         assert!(sum(|c| c.wire_bytes) <= payload + payload / 200, "headers: {all}");
         assert_eq!(sum(|c| c.copied_bytes), 0, "{all}");
-        // The second half of a ring goes to where it stays, as far as the receiver had begun the round.
+        // The second half of a ring goes to where it stays, as far as the receiver is not behind by more than
+        // a round.
         let direct = sum(|c| c.direct_bytes);
         println!("{ranks} ranks: {direct} of {payload} bytes went straight to their places");
-        assert!(
-            if ranks == 2 { 2 * direct > payload - payload / 10 } else { 3 * direct > payload },
-            "{all}"
-        );
+        assert!(2 * direct > payload - payload / 6, "{all}");
         // A slice of 64 KiB each, which is sent on as soon as it is reduced, and an offer for each part of
         // the buffer that goes straight; credits go with the slices.
         let slices = payload as f64 / f64::from(64 << 10);
