@@ -60,6 +60,30 @@ pub struct Arrival {
     pub tag: Tag,
 }
 
+impl Arrival {
+    /// Copies what `room` bytes hold of it, if it is of operation `tag`. Returns how many bytes that are, and
+    /// whether its message has ended with them; `None` where nothing of it may be consumed.
+    ///
+    /// # Safety
+    /// It is not released, and `into .. into + room` must be writable; that may be where it lies already, as
+    /// what was offered for it.
+    #[inline]
+    pub(crate) unsafe fn copy_to(
+        &self,
+        tag: Tag,
+        into: *mut u8,
+        room: usize,
+    ) -> Option<(usize, bool)> {
+        if self.tag != tag || (room == 0 && self.len > 0) {
+            return None;
+        }
+        let part = self.len.min(room);
+        // SAFETY: the arrival has `part` bytes, and the caller promises room for them.
+        unsafe { std::ptr::copy(self.data, into, part) };
+        Some((part, self.last && part == self.len))
+    }
+}
+
 /// Room for one slice in the peer's slots.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {

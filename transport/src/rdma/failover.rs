@@ -12,10 +12,11 @@
 use std::time::Instant;
 
 use super::arena::Place;
+use super::control::State as ControlState;
 use super::error::meaning_of;
 use super::ffi;
 use super::frame::Body;
-use super::link::RdmaLink;
+use super::link::{RdmaLink, SENSELESS};
 use super::queue::{State, Work};
 use super::rails::{port_hint, port_state};
 use super::sending::KEPT;
@@ -56,7 +57,9 @@ impl RdmaLink {
     fn end_queue(&mut self, at: usize, reason: String) {
         self.queues[at].state = State::Ending;
         // Whoever left in good order takes his queue pairs with him.
-        self.control.take_in(&mut self.foreign);
+        if self.control.take_in(&mut self.foreign) == ControlState::Broken {
+            self.protocol(SENSELESS);
+        }
         let has_left = self.control.has_ended();
         let ended = self.queues[at].pair.end();
         let rail = &self.queues[at].rail;

@@ -23,6 +23,9 @@ use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, Tag, TransportKind};
 /// Polls in vain after which the control connection is looked at: that is a call of the kernel.
 const POLLS_A_LOOK: u32 = 256;
 
+/// What is wrong with a peer whose control connection says what no correct peer says.
+pub(super) const SENSELESS: &str = "what it told over the control connection makes no sense";
+
 /// How long a link whose queue pairs have all failed waits for the control connection to tell whether the
 /// peer is gone: its kernel may end the queue pairs first.
 const END_GRACE: Duration = Duration::from_millis(300);
@@ -295,7 +298,8 @@ impl RdmaLink {
             self.looks = 0;
         } else {
             self.looks += 1;
-            if self.looks.is_multiple_of(POLLS_A_LOOK) || self.failing.is_some() {
+            if self.looks >= POLLS_A_LOOK || self.failing.is_some() {
+                self.looks = 0;
                 moved = self.look_at_control()?;
             }
         }
@@ -312,9 +316,7 @@ impl RdmaLink {
         match self.control.take_in(&mut self.foreign) {
             ControlState::Open => {}
             ControlState::Broken => {
-                return Err(
-                    self.protocol("what it told over the control connection makes no sense")
-                );
+                return Err(self.protocol(SENSELESS));
             }
             // What it has sent before is in the queues.
             ControlState::Ended if self.end.is_none() => {

@@ -50,7 +50,8 @@ pub(crate) use establish::{Pairing, RailAddress};
 pub use link::{Counters, RdmaLink};
 pub(crate) use memory::Regions;
 pub(crate) use rails::MAX_RAILS;
-pub use rails::{Rail, gid_text, mtu_bytes};
+pub use rails::Rail;
+use rails::mtu_bytes;
 pub use survey::{Finding, PortFinding, survey};
 
 /// Payload bytes of one slice at most. At 400 Gbit/s it takes 1.3 us, so that a few cover the way there and

@@ -180,16 +180,12 @@ impl RdmaLink {
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             };
-            if arrival.tag != tag || (done == len && arrival.len > 0) {
-                break;
-            }
-            let part = arrival.len.min(len - done);
-            // SAFETY: the arrival has `part` bytes and `into` has room for them; it may be what was
-            // offered for this message.
-            unsafe { std::ptr::copy(arrival.data, into.add(done), part) };
+            // SAFETY: `into` has room for `len` bytes.
+            let copied = unsafe { arrival.copy_to(tag, into.add(done), len - done) };
+            let Some((part, ended)) = copied else { break };
             self.release(channel, part)?;
             done += part;
-            if arrival.last && part == arrival.len {
+            if ended {
                 return Ok((done, true));
             }
         }
