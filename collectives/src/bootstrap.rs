@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -319,6 +320,8 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         encrypts: false,
         attach: Attach::Auto,
         rdma: RdmaConfig::default(),
+        // Of the process, as the driver is.
+        cuda_library: std::env::var_os("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
         reproducible: false,
         costs: Costs::default(),
         tuning: Tuning::Off,

@@ -14,6 +14,7 @@ use ringtree_transport::wait::restore_slices;
 
 use crate::bootstrap::{self, Joined, Origin};
 use crate::control::Control;
+use crate::device::Signals;
 use crate::engine::{self, Engine};
 use crate::hosting::Hosted;
 use crate::memory::{Memory, Registered, Registrable};
@@ -84,6 +85,8 @@ pub(crate) struct Inner {
     control: Arc<Control>,
     settings: Settings,
     origin: Origin,
+    /// What streams of GPUs wait by, one for each.
+    signals: Signals,
     /// How often it was split.
     splits: AtomicU64,
     /// What keeps the rendezvous where it is, as far as that is this process's business; dropped after the
@@ -102,6 +105,10 @@ impl Inner {
 
     pub(crate) fn engine(&self) -> &Mutex<Engine> {
         &self.engine
+    }
+
+    pub(crate) fn signals(&self) -> &Signals {
+        &self.signals
     }
 }
 
@@ -161,6 +168,7 @@ impl Communicator {
             control: joined.control,
             settings: joined.settings,
             origin: joined.origin,
+            signals: Signals::default(),
             splits: AtomicU64::new(0),
             _host: host,
         });
@@ -350,6 +358,10 @@ impl Communicator {
 
     pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
         self.owner.progress.turn(&self.inner.engine)
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.inner.settings
     }
 
     pub(crate) fn algorithm(&self) -> Option<Algorithm> {

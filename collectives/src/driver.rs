@@ -13,11 +13,15 @@ use crate::Error;
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Suspicion,
 };
+use crate::device::Pins;
 use crate::engine::Wiring;
-use crate::executor::{Fault, Operation, Status};
+use crate::executor::{Fault, Operation, Staged, Status};
 
 /// An operation that has not moved for so long tells the arbiter.
 const STALL: Duration = Duration::from_millis(100);
+
+/// How long a thread sleeps that waits for a device, until it looks again: a slice takes about as long.
+const DEVICE_LOOK: Duration = Duration::from_micros(20);
 
 /// How long a rank waits for the arbiter's verdict once it knows that something is wrong.
 const VERDICT_WAIT: Duration = Duration::from_secs(3);
@@ -44,6 +48,36 @@ pub(crate) trait Driven {
 
     /// Whom that one waits for.
     fn waiting_for(&self) -> Vec<u32>;
+
+    /// Whether it waits for a device, of which nothing tells but another look.
+    fn waits_for_device(&self) -> bool {
+        false
+    }
+}
+
+/// One operation on a GPU.
+pub(crate) struct OnDevice<'a> {
+    pub(crate) operation: &'a mut Staged,
+    pub(crate) pins: &'a Pins,
+    pub(crate) named: Named,
+}
+
+impl Driven for OnDevice<'_> {
+    fn poll(&mut self, links: &mut [Option<Link>]) -> Result<Status, (Fault, Named)> {
+        self.operation.poll(links, self.pins).map_err(|fault| (fault, self.named))
+    }
+
+    fn named(&self) -> Named {
+        self.named
+    }
+
+    fn waiting_for(&self) -> Vec<u32> {
+        self.operation.waiting_for()
+    }
+
+    fn waits_for_device(&self) -> bool {
+        self.operation.waits_for_device()
+    }
 }
 
 /// One operation.
@@ -151,6 +185,10 @@ impl Driver {
             }
             if self.policy.next(&mut wait.looks) == Stage::Sleep {
                 let longest = self.watch(&mut wait, driven)?;
+                if driven.waits_for_device() {
+                    std::thread::sleep(DEVICE_LOOK);
+                    continue;
+                }
                 let mut fault = None;
                 let poll = |links: &mut [Option<Link>]| {
                     take_in(links);
@@ -214,7 +252,7 @@ impl Driver {
     }
 
     /// Tells the arbiter of a fault and waits for what it decides.
-    fn report(&mut self, fault: Fault, operation: Named) -> Error {
+    pub(crate) fn report(&mut self, fault: Fault, operation: Named) -> Error {
         match fault {
             Fault::Link(error) => {
                 let peer = error.peer();
@@ -233,6 +271,10 @@ impl Driver {
                     peer_digest: theirs.digest,
                 });
                 self.verdict_or_timeout(operation, vec![peer], VERDICT_WAIT)
+            }
+            Fault::Device(error) => {
+                self.control.abort(&format!("in {operation} its GPU failed: {error}"));
+                self.verdict_or(Error::Device(Arc::new(error)))
             }
             Fault::Length { peer, expected_bytes } => {
                 self.control.abort(&format!(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringtree_transport::LinkError;
+use ringtree_transport::cuda::CudaError;
 use ringtree_transport::endpoint::EndpointError;
 use ringtree_transport::rendezvous::StoreError;
 
@@ -37,6 +38,9 @@ pub enum Error {
     /// Memory or descriptors have run out.
     #[error("memory: {0}")]
     Memory(Arc<io::Error>),
+    /// A GPU failed, or there is none.
+    #[error("{0}")]
+    Device(Arc<CudaError>),
     /// A panic ended an operation half-way, in this library or in a buffer's own code.
     #[error("an operation panicked")]
     Panicked,
@@ -101,6 +105,12 @@ impl From<ControlError> for Error {
 impl From<EndpointError> for Error {
     fn from(error: EndpointError) -> Error {
         Error::Endpoint(Arc::new(error))
+    }
+}
+
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Error {
+        Error::Device(Arc::new(error))
     }
 }
 

@@ -21,6 +21,7 @@ mod calls;
 mod communicator;
 pub mod control;
 mod costs;
+pub mod device;
 mod digest;
 mod driver;
 mod engine;

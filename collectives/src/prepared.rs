@@ -4,13 +4,13 @@
 use std::borrow::Cow;
 
 use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
-use ringtree_transport::POINT_TO_POINT;
+use ringtree_transport::{Channel, POINT_TO_POINT};
 use rustc_hash::FxHashMap;
 
 use crate::control::Stream;
 use crate::digest::{fnv1a, fold};
 use crate::engine::Wiring;
-use crate::executor::{Extent, Operation};
+use crate::executor::{Extent, Operation, Schedule};
 use crate::record::{CallKind, CallRecord};
 use crate::selection::{self, Choice, Shape};
 use crate::{Algorithm, DataType, Factor, Op};
@@ -214,8 +214,37 @@ impl Prepared {
     }
 }
 
-/// Chooses how to carry a call out, plans and lowers it.
+/// How a call is carried out: what its operation is made of, wherever its memory is.
+pub(crate) struct Planned {
+    /// What peers and errors see of it.
+    pub(crate) record: CallRecord,
+    pub(crate) program: Program,
+    pub(crate) op: Op,
+    pub(crate) extent: Extent,
+    pub(crate) schedule: Schedule,
+    pub(crate) channel: Channel,
+    /// The program is one small exchange.
+    pub(crate) is_exchange: bool,
+    /// See [`Entry::runs`].
+    pub(crate) runs: u32,
+    pub(crate) part: Part,
+}
+
+/// A call's operation on memory of the host.
 pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Entry {
+    let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
+        plan(call, rank, hosts, shape);
+    let digest = record.digest();
+    let mut operation =
+        Operation::new(program, call.data_type, op, extent, schedule, channel, digest);
+    if is_exchange {
+        operation.exchange_at_once();
+    }
+    Entry { call: *call, record, operation, part, runs }
+}
+
+/// Chooses how to carry a call out, plans and lowers it.
+pub(crate) fn plan(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Planned {
     let collective = call.kind.collective(call.root);
     let block_bytes = call.count * call.data_type.size_bytes() as u64;
     let (extent, bytes) = match collective {
@@ -253,16 +282,17 @@ pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Ent
         }
         None => (point_to_point(call.stream, rank, shape.ranks), selection::WHOLE, POINT_TO_POINT),
     };
-    let op = call.op.unwrap_or(Op::Sum);
-    let digest = record.digest();
-    let mut operation =
-        Operation::new(program, call.data_type, op, extent, schedule, channel, digest);
-    if choice.is_some_and(|(_, choice)| choice.algorithm.is_one_exchange()) {
-        operation.exchange_at_once();
+    Planned {
+        record,
+        program,
+        op: call.op.unwrap_or(Op::Sum),
+        extent,
+        schedule,
+        channel,
+        is_exchange: choice.is_some_and(|(_, choice)| choice.algorithm.is_one_exchange()),
+        runs: choice.map_or(1, |(collective, choice)| choice.algorithm.runs_per_call(collective)),
+        part: Part::of(collective, rank, shape.ranks, block_bytes as usize),
     }
-    let runs = choice.map_or(1, |(collective, choice)| choice.algorithm.runs_per_call(collective));
-    let part = Part::of(collective, rank, shape.ranks, block_bytes as usize);
-    Entry { call: *call, record, operation, part, runs }
 }
 
 /// One message to or from a peer.

@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 mod credit;
+pub mod cuda;
 pub mod endpoint;
 mod fields;
 pub mod host_port;
@@ -26,5 +27,5 @@ pub mod wait;
 
 pub use link::{
     Arrival, CHANNELS, Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, MAX_LANES, POINT_TO_POINT,
-    Slot, Tag, TransportKind,
+    Slot, SlotMemory, Tag, TransportKind,
 };

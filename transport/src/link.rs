@@ -93,6 +93,17 @@ pub struct Slot {
     pub len: usize,
 }
 
+/// Memory of this process that a link's slots lie in, whole pages.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotMemory {
+    /// First byte.
+    pub start: *mut u8,
+    /// How long it is.
+    pub len_bytes: usize,
+    /// Whether this process writes there.
+    pub is_writable: bool,
+}
+
 /// Which transport made a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TransportKind {
@@ -514,6 +525,17 @@ impl Link {
         match self {
             Link::Shm(link) => link.peer_process(),
             Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => None,
+        }
+    }
+
+    /// Where its slots lie, as long as it lives: what [`Link::reserve`] gives, and what [`Link::arrival`] shows unless
+    /// it is of a loan.
+    pub fn slot_memory(&self) -> Vec<SlotMemory> {
+        match self {
+            Link::Shm(link) => link.slot_memory(),
+            Link::Rdma(link) => link.slot_memory(),
+            // Its slots come and go.
+            Link::Tcp(_) | Link::Sim(_) => Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::prepared::{Call, Part};
 
 /// How long the buffers of a call are, in elements.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Lengths {
+pub(crate) enum Lengths {
     /// One buffer, read and written, with all blocks where there are blocks.
     InPlace(usize),
     /// A buffer to read and one to write.
@@ -21,7 +21,7 @@ impl Lengths {
     /// # Errors
     /// [`Error::Argument`].
     #[inline]
-    pub(super) fn check(self, call: &Call, rank: u32, ranks: u32) -> Result<(), Error> {
+    pub(crate) fn check(self, call: &Call, rank: u32, ranks: u32) -> Result<(), Error> {
         let collective = call.kind.collective(call.root);
         let count = call.count as usize;
         let Part { input, output, .. } = Part::of(collective, rank, ranks, count);

@@ -20,29 +20,29 @@ use crate::control::Stream;
 use crate::prepared::Call;
 use crate::record::CallKind;
 use crate::{Algorithm, Collective, DataType, Element, Error, Op};
-use lengths::Lengths;
+pub(crate) use lengths::Lengths;
 
 /// No root.
 const NO_ROOT: u32 = u32::MAX;
 
 /// What is asked for, before it is known of how much.
 #[derive(Clone, Copy)]
-struct Asked {
+pub(crate) struct Asked {
     kind: CallKind,
     op: Option<Op>,
     root: u32,
 }
 
 impl Asked {
-    const fn of(kind: CallKind) -> Asked {
+    pub(crate) const fn of(kind: CallKind) -> Asked {
         Asked { kind, op: None, root: NO_ROOT }
     }
 
-    const fn by(self, op: Op) -> Asked {
+    pub(crate) const fn by(self, op: Op) -> Asked {
         Asked { op: Some(op), ..self }
     }
 
-    const fn rooted(self, root: u32) -> Asked {
+    pub(crate) const fn rooted(self, root: u32) -> Asked {
         Asked { root, ..self }
     }
 }
@@ -50,7 +50,11 @@ impl Asked {
 impl Communicator {
     /// The call on one buffer of `length` elements, all blocks of all ranks where there are blocks.
     #[inline]
-    fn call_in_place<T: Element>(&self, asked: Asked, length: usize) -> Result<Call, Error> {
+    pub(crate) fn call_in_place<T: Element>(
+        &self,
+        asked: Asked,
+        length: usize,
+    ) -> Result<Call, Error> {
         let is_of_blocks = matches!(asked.kind, CallKind::AllGather | CallKind::ReduceScatter);
         let count = if is_of_blocks { self.block(length)? } else { length };
         self.call(asked, T::DATA_TYPE, count)
@@ -58,7 +62,7 @@ impl Communicator {
 
     /// The call from one buffer into another.
     #[inline]
-    fn call_into<T: Element>(
+    pub(crate) fn call_into<T: Element>(
         &self,
         asked: Asked,
         input: usize,
@@ -129,11 +133,11 @@ impl Communicator {
         Error::Argument(format!("root {root} is no rank: ranks are 0 to {last}"))
     }
 
-    fn send_call<T: Element>(&self, count: usize, to: u32) -> Result<Call, Error> {
+    pub(crate) fn send_call<T: Element>(&self, count: usize, to: u32) -> Result<Call, Error> {
         self.point_to_point::<T>(Stream::SendTo(to), count, to)
     }
 
-    fn receive_call<T: Element>(&self, count: usize, from: u32) -> Result<Call, Error> {
+    pub(crate) fn receive_call<T: Element>(&self, count: usize, from: u32) -> Result<Call, Error> {
         self.point_to_point::<T>(Stream::ReceiveFrom(from), count, from)
     }
 

@@ -9,12 +9,15 @@ mod exchange;
 mod geometry;
 mod lane;
 mod moves;
+mod staged;
 #[cfg(test)]
 mod tests;
 
 pub use geometry::{ByteSpan, Extent, Geometry};
+pub(crate) use staged::Staged;
 
 use ringtree_plan::{Action, Destination, Program, Source, Span};
+use ringtree_transport::cuda::CudaError;
 use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
 
 use crate::reduce::{self, Kernel};
@@ -67,6 +70,8 @@ pub enum Fault {
         /// What this rank expects.
         expected_bytes: usize,
     },
+    /// This rank's GPU failed.
+    Device(CudaError),
 }
 
 /// A program with its memory, ready to run any number of times.

@@ -8,6 +8,7 @@ mod variables;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
@@ -119,6 +120,7 @@ pub struct Origins {
 ///     encrypts: false,
 ///     attach: Attach::Auto,
 ///     rdma: RdmaConfig::default(),
+///     cuda_library: None,
 ///     reproducible: false,
 ///     costs: Costs::default(),
 ///     tuning: Tuning::Off,
@@ -167,6 +169,9 @@ pub struct Settings {
     pub attach: Attach,
     /// How RDMA is used, if it may be.
     pub rdma: RdmaConfig,
+    /// The CUDA driver's library, which is opened when a GPU is first asked for; `None`: the one that the system
+    /// finds.
+    pub cuda_library: Option<PathBuf>,
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
@@ -236,6 +241,7 @@ impl Settings {
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
             attach: env.attach()?,
             rdma: env.rdma()?,
+            cuda_library: env.get("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
             costs: Costs::default(),
             tuning: env.tuning()?,

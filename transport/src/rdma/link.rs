@@ -18,7 +18,7 @@ use super::send_channel::{Piece, SendChannel};
 use super::{Rdma, RdmaError};
 use crate::credit::Credits;
 use crate::memory::Registration;
-use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, Tag, TransportKind};
+use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, SlotMemory, Tag, TransportKind};
 
 /// Polls in vain after which the control connection is looked at: that is a call of the kernel.
 const POLLS_A_LOOK: u32 = 256;
@@ -177,6 +177,16 @@ pub(super) struct Parts {
 }
 
 impl RdmaLink {
+    /// The arenas: the peer writes to one, and this side sends from the other.
+    pub(crate) fn slot_memory(&self) -> Vec<SlotMemory> {
+        let memory = |arena: &Arena| SlotMemory {
+            start: arena.start(),
+            len_bytes: arena.len_bytes(),
+            is_writable: true,
+        };
+        vec![memory(&self.landing.arena), memory(&self.staging.arena)]
+    }
+
     pub(super) fn new(peer: u32, rdma: Arc<Rdma>, parts: Parts, control: Control) -> RdmaLink {
         let Parts { queues, landing, staging, remote } = parts;
         RdmaLink {

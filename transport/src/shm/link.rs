@@ -19,7 +19,9 @@ use super::slots::{Room, SlotPool};
 use super::writer::{SlotWriter, Way};
 use crate::memory::{Registration, SharedMemory};
 use crate::process::PidFd;
-use crate::{CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, Tag, TransportKind};
+use crate::{
+    CHANNELS, Channel, LinkError, MAX_LANES, POINT_TO_POINT, Slot, SlotMemory, Tag, TransportKind,
+};
 
 /// Slots kept for send and receive; the lanes divide the others.
 pub(super) const POINT_TO_POINT_SLOTS: usize = 4;
@@ -82,6 +84,16 @@ pub struct ShmLink {
 unsafe impl Send for ShmLink {}
 
 impl ShmLink {
+    /// Where slots and lines lie: this side writes its own half, and reads the peer's.
+    pub(crate) fn slot_memory(&self) -> Vec<SlotMemory> {
+        let memory = |half: &SharedMemory, is_writable| SlotMemory {
+            start: half.start(),
+            len_bytes: half.len_bytes(),
+            is_writable,
+        };
+        vec![memory(&self.mine, true), memory(&self.theirs, false)]
+    }
+
     /// A link over memory that both sides have mapped.
     pub(super) fn new(
         peer: u32,

@@ -1,6 +1,8 @@
 //! The part of a communicator that one thread at a time drives: its links, its prepared
 //! operations, and the wait for them.
 
+mod device;
+
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,10 +20,14 @@ use crate::reduce::{self, Pass};
 use crate::selection::Shape;
 use crate::together::{Together, Waiting};
 use crate::{Error, Factor, Op};
+use device::DeviceEngine;
+pub(crate) use device::DevicePlace;
 
 /// See the file's description.
 #[derive(Debug)]
 pub(crate) struct Engine {
+    /// Before the links, whose memory it locks.
+    devices: Vec<DeviceEngine>,
     wiring: Wiring,
     driver: Driver,
     prepared: Prepared,
@@ -74,6 +80,7 @@ impl Engine {
     pub(crate) fn new(wiring: Wiring, driver: Driver, shape: Shape) -> Engine {
         let ranks = wiring.addresses.len();
         Engine {
+            devices: Vec::new(),
             wiring,
             driver,
             prepared: Prepared::default(),
@@ -324,6 +331,7 @@ impl Engine {
         self.driver.control.leave();
         // Parts that were split off may live on for long.
         (self.prepared, self.pack) = (Prepared::default(), Vec::new());
+        self.devices.clear();
         let deadline = Instant::now() + Duration::from_secs(1);
         for link in self.wiring.links.iter_mut().filter_map(Option::take) {
             if self.failed.is_none() {
@@ -375,6 +383,7 @@ impl Engine {
     fn fail(&mut self, error: Error) -> Error {
         let verdict = self.driver.abort.verdict().map(Error::Verdict);
         let error = verdict.unwrap_or(error);
+        self.devices.clear();
         drop_all(&mut self.wiring.links);
         self.failed = Some(error.clone());
         error

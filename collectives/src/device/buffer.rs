@@ -1,0 +1,148 @@
+//! Buffers on GPUs: what the library allocates, and what the program has.
+
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use ringtree_transport::cuda::{self, Device, DeviceAddress, Stream};
+
+use crate::{Element, Error};
+
+/// Elements on a GPU, for the calls of [`OnStream`](super::OnStream).
+///
+/// # Safety
+/// What [`DeviceBuffer::span`] names must be memory of a GPU with room for that many elements, which stays until
+/// `keep` is dropped, or, where that is nothing, until what was queued on it before is done.
+pub unsafe trait DeviceBuffer<T: Element> {
+    /// Where the elements are.
+    fn span(&self) -> DeviceSpan;
+}
+
+/// Where the elements of a [`DeviceBuffer`] are.
+#[derive(Clone)]
+pub struct DeviceSpan {
+    /// The first one.
+    pub address: DeviceAddress,
+    /// How many.
+    pub count: usize,
+    /// Keeps them, where something must.
+    pub keep: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// `count` elements of memory that the library has allocated on a GPU. Made by
+/// [`Communicator::alloc_device`](crate::Communicator::alloc_device).
+pub struct DeviceMemory<T> {
+    memory: Arc<cuda::DeviceMemory>,
+    count: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> DeviceMemory<T> {
+    pub(crate) fn alloc(device: &Device, count: usize) -> Result<DeviceMemory<T>, Error> {
+        let len_bytes = count.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let memory = Arc::new(cuda::DeviceMemory::alloc(device, len_bytes)?);
+        Ok(DeviceMemory { memory, count, element: PhantomData })
+    }
+
+    /// How many elements it has.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        self.memory.device()
+    }
+
+    /// Its first element, for kernels of the program's own.
+    pub fn address(&self) -> DeviceAddress {
+        self.memory.address()
+    }
+
+    /// Copies all of its elements from the host, behind what is queued in the stream, and waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are more elements, or fewer; or what the driver says.
+    pub fn write(&mut self, stream: &Stream, elements: &[T]) -> Result<(), Error> {
+        self.check(elements.len())?;
+        if !elements.is_empty() {
+            let (from, len_bytes) = (elements.as_ptr().cast(), size_of_val(elements));
+            // SAFETY: both have as many bytes, and stay until the stream is through with them, below.
+            unsafe { stream.copy_to_device(self.address(), from, len_bytes)? };
+        }
+        Ok(stream.synchronize()?)
+    }
+
+    /// Copies all of its elements to the host, behind what is queued in the stream, and waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is room for more elements, or fewer; or what the driver says.
+    pub fn read(&self, stream: &Stream, elements: &mut [T]) -> Result<(), Error> {
+        self.check(elements.len())?;
+        if !elements.is_empty() {
+            let (into, len_bytes) = (elements.as_mut_ptr().cast(), size_of_val(elements));
+            // SAFETY: both have as many bytes, and stay until the stream is through with them, below; any bytes are
+            // elements.
+            unsafe { stream.copy_to_host(into, self.address(), len_bytes)? };
+        }
+        Ok(stream.synchronize()?)
+    }
+
+    fn check(&self, count: usize) -> Result<(), Error> {
+        if count == self.count {
+            return Ok(());
+        }
+        let whole = self.count;
+        Err(Error::Argument(format!(
+            "the buffer has {whole} elements, and that of the host {count}"
+        )))
+    }
+}
+
+// SAFETY: the span is the allocation's, which it keeps.
+unsafe impl<T: Element> DeviceBuffer<T> for DeviceMemory<T> {
+    fn span(&self) -> DeviceSpan {
+        DeviceSpan { address: self.address(), count: self.count, keep: Some(self.memory.clone()) }
+    }
+}
+
+impl<T> fmt::Debug for DeviceMemory<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceMemory")
+            .field("device", self.memory.device())
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Elements on a GPU that are somebody else's: a part of a buffer, or memory that another library allocated.
+#[derive(Clone, Copy, Debug)]
+pub struct DevicePointer<T> {
+    address: DeviceAddress,
+    count: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> DevicePointer<T> {
+    /// The `count` elements from an address (a `CUdeviceptr`) on.
+    ///
+    /// # Safety
+    /// They must be memory of the GPU whose streams it is used on, and stay until what was queued on them is done;
+    /// nothing else may write them, nor read what is written to them, meanwhile.
+    pub unsafe fn new(address: DeviceAddress, count: usize) -> DevicePointer<T> {
+        DevicePointer { address, count, element: PhantomData }
+    }
+}
+
+// SAFETY: who made it vouches for it.
+unsafe impl<T: Element> DeviceBuffer<T> for DevicePointer<T> {
+    fn span(&self) -> DeviceSpan {
+        DeviceSpan { address: self.address, count: self.count, keep: None }
+    }
+}

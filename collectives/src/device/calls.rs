@@ -1,0 +1,343 @@
+//! Calls on buffers of a GPU, which are queued in a stream.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use ringtree_transport::cuda::{Device, Event, Stream};
+
+use super::signal::Done;
+use super::{DeviceBuffer, DeviceMemory, DeviceSpan};
+use crate::calls::{Asked, Lengths};
+use crate::engine::{DevicePlace, Engine};
+use crate::prepared::Call;
+use crate::progress::Pending;
+use crate::record::CallKind;
+use crate::{Communicator, Element, Error, Op};
+
+impl Communicator {
+    /// The GPU with a number, among those that the driver shows to this process.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: there is no driver, or no such GPU.
+    pub fn device(&self, ordinal: u32) -> Result<Device, Error> {
+        Ok(Device::open(ordinal, self.settings().cuda_library.as_deref())?)
+    }
+
+    /// Memory for `count` elements on a GPU; what it holds at first is undefined.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: the GPU has no room, or what the driver says. The communicator goes on.
+    pub fn alloc_device<T: Element>(
+        &self,
+        device: &Device,
+        count: usize,
+    ) -> Result<DeviceMemory<T>, Error> {
+        DeviceMemory::alloc(device, count)
+    }
+
+    /// The communicator's calls on buffers of a stream's GPU, in the order of the stream: a call begins when the GPU
+    /// has done what was queued there before, and what is queued later finds its result.
+    pub fn on<'a>(&'a self, stream: &'a Stream) -> OnStream<'a> {
+        OnStream { communicator: self, stream }
+    }
+}
+
+/// The calls of a communicator on buffers of a GPU: see [`Communicator::on`].
+///
+/// A call queues and returns. Buffers that the library has allocated may be dropped then; others stay as long as what
+/// is queued on them. Nothing waits for the device as a whole. Calls of one communicator are made in the same order on
+/// all ranks, whichever stream they are queued in, and run one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct OnStream<'a> {
+    communicator: &'a Communicator,
+    stream: &'a Stream,
+}
+
+/// A call that was queued. It may be dropped: what goes wrong then shows at the next call, and the stream goes on.
+#[derive(Debug)]
+pub struct Queued(Pending<Job>);
+
+impl Queued {
+    /// Waits until the call is done.
+    ///
+    /// # Errors
+    /// See [`Error`]. What the buffers hold is neither input nor result then.
+    pub fn wait(self) -> Result<(), Error> {
+        self.0.wait().map(|_| ())
+    }
+}
+
+/// What the progress thread needs of a call.
+#[derive(Debug)]
+struct Job {
+    device: Device,
+    /// When the stream has come to the call.
+    ready: Event,
+    place: DevicePlace,
+    done: Done,
+    _keep: Keep,
+}
+
+/// What keeps the buffers.
+struct Keep {
+    _buffers: [Option<Arc<dyn Any + Send + Sync>>; 2],
+}
+
+impl std::fmt::Debug for Keep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keep")
+    }
+}
+
+impl OnStream<'_> {
+    /// As [`Communicator::all_reduce`].
+    ///
+    /// # Errors
+    /// See [`Error`]; what goes wrong later, [`Queued::wait`] tells.
+    pub fn all_reduce<T: Element>(
+        &self,
+        buffer: &mut impl DeviceBuffer<T>,
+        op: Op,
+    ) -> Result<Queued, Error> {
+        self.in_place(Asked::of(CallKind::AllReduce).by(op), buffer)
+    }
+
+    /// As [`Communicator::all_reduce_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn all_reduce_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+        op: Op,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::AllReduce).by(op), input, output)
+    }
+
+    /// As [`Communicator::broadcast`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn broadcast<T: Element>(
+        &self,
+        buffer: &mut impl DeviceBuffer<T>,
+        root: u32,
+    ) -> Result<Queued, Error> {
+        self.in_place(Asked::of(CallKind::Broadcast).rooted(root), buffer)
+    }
+
+    /// As [`Communicator::broadcast_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn broadcast_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+        root: u32,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::Broadcast).rooted(root), input, output)
+    }
+
+    /// As [`Communicator::reduce`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn reduce<T: Element>(
+        &self,
+        buffer: &mut impl DeviceBuffer<T>,
+        op: Op,
+        root: u32,
+    ) -> Result<Queued, Error> {
+        self.in_place(Asked::of(CallKind::Reduce).by(op).rooted(root), buffer)
+    }
+
+    /// As [`Communicator::reduce_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn reduce_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+        op: Op,
+        root: u32,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::Reduce).by(op).rooted(root), input, output)
+    }
+
+    /// As [`Communicator::all_gather`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn all_gather<T: Element>(
+        &self,
+        buffer: &mut impl DeviceBuffer<T>,
+    ) -> Result<Queued, Error> {
+        self.in_place(Asked::of(CallKind::AllGather), buffer)
+    }
+
+    /// As [`Communicator::all_gather_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn all_gather_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::AllGather), input, output)
+    }
+
+    /// As [`Communicator::reduce_scatter`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn reduce_scatter<T: Element>(
+        &self,
+        buffer: &mut impl DeviceBuffer<T>,
+        op: Op,
+    ) -> Result<Queued, Error> {
+        self.in_place(Asked::of(CallKind::ReduceScatter).by(op), buffer)
+    }
+
+    /// As [`Communicator::reduce_scatter_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn reduce_scatter_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+        op: Op,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::ReduceScatter).by(op), input, output)
+    }
+
+    /// As [`Communicator::gather_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn gather_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+        root: u32,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::Gather).rooted(root), input, output)
+    }
+
+    /// As [`Communicator::scatter_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn scatter_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+        root: u32,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::Scatter).rooted(root), input, output)
+    }
+
+    /// As [`Communicator::all_to_all_into`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn all_to_all_into<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+    ) -> Result<Queued, Error> {
+        self.into(Asked::of(CallKind::AllToAll), input, output)
+    }
+
+    /// As [`Communicator::send`]. It ends when the buffer has left this rank's GPU.
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn send<T: Element>(
+        &self,
+        buffer: &impl DeviceBuffer<T>,
+        to: u32,
+    ) -> Result<Queued, Error> {
+        let span = buffer.span();
+        let call = self.communicator.send_call::<T>(span.count, to)?;
+        let place = DevicePlace::Into(span.address, 0);
+        self.queue(call, place, [span.keep, None])
+    }
+
+    /// As [`Communicator::receive`].
+    ///
+    /// # Errors
+    /// As [`OnStream::all_reduce`].
+    pub fn receive<T: Element>(
+        &self,
+        buffer: &mut impl DeviceBuffer<T>,
+        from: u32,
+    ) -> Result<Queued, Error> {
+        let span = buffer.span();
+        let call = self.communicator.receive_call::<T>(span.count, from)?;
+        self.queue(call, DevicePlace::In(span.address), [span.keep, None])
+    }
+
+    fn in_place<T: Element>(
+        &self,
+        asked: Asked,
+        buffer: &mut impl DeviceBuffer<T>,
+    ) -> Result<Queued, Error> {
+        let DeviceSpan { address, count, keep } = buffer.span();
+        let call = self.communicator.call_in_place::<T>(asked, count)?;
+        self.queue(call, DevicePlace::In(address), [keep, None])
+    }
+
+    fn into<T: Element>(
+        &self,
+        asked: Asked,
+        input: &impl DeviceBuffer<T>,
+        output: &mut impl DeviceBuffer<T>,
+    ) -> Result<Queued, Error> {
+        let (input, output) = (input.span(), output.span());
+        let call = self.communicator.call_into::<T>(asked, input.count, output.count)?;
+        let (rank, ranks) = (self.communicator.rank(), self.communicator.ranks());
+        let lengths = Lengths::Into { input: input.count, output: output.count };
+        lengths.check(&call, rank, ranks)?;
+        self.queue(
+            call,
+            DevicePlace::Into(input.address, output.address),
+            [input.keep, output.keep],
+        )
+    }
+
+    fn queue(
+        &self,
+        call: Call,
+        place: DevicePlace,
+        buffers: [Option<Arc<dyn Any + Send + Sync>>; 2],
+    ) -> Result<Queued, Error> {
+        let (stream, device) = (self.stream, self.stream.device());
+        if stream.is_capturing()? {
+            let what = "a stream that is being captured into a graph takes no collectives: make them outside";
+            return Err(Error::Argument(what.to_owned()));
+        }
+        let ready = Event::new(device)?;
+        ready.record(stream)?;
+        let signal = self.communicator.inner.signals().of(device)?;
+        let pending = signal.queue(stream, |done| {
+            let keep = Keep { _buffers: buffers };
+            let job = Job { device: device.clone(), ready, place, done, _keep: keep };
+            self.communicator.owner.progress.post(&self.communicator.inner, call, job, run)
+        })?;
+        Ok(Queued(pending))
+    }
+}
+
+/// Carries a call out, in its turn.
+fn run(engine: &mut Engine, call: &Call, job: &mut Job) -> Result<(), Error> {
+    // SAFETY: the buffers are memory of the device with room for what the call names, and stay: that is the promise of
+    // `DeviceBuffer`.
+    let result = unsafe { engine.run_on_device(call, &job.device, &job.ready, job.place) };
+    job.done.say(&result);
+    result
+}

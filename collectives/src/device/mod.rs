@@ -1,0 +1,35 @@
+//! Collectives on memory of GPUs: buffers, and calls that are queued in a stream.
+//!
+//! ```no_run
+//! use ringtree::device::Stream;
+//! use ringtree::{Communicator, Op};
+//!
+//! # fn main() -> Result<(), ringtree::Error> {
+//! let comm = Communicator::from_env()?;
+//! let device = comm.device(0)?;
+//! let stream = Stream::new(&device)?;
+//! let mut gradients = comm.alloc_device::<f32>(&device, 1_000_000)?;
+//! // ... kernels of the program write the gradients, in the same stream ...
+//! comm.on(&stream).all_reduce(&mut gradients, Op::Sum)?;
+//! // ... kernels that are queued from here on find the sums ...
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Ranks with buffers on GPUs and ranks with buffers on the host may be in one communicator, and every rank gets the
+//! same bits. NVIDIA's driver is opened when a GPU is first asked for. Tested against a stand-in driver that executes
+//! the real kernels.
+
+mod buffer;
+mod calls;
+mod kernels;
+mod pins;
+mod signal;
+
+pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
+pub use calls::{OnStream, Queued};
+pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Stream};
+
+pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
+pub(crate) use pins::Pins;
+pub(crate) use signal::Signals;

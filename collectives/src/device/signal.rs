@@ -1,0 +1,131 @@
+//! How a stream of the program learns that a call queued on it is done: a word of pinned memory that it waits for.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringtree_transport::cuda::{CudaError, Device, PinnedMemory, Stream};
+
+use crate::Error;
+
+/// The word of one communicator and GPU. Calls are done in the order in which they were queued, so that one will do:
+/// it has the number of the last call that is done.
+#[derive(Debug)]
+pub(crate) struct Signal {
+    device: Device,
+    word: PinnedMemory,
+    queued: Mutex<Queued>,
+}
+
+#[derive(Debug, Default)]
+struct Queued {
+    /// The number of the last call that was queued, wrapping.
+    last: u32,
+    /// Why calls fail from now on.
+    error: Option<Error>,
+}
+
+/// Says that a call is done when it is dropped, if not before: a stream must not wait for ever.
+#[derive(Debug)]
+pub(crate) struct Done {
+    signal: Arc<Signal>,
+    number: u32,
+    is_said: bool,
+}
+
+/// The signals of one communicator, one for each GPU.
+#[derive(Debug, Default)]
+pub(crate) struct Signals(Mutex<Vec<Arc<Signal>>>);
+
+/// Signals of communicators that are gone. A stream may look at a word long after the communicator has said that all is
+/// done, so that words are never given back; another communicator goes on counting.
+static FREE: Mutex<Vec<Arc<Signal>>> = Mutex::new(Vec::new());
+
+impl Signals {
+    /// That of a device.
+    pub(crate) fn of(&self, device: &Device) -> Result<Arc<Signal>, CudaError> {
+        let mut signals = lock(&self.0);
+        if let Some(signal) = signals.iter().find(|signal| signal.device == *device) {
+            return Ok(signal.clone());
+        }
+        let mut free = lock(&FREE);
+        let signal = match free.iter().position(|signal| signal.device == *device) {
+            Some(at) => free.swap_remove(at),
+            None => Arc::new(Signal::new(device)?),
+        };
+        signals.push(signal.clone());
+        Ok(signal)
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for signal in lock(&self.0).drain(..) {
+            signal.lock().error = None;
+            lock(&FREE).push(signal);
+        }
+    }
+}
+
+impl Signal {
+    fn new(device: &Device) -> Result<Signal, CudaError> {
+        let signal = Signal {
+            device: device.clone(),
+            word: PinnedMemory::alloc(device, size_of::<u32>())?,
+            queued: Mutex::default(),
+        };
+        signal.word().store(0, Ordering::Release);
+        Ok(signal)
+    }
+
+    /// Queues a call by `post`, and has the stream wait for its end. Nobody else queues one meanwhile.
+    ///
+    /// # Errors
+    /// Why an earlier call failed, or what the driver says.
+    pub(crate) fn queue<P>(
+        self: &Arc<Self>,
+        stream: &Stream,
+        post: impl FnOnce(Done) -> P,
+    ) -> Result<P, Error> {
+        let mut queued = self.lock();
+        if let Some(error) = &queued.error {
+            return Err(error.clone());
+        }
+        queued.last = queued.last.wrapping_add(1);
+        let posted = post(Done { signal: self.clone(), number: queued.last, is_said: false });
+        // SAFETY: the word is never given back.
+        unsafe { stream.wait_for_word(self.word.address(), queued.last)? };
+        Ok(posted)
+    }
+
+    fn word(&self) -> &AtomicU32 {
+        // SAFETY: the memory is pinned, aligned and as long as a word; the device only reads it.
+        unsafe { AtomicU32::from_ptr(self.word.start().cast()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        lock(&self.queued)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Done {
+    /// The call is done: what it has written is there for what follows in the stream.
+    pub(crate) fn say(&mut self, result: &Result<(), Error>) {
+        if let Err(error) = result {
+            self.signal.lock().error.get_or_insert_with(|| error.clone());
+        }
+        self.is_said = true;
+        self.signal.word().store(self.number, Ordering::Release);
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if !self.is_said {
+            self.say(&Err(Error::Panicked));
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! How the engine carries out calls on memory of GPUs.
+
+use std::sync::Arc;
+
+use ringtree_transport::Tag;
+use ringtree_transport::cuda::{
+    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Stream,
+};
+use rustc_hash::FxHashMap;
+
+use super::{Engine, Place, drive};
+use crate::control::Operation as Named;
+use crate::device::{Kernels, Pins};
+use crate::driver::OnDevice;
+use crate::executor::{Fault, Staged};
+use crate::prepared::{Call, Part, Planned, plan};
+use crate::record::CallRecord;
+use crate::reduce::Pass;
+use crate::{Error, Factor, Op};
+
+/// Operations that are kept prepared on a GPU, whose lanes hold streams and pinned memory.
+const PREPARED_MOST: usize = 16;
+
+/// What the engine has on one GPU.
+#[derive(Debug)]
+pub(super) struct DeviceEngine {
+    device: Device,
+    /// Before the pins: nothing of it runs any more.
+    prepared: FxHashMap<Call, Entry>,
+    pins: Pins,
+    kernels: Arc<Kernels>,
+    /// For what comes before and after operations.
+    stream: Stream,
+    /// Where small buffers wait on the host.
+    host: Option<PinnedMemory>,
+}
+
+/// A call that is ready to run on a GPU.
+#[derive(Debug)]
+struct Entry {
+    record: CallRecord,
+    part: Part,
+    /// Nothing where it is carried out on the host: an exchange of so few bytes that all ranks publish at once.
+    operation: Option<Staged>,
+}
+
+/// As [`Place`], with addresses of a GPU's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DevicePlace {
+    /// One buffer, of all blocks if there are blocks.
+    In(DeviceAddress),
+    /// A buffer to read and one to write, which do not overlap.
+    Into(DeviceAddress, DeviceAddress),
+}
+
+impl Engine {
+    /// Runs a call on memory of a GPU to its end, from when the device has come to `ready`.
+    ///
+    /// # Safety
+    /// What the call reads must be readable by the device, and what it writes writable, until this returns.
+    pub(crate) unsafe fn run_on_device(
+        &mut self,
+        call: &Call,
+        device: &Device,
+        ready: &Event,
+        place: DevicePlace,
+    ) -> Result<(), Error> {
+        self.check()?;
+        let at = self.on_device(device)?;
+        if let Some(Op::PreMulSum(factor)) = call.op
+            && factor != Factor::ONE
+        {
+            // SAFETY: the caller's promise is passed on.
+            return unsafe { self.run_multiplied_on_device(call, at, ready, factor, place) };
+        }
+        // SAFETY: likewise.
+        unsafe { self.run_at(call, at, ready, place) }
+    }
+
+    /// As [`Engine::run_on_device`], on one of the devices in use.
+    unsafe fn run_at(
+        &mut self,
+        call: &Call,
+        at: usize,
+        ready: &Event,
+        place: DevicePlace,
+    ) -> Result<(), Error> {
+        if let Err(error) = self.prepare_on_device(call, at) {
+            return Err(self.fail_on_device(error));
+        }
+        let entry = &self.devices[at].prepared[call];
+        let (record, part) = (entry.record, entry.part);
+        let Some(operation) = &entry.operation else {
+            // SAFETY: the caller's promise is passed on.
+            return unsafe { self.run_on_host(call, at, ready, part, place) };
+        };
+        let (peers, digest) = (operation.peers().to_vec(), operation.digest());
+        let sequence = self.next_sequence(call.stream);
+        let named = Named { stream: call.stream, sequence, record };
+        let ticket = self.driver.recorder.begin(call.stream, sequence, &record);
+        self.connect(&peers, Some(named))?;
+        let (input, output) = match place {
+            DevicePlace::In(buffer) => (buffer, buffer),
+            DevicePlace::Into(input, output) => (
+                input.wrapping_sub(part.before_input as u64),
+                output.wrapping_sub(part.before_output as u64),
+            ),
+        };
+        let DeviceEngine { prepared, pins, .. } = &mut self.devices[at];
+        let operation = prepared.get_mut(call).and_then(|entry| entry.operation.as_mut());
+        let operation = operation.expect("prepared above");
+        let links = &mut self.wiring.links;
+        for peer in peers {
+            links[peer as usize].iter().for_each(|link| pins.pin(link));
+        }
+        // SAFETY: the caller's promise is passed on; after an error, the operation settles below.
+        let started =
+            unsafe { operation.start(Tag { sequence, digest }, input, output, ready, links) };
+        let result = match started {
+            Ok(()) => {
+                let mut driven = OnDevice { operation, pins, named };
+                drive(&mut self.driver, &mut driven, &mut self.wiring)
+            }
+            Err(error) => Err(self.driver.report(Fault::Device(error), named)),
+        };
+        if let Err(error) = result {
+            return Err(self.fail(error));
+        }
+        self.driver.recorder.end(ticket);
+        Ok(())
+    }
+
+    /// Has the host carry out a call of few bytes.
+    ///
+    /// # Safety
+    /// As [`Engine::run_on_device`].
+    unsafe fn run_on_host(
+        &mut self,
+        call: &Call,
+        at: usize,
+        ready: &Event,
+        part: Part,
+        place: DevicePlace,
+    ) -> Result<(), Error> {
+        let (input, output, is_one) = match place {
+            DevicePlace::In(buffer) => (buffer, buffer, true),
+            DevicePlace::Into(input, output) => (input, output, false),
+        };
+        // In place, what the call leaves as it is must be there, too.
+        let whole = part.input.max(part.output);
+        let (input_bytes, output_bytes) =
+            if is_one { (whole, whole) } else { (part.input, part.output) };
+        let output_at = if is_one { 0 } else { input_bytes.next_multiple_of(64) };
+        let len_bytes = output_at + output_bytes;
+        // SAFETY: the caller's promise is passed on.
+        let taken = unsafe { self.devices[at].take(ready, input, input_bytes, len_bytes) };
+        let host = taken.map_err(|error| self.fail_on_device(error))?;
+        let host_output = host.wrapping_add(output_at);
+        let host_place =
+            if is_one { Place::In(host) } else { Place::Into(host.cast_const(), host_output) };
+        // SAFETY: the host's memory is as long as the call says, and nobody else uses it.
+        unsafe { self.run(call, host_place)? };
+        // SAFETY: the caller's promise is passed on.
+        let given = unsafe { self.devices[at].give(output, host_output, output_bytes) };
+        given.map_err(|error| self.fail_on_device(error))
+    }
+
+    /// Runs an [`Op::PreMulSum`]: as on the host, multiplies what this rank gives where the result will be, if that
+    /// has room for it, or else into a copy, and sums.
+    ///
+    /// # Safety
+    /// As [`Engine::run_on_device`].
+    unsafe fn run_multiplied_on_device(
+        &mut self,
+        call: &Call,
+        at: usize,
+        ready: &Event,
+        factor: Factor,
+        place: DevicePlace,
+    ) -> Result<(), Error> {
+        let block_bytes = call.count as usize * call.data_type.size_bytes();
+        let collective = call.kind.collective(call.root);
+        let part = Part::of(collective, self.rank(), self.ranks(), block_bytes);
+        let (input, own_output) = match place {
+            DevicePlace::In(buffer) => (buffer, buffer + part.before_output as u64),
+            DevicePlace::Into(input, output) => (input, output),
+        };
+        let on = &self.devices[at];
+        let mut copy = None;
+        let mut multiply = || -> Result<(DevicePlace, Event), CudaError> {
+            let (multiplied, place) = if part.output == part.input {
+                (own_output, DevicePlace::In(own_output))
+            } else {
+                let address = copy.insert(DeviceMemory::alloc(&on.device, part.input)?).address();
+                (address, DevicePlace::Into(address, own_output))
+            };
+            let fold = on.kernels.fold(call.data_type, Pass::Scale { factor: factor.get() })?;
+            on.stream.wait_for(ready)?;
+            // SAFETY: the caller vouches for the input and the output, which are the same or do not overlap; a copy
+            // has room for the input.
+            unsafe { fold.queue(&on.stream, &[input], &[multiplied], part.input)? };
+            let multiplied = Event::new(&on.device)?;
+            multiplied.record(&on.stream)?;
+            Ok((place, multiplied))
+        };
+        match multiply() {
+            // SAFETY: the caller's promise, with the multiplied elements for the input.
+            Ok((place, ready)) => unsafe { self.run_at(&call.without_factor(), at, &ready, place) },
+            Err(error) => Err(self.fail_on_device(error)),
+        }
+    }
+
+    /// Where the engine keeps what it has on a GPU.
+    fn on_device(&mut self, device: &Device) -> Result<usize, Error> {
+        if let Some(at) = self.devices.iter().position(|on| on.device == *device) {
+            return Ok(at);
+        }
+        let new = || -> Result<DeviceEngine, CudaError> {
+            Ok(DeviceEngine {
+                device: device.clone(),
+                prepared: FxHashMap::default(),
+                pins: Pins::new(device, self.shape.ranks),
+                kernels: Kernels::of(device),
+                stream: Stream::new(device)?,
+                host: None,
+            })
+        };
+        match new() {
+            Ok(on) => {
+                self.devices.push(on);
+                Ok(self.devices.len() - 1)
+            }
+            Err(error) => Err(self.fail_on_device(error)),
+        }
+    }
+
+    /// Makes a call's operation, if it is new.
+    fn prepare_on_device(&mut self, call: &Call, at: usize) -> Result<(), CudaError> {
+        let on = &mut self.devices[at];
+        if on.prepared.contains_key(call) {
+            return Ok(());
+        }
+        let planned = plan(call, self.wiring.rank, &self.wiring.hosts, &self.shape);
+        let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
+            planned;
+        // What runs several times in a row is a barrier of no bytes.
+        let operation = if is_exchange || runs > 1 {
+            None
+        } else {
+            let (data_type, digest) = (call.data_type, record.digest());
+            Some(Staged::new(
+                program,
+                data_type,
+                op,
+                extent,
+                schedule,
+                channel,
+                digest,
+                &on.kernels,
+            )?)
+        };
+        if on.prepared.len() >= PREPARED_MOST {
+            on.prepared.clear();
+        }
+        on.prepared.insert(*call, Entry { record, part, operation });
+        Ok(())
+    }
+
+    /// Ends the communicator, for all ranks, because this rank's GPU failed.
+    fn fail_on_device(&mut self, error: CudaError) -> Error {
+        self.driver.control.abort(&format!("its GPU failed: {error}"));
+        self.fail(error.into())
+    }
+}
+
+impl DeviceEngine {
+    /// Pinned memory of the host, kept for the next time.
+    fn host_memory(&mut self, len_bytes: usize) -> Result<*mut u8, CudaError> {
+        if self.host.as_ref().is_none_or(|host| host.len_bytes() < len_bytes) {
+            let len_bytes = len_bytes.next_power_of_two().max(4096);
+            self.host = Some(PinnedMemory::alloc(&self.device, len_bytes)?);
+        }
+        Ok(self.host.as_ref().expect("allocated above").start())
+    }
+
+    /// Copies what a call reads to the host, from when the device has come to `ready`. Returns where there is room
+    /// for `len_bytes`.
+    ///
+    /// # Safety
+    /// The device must be able to read `input_bytes` there.
+    unsafe fn take(
+        &mut self,
+        ready: &Event,
+        input: DeviceAddress,
+        input_bytes: usize,
+        len_bytes: usize,
+    ) -> Result<*mut u8, CudaError> {
+        let host = self.host_memory(len_bytes)?;
+        self.stream.wait_for(ready)?;
+        if input_bytes > 0 {
+            // SAFETY: the caller's promise; the host's memory has room, and nobody else uses it.
+            unsafe { self.stream.copy_to_host(host, input, input_bytes)? };
+        }
+        self.stream.synchronize()?;
+        Ok(host)
+    }
+
+    /// Copies what a call has written from the host.
+    ///
+    /// # Safety
+    /// The device must be able to write `len_bytes` there.
+    unsafe fn give(
+        &self,
+        output: DeviceAddress,
+        host: *const u8,
+        len_bytes: usize,
+    ) -> Result<(), CudaError> {
+        if len_bytes > 0 {
+            // SAFETY: the caller's promise.
+            unsafe { self.stream.copy_to_device(output, host, len_bytes)? };
+        }
+        self.stream.synchronize()
+    }
+}
+
+impl Drop for DeviceEngine {
+    fn drop(&mut self) {
+        // After an error, the device may still read and write what is about to be given back.
+        for operation in self.prepared.values().filter_map(|entry| entry.operation.as_ref()) {
+            operation.settle();
+        }
+    }
+}

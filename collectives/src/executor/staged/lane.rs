@@ -1,0 +1,146 @@
+//! One round in flight of an operation on a GPU: its stream, what the GPU works on, and what waits for room.
+
+use std::collections::VecDeque;
+
+use ringtree_plan::Program;
+use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Event, PinnedMemory, Stream};
+use ringtree_transport::{Channel, Link};
+
+use super::super::lane::Lane;
+use super::pieces::{Pieces, Room};
+
+#[derive(Debug)]
+pub(super) struct StagedLane {
+    /// The counter; it posts nothing from the caller's memory.
+    pub(super) counter: Lane,
+    pub(super) stream: Stream,
+    /// Marks the end of the batch.
+    pub(super) event: Event,
+    /// What the GPU works on, or is about to.
+    pub(super) batch: Batch,
+    pub(super) is_busy: bool,
+    /// Own spans on their way to peers, by peer.
+    pub(super) sends: Vec<VecDeque<Waiting>>,
+    pub(super) pieces: Pieces,
+    /// Where arrivals go that the GPU cannot read in place.
+    pub(super) arrivals: Option<PinnedMemory>,
+}
+
+/// What is queued in the lane's stream at once.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Parts of own spans that are copied to where they are sent from.
+    pub(super) copies: Vec<Outgoing>,
+    /// A slice of the action in hand.
+    pub(super) slice: Option<Slice>,
+    /// Where the slice goes.
+    pub(super) outgoing: Vec<Outgoing>,
+}
+
+/// A slice of the action in hand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slice {
+    pub(super) len_bytes: usize,
+    /// The operands in the program that arrivals are among.
+    pub(super) sources: (usize, usize),
+    pub(super) ends_action: bool,
+    /// The own span that the slice was written to, if it was.
+    pub(super) own: Option<DeviceAddress>,
+    /// The piece that it was written to, if it was.
+    pub(super) piece: Option<Room>,
+}
+
+/// Bytes for a peer that the GPU puts somewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outgoing {
+    pub(super) peer: u32,
+    pub(super) len_bytes: usize,
+    pub(super) last: bool,
+    pub(super) via: Via,
+}
+
+/// What bytes for a peer leave from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Via {
+    /// The slot that the link has reserved.
+    Slot,
+    /// A piece.
+    Piece(Room),
+    /// Nothing: an empty message.
+    Nothing,
+    /// The own span, when there is room.
+    Own,
+}
+
+/// A part of an own span that waits for room on its way to a peer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    pub(super) address: DeviceAddress,
+    pub(super) len_bytes: usize,
+    pub(super) last: bool,
+}
+
+impl StagedLane {
+    pub(super) fn new(
+        device: &Device,
+        number: usize,
+        lanes: usize,
+        channel: Channel,
+        program: &Program,
+        peers: usize,
+        piece_bytes: usize,
+    ) -> Result<StagedLane, CudaError> {
+        Ok(StagedLane {
+            counter: Lane::new(number, lanes, channel, program),
+            stream: Stream::new(device)?,
+            event: Event::new(device)?,
+            batch: Batch::default(),
+            is_busy: false,
+            sends: (0..peers).map(|_| VecDeque::new()).collect(),
+            pieces: Pieces::new(device, piece_bytes)?,
+            arrivals: None,
+        })
+    }
+
+    pub(super) fn restart(&mut self) {
+        self.counter.restart();
+        self.batch.copies.clear();
+        self.batch.outgoing.clear();
+        self.batch.slice = None;
+        self.is_busy = false;
+        self.sends.iter_mut().for_each(VecDeque::clear);
+        self.pieces.reset();
+    }
+
+    /// The first peer that something waits to be sent to.
+    pub(super) fn unsent(&self, peers: &[u32]) -> Option<u32> {
+        self.sends.iter().zip(peers).find(|(sends, _)| !sends.is_empty()).map(|(_, peer)| *peer)
+    }
+
+    /// How many of the `len_bytes` from `start` on may be written, because nothing of them waits to be sent; and
+    /// which peer what is behind them waits for.
+    pub(super) fn writable(
+        &self,
+        peers: &[u32],
+        start: DeviceAddress,
+        len_bytes: usize,
+    ) -> (usize, Option<u32>) {
+        let (mut end, mut reader) = (start + len_bytes as u64, None);
+        for (sends, peer) in self.sends.iter().zip(peers) {
+            for waiting in sends {
+                let is_within =
+                    waiting.address < end && waiting.address + waiting.len_bytes as u64 > start;
+                if waiting.len_bytes > 0 && is_within {
+                    end = waiting.address.max(start);
+                    reader = Some(*peer);
+                }
+            }
+        }
+        ((end - start) as usize, reader)
+    }
+
+    /// Takes room for up to `wanted` bytes for a peer: a slot that the GPU reaches, or a piece.
+    pub(super) fn piece(&mut self, links: &[Option<Link>]) -> Option<Room> {
+        self.pieces.take(links, self.counter.channel)
+    }
+}

@@ -1,0 +1,171 @@
+//! What of the CUDA driver's interface is used: its types, its constants, and its functions, which are looked up
+//! in the library at run time.
+//!
+//! Results are plain integers here: a newer driver may return codes that no enumeration knows. The signatures are
+//! those of `cuda.h`, under the names that the library exports, which carry the version of each function.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+/// `CUresult`; 0 is success.
+pub type Code = c_int;
+/// `CUdevice`.
+pub type DeviceNumber = c_int;
+/// `CUdeviceptr`: an address that kernels and copies use, and the host must not.
+pub type DeviceAddress = u64;
+
+/// `struct CUctx_st`.
+pub enum Context {}
+/// `struct CUstream_st`.
+pub enum Stream {}
+/// `struct CUevent_st`.
+pub enum Event {}
+/// `struct CUmod_st`.
+pub enum Module {}
+/// `struct CUfunc_st`.
+pub enum Function {}
+
+pub const SUCCESS: Code = 0;
+pub const OUT_OF_MEMORY: Code = 2;
+pub const NO_DEVICE: Code = 100;
+pub const UNSUPPORTED_PTX_VERSION: Code = 222;
+pub const NOT_READY: Code = 600;
+
+/// `CU_STREAM_NON_BLOCKING`: apart from the null stream.
+pub const STREAM_NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DISABLE_TIMING`.
+pub const EVENT_DISABLE_TIMING: c_uint = 2;
+/// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`: for all contexts, at a device address.
+pub const HOST_ALLOC_PORTABLE_MAPPED: c_uint = 1 | 2;
+/// `CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP`.
+pub const HOST_REGISTER_PORTABLE_MAPPED: c_uint = 1 | 2;
+/// `CU_MEMHOSTREGISTER_READ_ONLY`: the device does not write it, nor may the process.
+pub const HOST_REGISTER_READ_ONLY: c_uint = 8;
+/// `CU_STREAM_WAIT_VALUE_GEQ`: until the word is at least the value, cyclically.
+pub const STREAM_WAIT_VALUE_GEQ: c_uint = 0;
+
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`.
+pub const ATTRIBUTE_CAPABILITY_MAJOR: c_int = 75;
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR`.
+pub const ATTRIBUTE_CAPABILITY_MINOR: c_int = 76;
+/// `CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED`.
+pub const ATTRIBUTE_DMA_BUF: c_int = 124;
+/// `CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`.
+pub const ATTRIBUTE_READ_ONLY_HOST_REGISTER: c_int = 113;
+/// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`.
+pub const POINTER_MEMORY_TYPE: c_int = 2;
+/// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
+pub const POINTER_DEVICE_ORDINAL: c_int = 9;
+/// `CU_MEMORYTYPE_DEVICE`.
+pub const MEMORY_TYPE_DEVICE: c_uint = 2;
+
+/// Declares the functions, and how they are looked up.
+macro_rules! functions {
+    ($($name:ident: $symbol:literal, fn($($argument:ty),*);)*) => {
+        /// The functions of the driver.
+        pub struct Functions {
+            $(pub $name: unsafe extern "C" fn($($argument),*) -> Code,)*
+        }
+
+        impl Functions {
+            /// Opens the library, which stays open, and finds the functions in it.
+            ///
+            /// # Errors
+            /// What the dynamic linker says, or which function is missing.
+            pub fn load(library: &CStr) -> Result<Functions, String> {
+                // SAFETY: the name ends with a zero. The library's constructors run, as they would if
+                // the program were linked with it.
+                let library = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
+                if library.is_null() {
+                    return Err(last_error());
+                }
+                // SAFETY: symbols of these names are functions of these types: the driver keeps what it has
+                // once exported as it is.
+                unsafe {
+                    Ok(Functions {
+                        $($name: std::mem::transmute::<
+                            *mut c_void,
+                            unsafe extern "C" fn($($argument),*) -> Code,
+                        >(symbol(library, $symbol)?),)*
+                    })
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    init: c"cuInit", fn(c_uint);
+    driver_version: c"cuDriverGetVersion", fn(*mut c_int);
+    error_name: c"cuGetErrorName", fn(Code, *mut *const c_char);
+    error_text: c"cuGetErrorString", fn(Code, *mut *const c_char);
+    device_count: c"cuDeviceGetCount", fn(*mut c_int);
+    device: c"cuDeviceGet", fn(*mut DeviceNumber, c_int);
+    device_name: c"cuDeviceGetName", fn(*mut c_char, c_int, DeviceNumber);
+    device_bus_id: c"cuDeviceGetPCIBusId", fn(*mut c_char, c_int, DeviceNumber);
+    device_memory: c"cuDeviceTotalMem_v2", fn(*mut usize, DeviceNumber);
+    device_attribute: c"cuDeviceGetAttribute", fn(*mut c_int, c_int, DeviceNumber);
+    can_access_peer: c"cuDeviceCanAccessPeer", fn(*mut c_int, DeviceNumber, DeviceNumber);
+    retain_context: c"cuDevicePrimaryCtxRetain", fn(*mut *mut Context, DeviceNumber);
+    release_context: c"cuDevicePrimaryCtxRelease_v2", fn(DeviceNumber);
+    push_context: c"cuCtxPushCurrent_v2", fn(*mut Context);
+    pop_context: c"cuCtxPopCurrent_v2", fn(*mut *mut Context);
+    memory_info: c"cuMemGetInfo_v2", fn(*mut usize, *mut usize);
+    alloc: c"cuMemAlloc_v2", fn(*mut DeviceAddress, usize);
+    free: c"cuMemFree_v2", fn(DeviceAddress);
+    host_alloc: c"cuMemHostAlloc", fn(*mut *mut c_void, usize, c_uint);
+    host_free: c"cuMemFreeHost", fn(*mut c_void);
+    host_register: c"cuMemHostRegister_v2", fn(*mut c_void, usize, c_uint);
+    host_unregister: c"cuMemHostUnregister", fn(*mut c_void);
+    host_address: c"cuMemHostGetDevicePointer_v2", fn(*mut DeviceAddress, *mut c_void, c_uint);
+    pointer_attribute: c"cuPointerGetAttribute", fn(*mut c_void, c_int, DeviceAddress);
+    copy_to_device: c"cuMemcpyHtoDAsync_v2", fn(DeviceAddress, *const c_void, usize, *mut Stream);
+    copy_to_host: c"cuMemcpyDtoHAsync_v2", fn(*mut c_void, DeviceAddress, usize, *mut Stream);
+    copy: c"cuMemcpyAsync", fn(DeviceAddress, DeviceAddress, usize, *mut Stream);
+    fill: c"cuMemsetD8Async", fn(DeviceAddress, u8, usize, *mut Stream);
+    stream_create: c"cuStreamCreate", fn(*mut *mut Stream, c_uint);
+    stream_destroy: c"cuStreamDestroy_v2", fn(*mut Stream);
+    stream_synchronize: c"cuStreamSynchronize", fn(*mut Stream);
+    stream_is_capturing: c"cuStreamIsCapturing", fn(*mut Stream, *mut c_int);
+    stream_wait_event: c"cuStreamWaitEvent", fn(*mut Stream, *mut Event, c_uint);
+    stream_wait_value: c"cuStreamWaitValue32_v2", fn(*mut Stream, DeviceAddress, u32, c_uint);
+    event_create: c"cuEventCreate", fn(*mut *mut Event, c_uint);
+    event_destroy: c"cuEventDestroy_v2", fn(*mut Event);
+    event_record: c"cuEventRecord", fn(*mut Event, *mut Stream);
+    event_query: c"cuEventQuery", fn(*mut Event);
+    module_load: c"cuModuleLoadData", fn(*mut *mut Module, *const c_void);
+    module_unload: c"cuModuleUnload", fn(*mut Module);
+    module_function: c"cuModuleGetFunction", fn(*mut *mut Function, *mut Module, *const c_char);
+    launch: c"cuLaunchKernel", fn(
+        *mut Function,
+        c_uint, c_uint, c_uint,
+        c_uint, c_uint, c_uint,
+        c_uint,
+        *mut Stream,
+        *mut *mut c_void,
+        *mut *mut c_void
+    );
+}
+
+/// # Safety
+/// `library` must be open.
+unsafe fn symbol(library: *mut c_void, name: &CStr) -> Result<*mut c_void, String> {
+    // SAFETY: the name ends with a zero.
+    let found = unsafe { libc::dlsym(library, name.as_ptr()) };
+    if found.is_null() {
+        return Err(format!(
+            "it has no {}: its driver is older than CUDA 11.7",
+            name.to_string_lossy()
+        ));
+    }
+    Ok(found)
+}
+
+fn last_error() -> String {
+    // SAFETY: what it returns is a text until the next call of the linker in this thread.
+    let text = unsafe { libc::dlerror() };
+    if text.is_null() {
+        return "it cannot be opened".into();
+    }
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}

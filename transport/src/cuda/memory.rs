@@ -1,0 +1,228 @@
+//! Memory that GPUs use: their own, and memory of the host that is locked and has a device address.
+
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+
+use super::device::Device;
+use super::error::CudaError;
+use super::ffi::{self, Code, DeviceAddress};
+
+/// Memory of a GPU. It is not of a pool, so that it can be exported.
+#[derive(Debug)]
+pub struct DeviceMemory {
+    device: Device,
+    address: DeviceAddress,
+    len_bytes: usize,
+}
+
+impl DeviceMemory {
+    /// Allocates; what it holds is undefined. Nothing has an address, too.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] if there is no room, or what the driver says.
+    pub fn alloc(device: &Device, len_bytes: usize) -> Result<DeviceMemory, CudaError> {
+        let _entered = device.enter()?;
+        let mut address = 0;
+        // SAFETY: the address is of a variable that outlives the call.
+        let code = unsafe { (device.functions().alloc)(&raw mut address, len_bytes.max(1)) };
+        if code == ffi::OUT_OF_MEMORY {
+            let (mut free_bytes, mut total_bytes) = (0, 0);
+            // SAFETY: as above.
+            unsafe { (device.functions().memory_info)(&raw mut free_bytes, &raw mut total_bytes) };
+            let (ordinal, free_bytes) = (device.ordinal(), Some(free_bytes));
+            return Err(CudaError::Memory { ordinal, len_bytes, free_bytes });
+        }
+        device.check("cuMemAlloc", code)?;
+        Ok(DeviceMemory { device: device.clone(), address, len_bytes })
+    }
+
+    /// Its first byte.
+    pub fn address(&self) -> DeviceAddress {
+        self.address
+    }
+
+    /// How long it is.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.enter() {
+            // SAFETY: it was allocated there, and is freed once. The driver waits for what still uses it.
+            let code = unsafe { (self.device.functions().free)(self.address) };
+            report("cuMemFree", &self.device, code);
+        }
+    }
+}
+
+/// Memory of the host that is locked, and that GPUs read and write at [`PinnedMemory::address`].
+#[derive(Debug)]
+pub struct PinnedMemory {
+    device: Device,
+    start: NonNull<u8>,
+    address: DeviceAddress,
+    len_bytes: usize,
+}
+
+// SAFETY: the memory belongs to the value; what devices and threads do with its bytes is each user's own protocol.
+unsafe impl Send for PinnedMemory {}
+// SAFETY: as above; no method touches the bytes.
+unsafe impl Sync for PinnedMemory {}
+
+impl PinnedMemory {
+    /// Allocates; what it holds is undefined.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] if there is no room, or what the driver says.
+    pub fn alloc(device: &Device, len_bytes: usize) -> Result<PinnedMemory, CudaError> {
+        let _entered = device.enter()?;
+        let functions = device.functions();
+        let mut start: *mut c_void = std::ptr::null_mut();
+        let flags = ffi::HOST_ALLOC_PORTABLE_MAPPED;
+        // SAFETY: the address is of a variable that outlives the call.
+        let code = unsafe { (functions.host_alloc)(&raw mut start, len_bytes.max(1), flags) };
+        if code == ffi::OUT_OF_MEMORY {
+            return Err(CudaError::Memory {
+                ordinal: device.ordinal(),
+                len_bytes,
+                free_bytes: None,
+            });
+        }
+        device.check("cuMemHostAlloc", code)?;
+        let Some(start) = NonNull::new(start.cast()) else {
+            return Err(device.error("cuMemHostAlloc", ffi::OUT_OF_MEMORY));
+        };
+        let mut memory = PinnedMemory { device: device.clone(), start, address: 0, len_bytes };
+        memory.address = mapped(device, start.as_ptr().cast())?;
+        Ok(memory)
+    }
+
+    /// Its first byte, for the host.
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Its first byte, for GPUs.
+    pub fn address(&self) -> DeviceAddress {
+        self.address
+    }
+
+    /// How long it is.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.enter() {
+            // SAFETY: it was allocated there, and is freed once.
+            let code = unsafe { (self.device.functions().host_free)(self.start.as_ptr().cast()) };
+            report("cuMemFreeHost", &self.device, code);
+        }
+    }
+}
+
+/// Memory of the host that is somebody else's, and that a GPU may use as long as this lives.
+#[derive(Debug)]
+pub struct RegisteredMemory {
+    device: Device,
+    start: usize,
+    address: DeviceAddress,
+    len_bytes: usize,
+}
+
+impl RegisteredMemory {
+    /// Locks the memory, and gives it a device address.
+    ///
+    /// # Errors
+    /// What the driver says: it cannot do so with every mapping.
+    ///
+    /// # Safety
+    /// The range must stay mapped as long as this lives; it begins and ends with a page.
+    pub unsafe fn register(
+        device: &Device,
+        start: *mut u8,
+        len_bytes: usize,
+        is_writable: bool,
+    ) -> Result<RegisteredMemory, CudaError> {
+        let mut flags = ffi::HOST_REGISTER_PORTABLE_MAPPED;
+        if !is_writable {
+            if device.attribute(ffi::ATTRIBUTE_READ_ONLY_HOST_REGISTER)? == 0 {
+                let what = "this GPU cannot use memory that the process may only read";
+                return Err(CudaError::Argument(what.to_owned()));
+            }
+            flags |= ffi::HOST_REGISTER_READ_ONLY;
+        }
+        let _entered = device.enter()?;
+        // SAFETY: the caller's promise.
+        let code = unsafe { (device.functions().host_register)(start.cast(), len_bytes, flags) };
+        device.check("cuMemHostRegister", code)?;
+        let (device, start) = (device.clone(), start as usize);
+        let mut memory = RegisteredMemory { device, start, address: 0, len_bytes };
+        memory.address = mapped(&memory.device, start as *mut c_void)?;
+        Ok(memory)
+    }
+
+    /// Where a GPU finds a byte of the host, if it and the `len_bytes` from there on are of this memory.
+    pub fn address_of(&self, data: *const u8, len_bytes: usize) -> Option<DeviceAddress> {
+        let offset = (data as usize).checked_sub(self.start)?;
+        let is_within = offset.checked_add(len_bytes)? <= self.len_bytes;
+        is_within.then(|| self.address + offset as u64)
+    }
+}
+
+impl Drop for RegisteredMemory {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.enter() {
+            // SAFETY: it was registered there, and is unregistered once.
+            let code =
+                unsafe { (self.device.functions().host_unregister)(self.start as *mut c_void) };
+            report("cuMemHostUnregister", &self.device, code);
+        }
+    }
+}
+
+/// The device address of locked memory of the host.
+fn mapped(device: &Device, start: *mut c_void) -> Result<DeviceAddress, CudaError> {
+    let mut address = 0;
+    // SAFETY: the address is of a variable that outlives the call; the memory is locked.
+    let code = unsafe { (device.functions().host_address)(&raw mut address, start, 0) };
+    device.check("cuMemHostGetDevicePointer", code)?;
+    Ok(address)
+}
+
+/// On which GPU an address is.
+///
+/// # Errors
+/// [`CudaError::Argument`] if it is on none.
+pub fn device_of(device: &Device, address: DeviceAddress) -> Result<u32, CudaError> {
+    let _entered = device.enter()?;
+    let (mut kind, mut ordinal): (u32, c_int) = (0, 0);
+    // SAFETY: the addresses are of variables of the attributes' types, which outlive the calls.
+    let codes = unsafe {
+        let attribute = device.functions().pointer_attribute;
+        [
+            attribute((&raw mut kind).cast(), ffi::POINTER_MEMORY_TYPE, address),
+            attribute((&raw mut ordinal).cast(), ffi::POINTER_DEVICE_ORDINAL, address),
+        ]
+    };
+    if codes != [ffi::SUCCESS; 2] || kind != ffi::MEMORY_TYPE_DEVICE {
+        return Err(CudaError::Argument(format!("{address:#x} is no address of a GPU's memory")));
+    }
+    Ok(ordinal as u32)
+}
+
+/// What cannot be given back is only worth a line: the driver is on its way out, or a kernel has failed before.
+fn report(call: &str, device: &Device, code: Code) {
+    if code != ffi::SUCCESS {
+        tracing::debug!("{call} on GPU {}: code {code}", device.ordinal());
+    }
+}

@@ -1,0 +1,21 @@
+//! GPUs by NVIDIA's driver: devices, their memory, streams, events and kernels.
+//!
+//! The driver's library is opened when a GPU is first wanted ([`Driver`]), and a machine without it builds and runs
+//! everything else. All calls pass through one checked layer, so that each failure says which call, on which GPU,
+//! and what the driver means by its code. Nothing here knows of ranks.
+
+mod device;
+mod driver;
+mod error;
+mod ffi;
+mod memory;
+mod module;
+mod stream;
+
+pub use device::Device;
+pub use driver::Driver;
+pub use error::CudaError;
+pub use ffi::DeviceAddress;
+pub use memory::{DeviceMemory, PinnedMemory, RegisteredMemory, device_of};
+pub use module::{Kernel, Module};
+pub use stream::{Event, Stream};
