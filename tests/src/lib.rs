@@ -7,6 +7,7 @@ pub mod calls;
 pub mod clock;
 pub mod conformance;
 pub mod counts;
+pub mod gpu;
 pub mod job;
 pub mod links;
 pub mod live_bytes;

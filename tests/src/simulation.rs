@@ -290,6 +290,7 @@ impl Rank {
             Err(Fault::Mismatch { peer, .. } | Fault::Length { peer, .. }) => {
                 Outcome::Mismatch { peer }
             }
+            Err(Fault::Device(error)) => unreachable!("no GPU takes part: {error}"),
         };
         self.end(outcome);
         true

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ringtree_transport::cuda::{self, Device, DeviceAddress, Stream};
@@ -30,10 +31,13 @@ pub struct DeviceSpan {
     pub keep: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-/// `count` elements of memory that the library has allocated on a GPU. Made by
-/// [`Communicator::alloc_device`](crate::Communicator::alloc_device).
+/// Elements in memory that the library has allocated on a GPU, or a part of them. Made by
+/// [`Communicator::alloc_device`](crate::Communicator::alloc_device). The memory is freed with the last part of it, and
+/// not while a call is under way.
 pub struct DeviceMemory<T> {
     memory: Arc<cuda::DeviceMemory>,
+    /// The first element, among those of the memory.
+    first: usize,
     count: usize,
     element: PhantomData<T>,
 }
@@ -42,7 +46,18 @@ impl<T: Element> DeviceMemory<T> {
     pub(crate) fn alloc(device: &Device, count: usize) -> Result<DeviceMemory<T>, Error> {
         let len_bytes = count.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
         let memory = Arc::new(cuda::DeviceMemory::alloc(device, len_bytes)?);
-        Ok(DeviceMemory { memory, count, element: PhantomData })
+        Ok(DeviceMemory { memory, first: 0, count, element: PhantomData })
+    }
+
+    /// Some of its elements, in the same memory.
+    ///
+    /// # Panics
+    /// If it has no such elements.
+    pub fn part(&self, elements: Range<usize>) -> DeviceMemory<T> {
+        let is_within = elements.start <= elements.end && elements.end <= self.count;
+        assert!(is_within, "elements {elements:?} of {}", self.count);
+        let (first, count) = (self.first + elements.start, elements.len());
+        DeviceMemory { memory: self.memory.clone(), first, count, element: PhantomData }
     }
 
     /// How many elements it has.
@@ -62,7 +77,7 @@ impl<T: Element> DeviceMemory<T> {
 
     /// Its first element, for kernels of the program's own.
     pub fn address(&self) -> DeviceAddress {
-        self.memory.address()
+        self.memory.address() + (self.first * size_of::<T>()) as u64
     }
 
     /// Copies all of its elements from the host, behind what is queued in the stream, and waits for that.

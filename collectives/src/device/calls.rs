@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ringtree_transport::cuda::{Device, Event, Stream};
 
 use super::signal::Done;
-use super::{DeviceBuffer, DeviceMemory, DeviceSpan};
+use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan};
 use crate::calls::{Asked, Lengths};
 use crate::engine::{DevicePlace, Engine};
 use crate::prepared::Call;
@@ -33,6 +33,11 @@ impl Communicator {
         count: usize,
     ) -> Result<DeviceMemory<T>, Error> {
         DeviceMemory::alloc(device, count)
+    }
+
+    /// What the calls on GPUs so far have had these do. Waits for the calls that were posted before.
+    pub fn device_counters(&self) -> DeviceCounters {
+        self.engine().device_counters()
     }
 
     /// The communicator's calls on buffers of a stream's GPU, in the order of the stream: a call begins when the GPU

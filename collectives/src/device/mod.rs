@@ -22,12 +22,14 @@
 
 mod buffer;
 mod calls;
+mod counters;
 mod kernels;
 mod pins;
 mod signal;
 
 pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
 pub use calls::{OnStream, Queued};
+pub use counters::DeviceCounters;
 pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Stream};
 
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};

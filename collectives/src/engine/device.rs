@@ -123,6 +123,8 @@ impl Engine {
             }
             Err(error) => Err(self.driver.report(Fault::Device(error), named)),
         };
+        let counters = operation.counters();
+        self.device_counters += counters;
         if let Err(error) = result {
             return Err(self.fail(error));
         }

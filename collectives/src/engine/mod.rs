@@ -14,6 +14,7 @@ use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
 use crate::control::{Operation as Named, Stream};
+use crate::device::DeviceCounters;
 use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
@@ -28,6 +29,7 @@ pub(crate) use device::DevicePlace;
 pub(crate) struct Engine {
     /// Before the links, whose memory it locks.
     devices: Vec<DeviceEngine>,
+    device_counters: DeviceCounters,
     wiring: Wiring,
     driver: Driver,
     prepared: Prepared,
@@ -81,6 +83,7 @@ impl Engine {
         let ranks = wiring.addresses.len();
         Engine {
             devices: Vec::new(),
+            device_counters: DeviceCounters::default(),
             wiring,
             driver,
             prepared: Prepared::default(),
@@ -314,6 +317,11 @@ impl Engine {
     pub(crate) fn rdma_counters(&self) -> Counters {
         let links = self.wiring.links.iter().flatten();
         links.filter_map(Link::rdma_counters).fold(Counters::default(), |all, one| all + one)
+    }
+
+    /// What calls on GPUs have had these do.
+    pub(crate) fn device_counters(&self) -> DeviceCounters {
+        self.device_counters
     }
 
     /// The ports that this rank uses for RDMA.

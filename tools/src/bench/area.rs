@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use ringtree::{Communicator, Error, Memory};
 
+use super::gpu::{DeviceArea, Gpu};
 use super::options;
 use super::pattern::Patterned;
 
@@ -24,6 +25,8 @@ pub enum Area<T> {
     },
     /// Memory of the library.
     Registered(Memory<T>),
+    /// Memory of a GPU, and what it held when it was last copied.
+    Device(DeviceArea<T>),
 }
 
 impl<T: Patterned> Area<T> {
@@ -31,16 +34,36 @@ impl<T: Patterned> Area<T> {
     pub fn new(
         communicator: &Communicator,
         memory: options::Memory,
+        gpu: Option<&Gpu>,
         count: usize,
     ) -> Result<Area<T>, Error> {
         let count = count + GUARD;
+        if let Some(gpu) = gpu {
+            return Ok(Area::Device(DeviceArea::new(communicator, gpu, count)?));
+        }
         match memory {
-            options::Memory::Plain => {
+            options::Memory::Plain | options::Memory::Device => {
                 let memory = vec![T::default(); count + ALIGNMENT_BYTES / size_of::<T>()];
                 let start = memory.as_ptr().align_offset(ALIGNMENT_BYTES);
                 Ok(Area::Plain { memory, start })
             }
             options::Memory::Registered => Ok(Area::Registered(communicator.alloc(count)?)),
+        }
+    }
+
+    /// Has the GPU, if it is of one, hold the first `len` elements.
+    pub fn upload(&mut self, len: usize) -> Result<(), Error> {
+        match self {
+            Area::Device(area) => area.upload(len),
+            Area::Plain { .. } | Area::Registered(_) => Ok(()),
+        }
+    }
+
+    /// Sees what the GPU, if it is of one, has for the first `len` elements.
+    pub fn download(&mut self, len: usize) -> Result<(), Error> {
+        match self {
+            Area::Device(area) => area.download(len),
+            Area::Plain { .. } | Area::Registered(_) => Ok(()),
         }
     }
 
@@ -58,6 +81,7 @@ impl<T: Patterned> Deref for Area<T> {
         match self {
             Area::Plain { memory, start } => &memory[*start..],
             Area::Registered(memory) => memory,
+            Area::Device(area) => &area.host,
         }
     }
 }
@@ -67,6 +91,7 @@ impl<T: Patterned> DerefMut for Area<T> {
         match self {
             Area::Plain { memory, start } => &mut memory[*start..],
             Area::Registered(memory) => memory,
+            Area::Device(area) => &mut area.host,
         }
     }
 }

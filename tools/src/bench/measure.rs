@@ -6,6 +6,7 @@ use ringtree::{Algorithm, Collective, Communicator, DataType, Error, Op};
 
 use super::area::{Area, GUARD};
 use super::call::Called;
+use super::gpu::Gpu;
 use super::layout::Layout;
 use super::options::{By, Iterations, Measurement, Placement};
 use super::pattern::{Pattern, Patterned, with_factor};
@@ -92,6 +93,7 @@ pub struct Outcome {
 pub struct Meter<'a, T: Patterned> {
     communicator: &'a Communicator,
     measurement: &'a Measurement,
+    gpu: Option<&'a Gpu>,
     buffers: Vec<Buffers<T>>,
 }
 
@@ -100,15 +102,16 @@ impl<'a, T: Patterned> Meter<'a, T> {
     pub fn new(
         communicator: &'a Communicator,
         measurement: &'a Measurement,
+        gpu: Option<&'a Gpu>,
         largest: usize,
     ) -> Result<Meter<'a, T>, Error> {
-        let area = |count| Area::new(communicator, measurement.memory, count);
+        let area = |count| Area::new(communicator, measurement.memory, gpu, count);
         let has_input = measurement.placements.contains(&Placement::OutOfPlace);
         let inputs = if has_input { largest } else { 0 };
         let pair = |_| Ok(Buffers { input: area(inputs)?, output: area(largest)? });
         let pairs = (0..measurement.asynchronous.unwrap_or(1)).map(pair);
         let buffers = pairs.collect::<Result<_, Error>>()?;
-        Ok(Meter { communicator, measurement, buffers })
+        Ok(Meter { communicator, measurement, gpu, buffers })
     }
 
     /// Checks and times one case; all ranks at once.
@@ -120,7 +123,7 @@ impl<'a, T: Patterned> Meter<'a, T> {
         }
         let layout = self.layout(case, placement);
         // The values must not grow from call to call.
-        self.zero(&layout);
+        self.zero(&layout)?;
         let by = self.communicator.using(case.algorithm);
         let (timing, distribution) = Timed { meter: self, case, by, layout, placement }.time()?;
         Ok(Outcome { timing, distribution, wrong })
@@ -132,11 +135,14 @@ impl<'a, T: Patterned> Meter<'a, T> {
     }
 
     /// Writes zeros into the buffers of a case.
-    fn zero(&mut self, layout: &Layout) {
+    fn zero(&mut self, layout: &Layout) -> Result<(), Error> {
         for Buffers { input, output } in &mut self.buffers {
             input[..layout.input_count].fill(T::default());
             output[..layout.output_count].fill(T::default());
+            input.upload(layout.input_count)?;
+            output.upload(layout.output_count)?;
         }
+        Ok(())
     }
 
     /// How many elements are wrong: in the result, in the input that should have stayed as it was,
@@ -154,9 +160,15 @@ impl<'a, T: Patterned> Meter<'a, T> {
         } else {
             input[..input_count + GUARD].fill(T::UNWRITTEN);
             pattern.fill(input, given);
+            input.upload(input_count + GUARD)?;
         }
+        output.upload(output_end)?;
         self.call(&self.communicator.using(case.algorithm), case, &layout, placement, 1)?;
-        let Buffers { input, output } = &self.buffers[0];
+        let Buffers { input, output } = &mut self.buffers[0];
+        output.download(output_end)?;
+        if !in_place {
+            input.download(input_count + GUARD)?;
+        }
         let mut wrong = pattern.wrong(output, after);
         wrong += written(&output[*output_count..output_end]);
         if !in_place {
@@ -202,6 +214,11 @@ impl<'a, T: Patterned> Meter<'a, T> {
             return posted.into_iter().zip(buffers).try_for_each(|(call, to)| call.wait(to));
         }
         let Buffers { input, output } = &mut self.buffers[0];
+        if let (Some(gpu), Area::Device(input), Area::Device(output)) =
+            (self.gpu, &mut *input, &mut *output)
+        {
+            return gpu.call(by, case.called, op, layout, placement, input, output);
+        }
         let input = &input[..layout.input_count];
         let output = &mut output[..layout.output_count];
         let in_place = placement == Placement::InPlace;
@@ -291,7 +308,7 @@ impl<T: Patterned> Timed<'_, '_, T> {
         let begin = Instant::now();
         for _ in 0..iterations {
             if self.meter.measurement.touch {
-                self.meter.zero(&self.layout);
+                self.meter.zero(&self.layout)?;
             }
             self.meter.communicator.barrier()?;
             let start = Instant::now();

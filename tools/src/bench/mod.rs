@@ -3,6 +3,8 @@
 mod area;
 mod baseline;
 mod call;
+mod counters;
+mod gpu;
 mod layout;
 mod measure;
 mod options;
@@ -32,13 +34,14 @@ use ringtree_transport::endpoint::Transports;
 
 use crate::run::{LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report};
 use call::Called;
+use counters::Counters;
+use gpu::Gpu;
 use measure::{Case, Meter};
 pub use options::{BenchArguments, Transport, bus_factor};
-use options::{CutSize, Measurement, OptionError};
+use options::{CutSize, Measurement, Memory, OptionError};
 use output::{Carried, Output};
 use pattern::Patterned;
 use summary::Summary;
-use wire::Wire;
 
 /// How long the other ranks may run on after one has failed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -90,7 +93,7 @@ pub fn run(arguments: &BenchArguments) -> ExitCode {
 /// Starts this program again, once for each rank.
 fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    let ranks = arguments.ranks.unwrap_or(processors.max(2) as u32);
+    let ranks = arguments.ranks.or(arguments.gpus).unwrap_or(processors.max(2) as u32);
     // A mistake is told once, and not by every rank.
     let measurement = arguments.decide(ranks)?;
     for CutSize { bytes, measured_bytes, data_type, blocks } in measurement.cut_sizes(ranks) {
@@ -133,14 +136,23 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     settings.encrypts |= measurement.encrypt;
     settings.sockets = measurement.sockets.unwrap_or(settings.sockets);
     let launcher = settings.source;
+    if arguments.cuda_library.is_some() {
+        settings.cuda_library = arguments.cuda_library.clone();
+    }
+    let local_rank = settings.local_rank.unwrap_or(settings.rank);
     let communicator = Communicator::with(settings)?;
     communicator.warm_up()?;
-    let summary = Summary::collect(&communicator, launcher)?;
+    let gpu = match measurement.memory {
+        Memory::Device => Some(Gpu::open(&communicator, local_rank, measurement.gpus)?),
+        Memory::Plain | Memory::Registered => None,
+    };
+    let summary = Summary::collect(&communicator, launcher, gpu.as_ref())?;
     let new_output = |summary| Output::new(summary, &measurement, arguments);
     let mut output = together(&communicator, summary.map(new_output).transpose())?;
     let mut wrong = 0;
     for &data_type in &measurement.data_types {
-        let sweep = Sweep { communicator: &communicator, measurement: &measurement };
+        let (communicator, gpu) = (&communicator, gpu.as_ref());
+        let sweep = Sweep { communicator, measurement: &measurement, gpu };
         wrong += match data_type {
             DataType::F32 => sweep.run::<f32>(output.as_mut()),
             DataType::F64 => sweep.run::<f64>(output.as_mut()),
@@ -156,10 +168,10 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
             DataType::U64 => sweep.run::<u64>(output.as_mut()),
         }?;
     }
-    let wire = Wire::collect(&communicator)?;
+    let counters = Counters::collect(&communicator)?;
     // Rank 0 knows of everyone's, and speaks for all.
     let Some(output) = output else { return Ok(ExitCode::SUCCESS) };
-    let lost = output.finish(wire)?;
+    let lost = output.finish(counters)?;
     if wrong > 0 {
         report(&format!("{wrong} elements were wrong"));
         return Ok(ExitCode::FAILURE);
@@ -185,6 +197,7 @@ fn together<T>(communicator: &Communicator, mine: Result<T, BenchError>) -> Resu
 struct Sweep<'a> {
     communicator: &'a Communicator,
     measurement: &'a Measurement,
+    gpu: Option<&'a Gpu>,
 }
 
 impl Sweep<'_> {
@@ -192,7 +205,7 @@ impl Sweep<'_> {
     fn run<T: Patterned>(&self, mut output: Option<&mut Output>) -> Result<u64, BenchError> {
         let cases = Case::all(self.measurement, T::DATA_TYPE, self.communicator.ranks());
         let largest = cases.iter().map(|case| case.blocks * case.count).max().unwrap_or(0);
-        let mut meter = Meter::<T>::new(self.communicator, self.measurement, largest)?;
+        let mut meter = Meter::<T>::new(self.communicator, self.measurement, self.gpu, largest)?;
         let mut wrong = 0;
         for case in cases {
             let algorithm = self.algorithm(case);

@@ -94,9 +94,16 @@ pub struct BenchArguments {
     /// network limits what a connection carries
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SOCKETS)))]
     sockets: Option<u32>,
-    /// Ordinary memory, or memory that the library allocates and peers can read
+    /// Ordinary memory, memory that the library allocates and peers can read, or memory of a GPU
     #[arg(long, value_name = "KIND", default_value = "plain")]
     memory: Memory,
+    /// GPUs of each host that ranks use, one after the other; with --memory device also how many processes to
+    /// start, unless --ranks says otherwise [default: all there are]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub gpus: Option<u32>,
+    /// The CUDA driver's library, as RINGTREE_CUDA_LIBRARY
+    #[arg(long, value_name = "FILE")]
+    pub cuda_library: Option<PathBuf>,
     /// Have each rank write its buffers before each timed call, as a trainer writes its gradients;
     /// calls in a row (the loop in the JSON output) are timed without
     #[arg(long)]
@@ -184,6 +191,8 @@ pub enum Memory {
     Plain,
     /// Memory of the library
     Registered,
+    /// Memory of a GPU
+    Device,
 }
 
 /// Where results go.
@@ -247,6 +256,8 @@ pub struct Measurement {
     pub placements: Vec<Placement>,
     /// Where the buffers come from.
     pub memory: Memory,
+    /// GPUs of each host that ranks use; `None`: all.
+    pub gpus: Option<u32>,
     /// Each rank writes its buffers before each timed call.
     pub touch: bool,
     /// Calls that are under way at once; `None`: each is waited for, and is a blocking one.
@@ -346,6 +357,18 @@ pub enum OptionError {
         /// The call.
         name: &'static str,
     },
+    /// Not on a GPU.
+    #[error("{what} is not offered on memory of a GPU: leave --memory device out")]
+    Device {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// Only on a GPU.
+    #[error("{option} is for --memory device")]
+    NoDevice {
+        /// What was given.
+        option: &'static str,
+    },
     /// Nothing that curves could go over.
     #[error("--plot draws curves over sizes above 0, and there are none: leave it out")]
     NoCurve,
@@ -385,6 +408,17 @@ impl BenchArguments {
         if self.asynchronous.is_some() && matches!(called, Called::Varied(_)) {
             return Err(OptionError::Asynchronous { name: called.name() });
         }
+        if self.memory == Memory::Device {
+            if matches!(called, Called::Varied(_) | Called::Even(Collective::Barrier)) {
+                return Err(OptionError::Device { what: called.name() });
+            }
+            if self.asynchronous.is_some() {
+                return Err(OptionError::Device { what: "--async" });
+            }
+        } else if self.gpus.is_some() || self.cuda_library.is_some() {
+            let option = if self.gpus.is_some() { "--gpus" } else { "--cuda-library" };
+            return Err(OptionError::NoDevice { option });
+        }
         let sizes_bytes = self.sizes()?;
         if self.plot.is_some() && sizes_bytes.iter().all(|&bytes| bytes == 0) {
             return Err(OptionError::NoCurve);
@@ -413,6 +447,7 @@ impl BenchArguments {
             root: u32::try_from(self.root).ok().filter(|_| called.root().is_some()),
             placements: self.placements(called)?,
             memory: self.memory,
+            gpus: self.gpus,
             touch: self.touch,
             asynchronous: self.asynchronous.map(usize::from),
             transport: self.transport,
@@ -521,6 +556,7 @@ impl Memory {
         match self {
             Memory::Plain => "plain",
             Memory::Registered => "registered",
+            Memory::Device => "GPU",
         }
     }
 }

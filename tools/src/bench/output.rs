@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::baseline::Baseline;
+use super::counters::Counters;
 use super::measure::{Case, Outcome};
 use super::options::{BenchArguments, By, Measurement};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
-use super::wire::Wire;
 use super::{BenchError, baseline, picture, regret, table};
 
 /// What a time may lose against an earlier run before it is counted, unless set.
@@ -137,19 +137,17 @@ impl<'a> Output<'a> {
 
     /// Prints what comes after the last row, and writes the files that are wanted. Returns how many rows
     /// took longer than in the earlier run by more than is allowed.
-    pub fn finish(mut self, wire: Option<Wire>) -> Result<usize, BenchError> {
+    pub fn finish(mut self, counters: Counters) -> Result<usize, BenchError> {
         self.bar.finish_and_clear();
         if !self.measurement.jsonl {
             self.print(&table::footer(out_of_bounds(&self.rows), average_busbw(&self.rows)))?;
-            if let Some(wire) = wire {
-                self.print(&wire.text())?;
-            }
+            self.print(&counters.text())?;
             if self.measurement.by == By::Each {
                 self.print(&regret::summary(&self.rows))?;
             }
         }
         if let Some((path, file)) = self.document.take() {
-            self.write_document(file, wire).map_err(file_error(&path))?;
+            self.write_document(file, counters).map_err(file_error(&path))?;
         }
         if let Some((path, file)) = self.csv.take() {
             let mut writer = csv::Writer::from_writer(file);
@@ -170,8 +168,8 @@ impl<'a> Output<'a> {
         Ok(lost)
     }
 
-    fn write_document(&self, file: File, wire: Option<Wire>) -> io::Result<()> {
-        let document = Document::new(&self.summary, self.measurement, &self.rows, wire);
+    fn write_document(&self, file: File, counters: Counters) -> io::Result<()> {
+        let document = Document::new(&self.summary, self.measurement, &self.rows, counters);
         let mut file = BufWriter::new(file);
         serde_json::to_writer_pretty(&mut file, &document)?;
         writeln!(file)?;

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use ringtree::Op;
 use serde::{Deserialize, Serialize};
 
+use super::counters::Counters;
 use super::measure::{Case, Outcome};
 use super::options::{By, Measurement, Memory, Placement};
 use super::statistics::{Distribution, algorithm_bandwidth};
 use super::summary::Summary;
 use super::table::type_name;
-use super::wire::Wire;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -72,6 +72,7 @@ impl Record {
             peer: match measurement.memory {
                 Memory::Plain => "ringtree",
                 Memory::Registered => "ringtree-reg",
+                Memory::Device => "ringtree-gpu",
             },
             version: VERSION,
             collective: case.called.name(),
@@ -189,8 +190,9 @@ pub struct Document<'a> {
     out_of_bounds: u64,
     #[serde(rename = "average_busbw_GBps")]
     average_busbw_gbps: f64,
-    /// What links over RDMA have done, if there were any.
-    rdma: Option<Wire>,
+    /// What devices have done, if there were any.
+    #[serde(flatten)]
+    counters: Counters,
 }
 
 impl<'a> Document<'a> {
@@ -199,7 +201,7 @@ impl<'a> Document<'a> {
         job: &'a Summary,
         settings: &'a Measurement,
         rows: &'a [Row],
-        rdma: Option<Wire>,
+        counters: Counters,
     ) -> Document<'a> {
         Document {
             version: VERSION,
@@ -208,7 +210,7 @@ impl<'a> Document<'a> {
             rows,
             out_of_bounds: out_of_bounds(rows),
             average_busbw_gbps: rounded(average_busbw(rows), 10_000.0),
-            rdma,
+            counters,
         }
     }
 }

@@ -8,6 +8,7 @@ use ringtree::{Communicator, Error, Source};
 use ringtree_transport::TransportKind;
 use serde::Serialize;
 
+use super::gpu::Gpu;
 use super::options::{By, Measurement};
 use super::record::VERSION;
 use crate::words::{counted, ranges};
@@ -30,6 +31,8 @@ pub struct Summary {
     pub transport: &'static str,
     /// Ports that rank 0 uses for RDMA, with their addresses.
     rdma_ports: Vec<String>,
+    /// The GPU of rank 0, and the driver.
+    gpu: Option<String>,
     /// Who told the ranks their places.
     launcher: String,
     /// Ranks of each host, by name.
@@ -47,6 +50,7 @@ impl Summary {
     pub fn collect(
         communicator: &Communicator,
         launcher: Source,
+        gpu: Option<&Gpu>,
     ) -> Result<Option<Summary>, Error> {
         let (rank, ranks) = (communicator.rank(), communicator.ranks());
         let mut numbers = [0; NUMBERS];
@@ -72,6 +76,7 @@ impl Summary {
             ranks,
             transport: transport_name(seen),
             rdma_ports: if seen & RDMA != 0 { communicator.rdma_ports() } else { Vec::new() },
+            gpu: gpu.map(Gpu::describe),
             launcher: launcher.to_string(),
             hosts,
             tuned: communicator.shape().tuned.is_some(),
@@ -108,6 +113,7 @@ impl Summary {
         format!(
             "# ringtree {VERSION}: {} among {} on {}: {}\n\
              # places told by {}\n\
+             {}\
              # transport {}{}{}, algorithm {algorithm}, {} memory{}\n\
              # time: median of the slowest rank's times, with a barrier before each {}\n",
             measurement.call.with_root(0).name(),
@@ -115,6 +121,7 @@ impl Summary {
             counted(hosts.len(), "host"),
             hosts.join(", "),
             self.launcher,
+            self.gpu.as_ref().map_or(String::new(), |gpu| format!("# rank 0 uses {gpu}\n")),
             self.transport,
             match self.rdma_ports.is_empty() {
                 true => String::new(),

@@ -21,7 +21,7 @@ use ringtree_transport::{Channel, Link, Tag};
 
 use super::geometry::{Extent, Geometry};
 use super::{Fault, LinkError, Schedule, Status, peers};
-use crate::device::{Fold, Kernels, MOST_OPERANDS, Pins};
+use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS, Pins};
 use crate::{DataType, Op};
 use lane::{Outgoing, Slice, StagedLane, Via, Waiting};
 
@@ -58,6 +58,11 @@ pub(crate) struct Staged {
     /// Addresses of the slice in hand.
     sources: Vec<DeviceAddress>,
     destinations: Vec<DeviceAddress>,
+    /// How many of these are of the host.
+    host_sources: u64,
+    host_destinations: u64,
+    /// What the run in hand has had the device do.
+    counters: DeviceCounters,
 }
 
 // SAFETY: the addresses of the host are of pinned memory that it owns, and are used only inside `poll`.
@@ -133,6 +138,9 @@ impl Staged {
             output: 0,
             sources: Vec::with_capacity(MOST_OPERANDS),
             destinations: Vec::with_capacity(MOST_OPERANDS),
+            host_sources: 0,
+            host_destinations: 0,
+            counters: DeviceCounters::default(),
             program,
         })
     }
@@ -161,6 +169,7 @@ impl Staged {
         links: &mut [Option<Link>],
     ) -> Result<(), CudaError> {
         (self.tag, self.input, self.output) = (tag, input, output);
+        self.counters = DeviceCounters::default();
         self.failures.fill(None);
         for lane in &mut self.lanes {
             lane.restart();
@@ -217,6 +226,11 @@ impl Staged {
         peers.sort_unstable();
         peers.dedup();
         peers
+    }
+
+    /// What the last run has had the device do.
+    pub(crate) fn counters(&self) -> DeviceCounters {
+        self.counters
     }
 
     /// Waits until the device uses neither the caller's memory nor that of links, after an error.
@@ -384,6 +398,8 @@ impl Staged {
                 let len_bytes = waiting.len_bytes.min(room_bytes);
                 let last = waiting.last && len_bytes == waiting.len_bytes;
                 self.copy(lane, waiting.address, address, len_bytes)?;
+                self.counters.copies += 1;
+                self.counters.to_host_bytes += len_bytes as u64;
                 let lane = &mut self.lanes[lane];
                 lane.batch.copies.push(Outgoing { peer, len_bytes, last, via });
                 let rest = lane.sends[index].front_mut().expect("looked at above");
@@ -525,6 +541,7 @@ impl Staged {
         }
         // Where the slice goes.
         self.destinations.clear();
+        self.host_destinations = 0;
         let mut own_needed = own.is_some_and(|(_, backing)| !backing);
         let mut piece = None;
         for index in mv.destinations.0..mv.destinations.1 {
@@ -540,13 +557,13 @@ impl Staged {
                     None => Via::Own,
                     Some((via, address, room_bytes)) => {
                         part = part.min(room_bytes);
-                        if let Via::Piece(room) = via {
-                            if piece.is_none() {
-                                self.destinations.push(address);
-                            }
-                            piece = Some(room);
-                        } else {
+                        // One piece does for all.
+                        if !(matches!(via, Via::Piece(_)) && piece.is_some()) {
                             self.destinations.push(address);
+                            self.host_destinations += 1;
+                        }
+                        if let Via::Piece(room) = via {
+                            piece = Some(room);
                         }
                         via
                     }
@@ -622,17 +639,20 @@ impl Staged {
         let done = self.lanes[lane].counter.done_bytes;
         let mut gathered_bytes = 0;
         self.sources.clear();
+        self.host_sources = 0;
         for index in mv.sources.0..mv.sources.1 {
             let address = match self.program.sources[index] {
                 Source::Own(span) => self.address(lane, span) + done as u64,
                 Source::Arrival { peer } => {
                     let arrival = link(links, peer).arrival(channel).map_err(Fault::Link)?;
                     let data = arrival.expect("looked at before").data;
+                    self.host_sources += 1;
                     match pins.address_of(peer, data, part) {
                         Some(address) => address,
                         None => {
                             let address = self.copy_arrival(lane, gathered_bytes, data, part)?;
                             gathered_bytes += part.next_multiple_of(LINE_BYTES);
+                            self.counters.bounced_bytes += part as u64;
                             address
                         }
                     }
@@ -668,19 +688,25 @@ impl Staged {
     }
 
     /// Queues the fold of the sources into the destinations.
-    fn fold(&self, lane: usize, part: usize, completes: bool) -> Result<(), Fault> {
+    fn fold(&mut self, lane: usize, part: usize, completes: bool) -> Result<(), Fault> {
+        self.counters.from_host_bytes += self.host_sources * part as u64;
+        self.counters.to_host_bytes += self.host_destinations * part as u64;
         let stream = &self.lanes[lane].stream;
         let result = match (&self.sources[..], &self.destinations[..]) {
-            (&[source], &[destination]) if source != destination && part > 0 => {
+            (_, destinations) if part == 0 || destinations.is_empty() => Ok(()),
+            (&[source], &[destination]) if source != destination => {
+                self.counters.copies += 1;
                 // SAFETY: see below.
                 unsafe { stream.copy(destination, source, part) }
             }
             (&[source], destinations) if destinations.iter().all(|d| *d == source) => Ok(()),
             (&[_], destinations) => {
+                self.counters.kernels += 1;
                 // SAFETY: see below.
                 unsafe { self.copy.queue(stream, &self.sources, destinations, part) }
             }
             _ => {
+                self.counters.kernels += 1;
                 let fold = if completes { &self.completing } else { &self.partial };
                 // SAFETY: each source has `part` readable bytes (a slot's, a piece's or a span's), each
                 // destination room for as many; spans lie in memory that `start` vouched for, and the plan's proof

@@ -1,0 +1,28 @@
+//! What calls on GPUs have had the devices do: figures that mean something without a clock.
+
+use std::ops::AddAssign;
+
+/// What the calls of a communicator have had this rank's GPUs do, from its beginning on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounters {
+    /// Kernels that were launched.
+    pub kernels: u64,
+    /// Copies that were left to copy engines.
+    pub copies: u64,
+    /// Bytes that kernels and copies have brought from the host's memory.
+    pub from_host_bytes: u64,
+    /// Bytes that they have brought to the host's memory.
+    pub to_host_bytes: u64,
+    /// Bytes that a processor has copied, because the GPU could not reach them where they had come.
+    pub bounced_bytes: u64,
+}
+
+impl AddAssign for DeviceCounters {
+    fn add_assign(&mut self, other: DeviceCounters) {
+        self.kernels += other.kernels;
+        self.copies += other.copies;
+        self.from_host_bytes += other.from_host_bytes;
+        self.to_host_bytes += other.to_host_bytes;
+        self.bounced_bytes += other.bounced_bytes;
+    }
+}

@@ -1,0 +1,83 @@
+//! What devices have done in a run, which is told below the table.
+
+use ringtree::{Communicator, Error, Op};
+use serde::Serialize;
+
+use super::wire::Wire;
+
+/// Of all kinds of devices that were used.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Counters {
+    /// Links over RDMA.
+    rdma: Option<Wire>,
+    /// GPUs.
+    gpu: Option<GpuWork>,
+}
+
+/// What GPUs have done: the sums of all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct GpuWork {
+    kernels: u64,
+    copies: u64,
+    /// Bytes that kernels and copies have read from the hosts' memory.
+    from_host_bytes: u64,
+    /// Bytes that they have written there.
+    to_host_bytes: u64,
+    /// Bytes that processors have copied, because a GPU could not reach them.
+    bounced_bytes: u64,
+}
+
+impl Counters {
+    /// Collects them at rank 0. All ranks call it.
+    pub fn collect(communicator: &Communicator) -> Result<Counters, Error> {
+        Ok(Counters { rdma: Wire::collect(communicator)?, gpu: GpuWork::collect(communicator)? })
+    }
+
+    /// The lines below the table.
+    pub fn text(&self) -> String {
+        let rdma = self.rdma.map_or(String::new(), |wire| wire.text());
+        rdma + &self.gpu.map_or(String::new(), |work| work.text())
+    }
+}
+
+impl GpuWork {
+    /// `None` elsewhere than at rank 0, and where no GPU did anything.
+    fn collect(communicator: &Communicator) -> Result<Option<GpuWork>, Error> {
+        let own = communicator.device_counters();
+        let mut sums =
+            [own.kernels, own.copies, own.from_host_bytes, own.to_host_bytes, own.bounced_bytes];
+        communicator.reduce(&mut sums, Op::Sum, 0)?;
+        let [kernels, copies, from_host_bytes, to_host_bytes, bounced_bytes] = sums;
+        let work = GpuWork { kernels, copies, from_host_bytes, to_host_bytes, bounced_bytes };
+        Ok((communicator.rank() == 0 && kernels + copies > 0).then_some(work))
+    }
+
+    fn text(&self) -> String {
+        let GpuWork { kernels, copies, from_host_bytes, to_host_bytes, bounced_bytes } = self;
+        format!(
+            "# GPUs, all ranks and calls: {kernels} kernels, {copies} copies; {to_host_bytes} bytes to the hosts, \
+             {from_host_bytes} bytes from them, {bounced_bytes} of which processors copied once more\n#\n"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gpus_have_done_is_one_line() {
+        let gpu = GpuWork {
+            kernels: 3,
+            copies: 2,
+            from_host_bytes: 400,
+            to_host_bytes: 500,
+            bounced_bytes: 0,
+        };
+        assert_eq!(
+            Counters { rdma: None, gpu: Some(gpu) }.text(),
+            "# GPUs, all ranks and calls: 3 kernels, 2 copies; 500 bytes to the hosts, 400 bytes from them, 0 of \
+             which processors copied once more\n#\n"
+        );
+    }
+}
