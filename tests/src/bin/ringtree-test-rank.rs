@@ -275,6 +275,7 @@ fn describe(error: &Error) -> String {
         Error::Endpoint(_) => ("endpoint", vec![]),
         Error::Memory(_) => ("memory", vec![]),
         Error::Link { .. } => ("link", vec![]),
+        Error::Device(_) => ("device", vec![]),
         Error::Panicked => ("panicked", vec![]),
         Error::Timeout { waiting_for, .. } => ("timeout", waiting_for.clone()),
     };
