@@ -86,7 +86,7 @@ pub(crate) struct Inner {
     settings: Settings,
     origin: Origin,
     /// What streams of GPUs wait by, one for each.
-    signals: Signals,
+    signals: Arc<Signals>,
     /// How often it was split.
     splits: AtomicU64,
     /// What keeps the rendezvous where it is, as far as that is this process's business; dropped after the
@@ -164,11 +164,11 @@ impl Communicator {
             rank: joined.settings.rank,
             shape: joined.shape,
             links: joined.links,
-            engine: Mutex::new(joined.engine),
             control: joined.control,
             settings: joined.settings,
             origin: joined.origin,
-            signals: Signals::default(),
+            signals: joined.engine.signals().clone(),
+            engine: Mutex::new(joined.engine),
             splits: AtomicU64::new(0),
             _host: host,
         });

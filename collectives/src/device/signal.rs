@@ -57,6 +57,17 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// Lets all streams go on: the calls that they wait for have failed, and no later one will be queued.
+    pub(crate) fn release(&self, error: &Error) {
+        for signal in lock(&self.0).iter() {
+            let mut queued = signal.lock();
+            queued.error.get_or_insert_with(|| error.clone());
+            signal.word().store(queued.last, Ordering::Release);
+        }
+    }
+}
+
 impl Drop for Signals {
     fn drop(&mut self) {
         for signal in lock(&self.0).drain(..) {
@@ -114,11 +125,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Done {
     /// The call is done: what it has written is there for what follows in the stream.
     pub(crate) fn say(&mut self, result: &Result<(), Error>) {
+        let mut queued = self.signal.lock();
         if let Err(error) = result {
-            self.signal.lock().error.get_or_insert_with(|| error.clone());
+            queued.error.get_or_insert_with(|| error.clone());
         }
         self.is_said = true;
-        self.signal.word().store(self.number, Ordering::Release);
+        // After an error all calls have been said to be done: see `Signals::release`.
+        if queued.error.is_none() {
+            self.signal.word().store(self.number, Ordering::Release);
+        } else {
+            self.signal.word().store(queued.last, Ordering::Release);
+        }
     }
 }
 

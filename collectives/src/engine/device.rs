@@ -268,6 +268,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Gives up what there is on GPUs, because of an error: when this returns, they use neither the buffers of calls
+    /// nor the memory of links.
+    pub(super) fn leave_devices(&mut self, error: &Error) {
+        for on in &self.devices {
+            on.settle();
+        }
+        // Before anything is given back, which may wait for all streams.
+        self.signals.release(error);
+        self.devices.clear();
+    }
+
     /// Ends the communicator, for all ranks, because this rank's GPU failed.
     fn fail_on_device(&mut self, error: CudaError) -> Error {
         self.driver.control.abort(&format!("its GPU failed: {error}"));
@@ -276,6 +287,13 @@ impl Engine {
 }
 
 impl DeviceEngine {
+    /// Waits until the GPU is through with what operations have queued there.
+    fn settle(&self) {
+        for operation in self.prepared.values().filter_map(|entry| entry.operation.as_ref()) {
+            operation.settle();
+        }
+    }
+
     /// Pinned memory of the host, kept for the next time.
     fn host_memory(&mut self, len_bytes: usize) -> Result<*mut u8, CudaError> {
         if self.host.as_ref().is_none_or(|host| host.len_bytes() < len_bytes) {
@@ -322,14 +340,5 @@ impl DeviceEngine {
             unsafe { self.stream.copy_to_device(output, host, len_bytes)? };
         }
         self.stream.synchronize()
-    }
-}
-
-impl Drop for DeviceEngine {
-    fn drop(&mut self) {
-        // After an error, the device may still read and write what is about to be given back.
-        for operation in self.prepared.values().filter_map(|entry| entry.operation.as_ref()) {
-            operation.settle();
-        }
     }
 }

@@ -14,7 +14,7 @@ use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
 use crate::control::{Operation as Named, Stream};
-use crate::device::DeviceCounters;
+use crate::device::{DeviceCounters, Signals};
 use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
@@ -30,6 +30,8 @@ pub(crate) struct Engine {
     /// Before the links, whose memory it locks.
     devices: Vec<DeviceEngine>,
     device_counters: DeviceCounters,
+    /// What streams of GPUs wait by.
+    signals: Arc<Signals>,
     wiring: Wiring,
     driver: Driver,
     prepared: Prepared,
@@ -84,6 +86,7 @@ impl Engine {
         Engine {
             devices: Vec::new(),
             device_counters: DeviceCounters::default(),
+            signals: Arc::default(),
             wiring,
             driver,
             prepared: Prepared::default(),
@@ -319,6 +322,11 @@ impl Engine {
         links.filter_map(Link::rdma_counters).fold(Counters::default(), |all, one| all + one)
     }
 
+    /// What streams of GPUs wait by.
+    pub(crate) fn signals(&self) -> &Arc<Signals> {
+        &self.signals
+    }
+
     /// What calls on GPUs have had these do.
     pub(crate) fn device_counters(&self) -> DeviceCounters {
         self.device_counters
@@ -391,7 +399,7 @@ impl Engine {
     fn fail(&mut self, error: Error) -> Error {
         let verdict = self.driver.abort.verdict().map(Error::Verdict);
         let error = verdict.unwrap_or(error);
-        self.devices.clear();
+        self.leave_devices(&error);
         drop_all(&mut self.wiring.links);
         self.failed = Some(error.clone());
         error

@@ -5,9 +5,11 @@ use std::ptr::NonNull;
 
 use super::device::Device;
 use super::error::CudaError;
-use super::ffi::{self, Code, DeviceAddress};
+use super::ffi::{self, DeviceAddress};
+use super::reaper::{self, Freed};
 
-/// Memory of a GPU. It is not of a pool, so that it can be exported.
+/// Memory of a GPU. It is not of a pool, so that it can be exported. It is given back some time after this is dropped,
+/// when nothing that was queued on the device before uses it any more.
 #[derive(Debug)]
 pub struct DeviceMemory {
     device: Device,
@@ -24,7 +26,13 @@ impl DeviceMemory {
         let _entered = device.enter()?;
         let mut address = 0;
         // SAFETY: the address is of a variable that outlives the call.
-        let code = unsafe { (device.functions().alloc)(&raw mut address, len_bytes.max(1)) };
+        let mut alloc =
+            || unsafe { (device.functions().alloc)(&raw mut address, len_bytes.max(1)) };
+        let mut code = alloc();
+        if code == ffi::OUT_OF_MEMORY {
+            reaper::wait();
+            code = alloc();
+        }
         if code == ffi::OUT_OF_MEMORY {
             let (mut free_bytes, mut total_bytes) = (0, 0);
             // SAFETY: as above.
@@ -54,11 +62,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.device.enter() {
-            // SAFETY: it was allocated there, and is freed once. The driver waits for what still uses it.
-            let code = unsafe { (self.device.functions().free)(self.address) };
-            report("cuMemFree", &self.device, code);
-        }
+        reaper::free(&self.device, Freed::Device(self.address));
     }
 }
 
@@ -122,11 +126,7 @@ impl PinnedMemory {
 
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.device.enter() {
-            // SAFETY: it was allocated there, and is freed once.
-            let code = unsafe { (self.device.functions().host_free)(self.start.as_ptr().cast()) };
-            report("cuMemFreeHost", &self.device, code);
-        }
+        reaper::free(&self.device, Freed::Pinned(self.start.as_ptr() as usize));
     }
 }
 
@@ -185,7 +185,12 @@ impl Drop for RegisteredMemory {
             // SAFETY: it was registered there, and is unregistered once.
             let code =
                 unsafe { (self.device.functions().host_unregister)(self.start as *mut c_void) };
-            report("cuMemHostUnregister", &self.device, code);
+            if code != ffi::SUCCESS {
+                tracing::debug!(
+                    "cuMemHostUnregister on GPU {}: code {code}",
+                    self.device.ordinal()
+                );
+            }
         }
     }
 }
@@ -218,11 +223,4 @@ pub fn device_of(device: &Device, address: DeviceAddress) -> Result<u32, CudaErr
         return Err(CudaError::Argument(format!("{address:#x} is no address of a GPU's memory")));
     }
     Ok(ordinal as u32)
-}
-
-/// What cannot be given back is only worth a line: the driver is on its way out, or a kernel has failed before.
-fn report(call: &str, device: &Device, code: Code) {
-    if code != ffi::SUCCESS {
-        tracing::debug!("{call} on GPU {}: code {code}", device.ordinal());
-    }
 }

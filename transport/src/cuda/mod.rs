@@ -10,6 +10,7 @@ mod error;
 mod ffi;
 mod memory;
 mod module;
+mod reaper;
 mod stream;
 
 pub use device::Device;

@@ -1,0 +1,78 @@
+//! Gives memory back on a thread of its own. The driver waits for all that is queued on the device before it frees,
+//! and a stream may wait there for a call that the freeing thread is to carry out.
+
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use super::device::Device;
+use super::ffi::{self, Code, DeviceAddress};
+
+/// How long an allocation waits for memory to be given back, before it fails.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is to be given back.
+pub(super) enum Freed {
+    /// Memory of the device.
+    Device(DeviceAddress),
+    /// Pinned memory of the host, by its first byte.
+    Pinned(usize),
+}
+
+enum Order {
+    Free(Device, Freed),
+    /// Say when all orders before have been carried out.
+    Tell(Sender<()>),
+}
+
+/// Has memory given back, some time.
+pub(super) fn free(device: &Device, freed: Freed) {
+    if let Some(orders) = orders() {
+        // The thread ends with the process, and what is left then the system takes back.
+        let _ = orders.send(Order::Free(device.clone(), freed));
+    }
+}
+
+/// Waits until what was to be given back so far has been, or for a while.
+pub(super) fn wait() {
+    let (tell, told) = channel();
+    if orders().is_some_and(|orders| orders.send(Order::Tell(tell)).is_ok()) {
+        let _ = told.recv_timeout(PATIENCE);
+    }
+}
+
+fn orders() -> Option<&'static Sender<Order>> {
+    static ORDERS: OnceLock<Option<Sender<Order>>> = OnceLock::new();
+    let start = || {
+        let (sender, orders) = channel();
+        let serve = move || orders.into_iter().for_each(carry_out);
+        let started = std::thread::Builder::new().name("ringtree-free".to_owned()).spawn(serve);
+        started.ok().map(|_| sender)
+    };
+    ORDERS.get_or_init(start).as_ref()
+}
+
+fn carry_out(order: Order) {
+    let (device, freed) = match order {
+        Order::Free(device, freed) => (device, freed),
+        Order::Tell(tell) => {
+            let _ = tell.send(());
+            return;
+        }
+    };
+    let Ok(_entered) = device.enter() else { return };
+    let functions = device.functions();
+    // SAFETY: it was allocated there, nobody has it any more, and it is freed once.
+    let (call, code): (_, Code) = unsafe {
+        match freed {
+            Freed::Device(address) => ("cuMemFree", (functions.free)(address)),
+            Freed::Pinned(start) => {
+                ("cuMemFreeHost", (functions.host_free)(start as *mut std::ffi::c_void))
+            }
+        }
+    };
+    // What cannot be given back is only worth a line: a kernel has failed before.
+    if code != ffi::SUCCESS {
+        tracing::debug!("{call} on GPU {}: code {code}", device.ordinal());
+    }
+}
