@@ -163,9 +163,9 @@ pub fn current_or_poisoned() -> Result<Arc<Context>> {
     by_handle(current_handle().ok_or(Code::INVALID_CONTEXT)?)
 }
 
-/// The handle of this thread's current context.
+/// The handle of this thread's current context; none while the thread ends, when programs still drop what they have.
 pub fn current_handle() -> Option<usize> {
-    STACK.with_borrow(|stack| stack.last().copied())
+    STACK.try_with(|stack| stack.borrow().last().copied()).ok().flatten()
 }
 
 /// Replaces the current context; 0 removes it.
@@ -173,25 +173,26 @@ pub fn set_current(handle: usize) -> Result {
     if handle != 0 {
         by_handle(handle)?;
     }
-    STACK.with_borrow_mut(|stack| {
+    let replace = |stack: &RefCell<Vec<usize>>| {
+        let mut stack = stack.borrow_mut();
         stack.pop();
         if handle != 0 {
             stack.push(handle);
         }
-    });
-    Ok(())
+    };
+    STACK.try_with(replace).map_err(|_| Code::DEINITIALIZED)
 }
 
 /// Makes a context current, and keeps what was.
 pub fn push(handle: usize) -> Result {
     by_handle(handle)?;
-    STACK.with_borrow_mut(|stack| stack.push(handle));
-    Ok(())
+    STACK.try_with(|stack| stack.borrow_mut().push(handle)).map_err(|_| Code::DEINITIALIZED)
 }
 
 /// Brings back what was current before.
 pub fn pop() -> Result<usize> {
-    STACK.with_borrow_mut(Vec::pop).ok_or(Code::INVALID_CONTEXT)
+    let top = STACK.try_with(|stack| stack.borrow_mut().pop());
+    top.ok().flatten().ok_or(Code::INVALID_CONTEXT)
 }
 
 /// Whether this thread runs a function that was put in a stream.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
 
 use crate::code::{Code, Result};
-use crate::context;
+use crate::{api, context};
 
 /// The call of a function that fails.
 #[derive(Clone, Debug)]
@@ -27,9 +27,11 @@ pub fn parse(text: &str) -> std::result::Result<Vec<Failure>, String> {
         let [function, call, code] = fields[..] else { return None };
         let call = call.parse().ok().filter(|call| *call > 0)?;
         let code = code.parse().ok().filter(|code| *code > 0)?;
-        function.starts_with("cu").then(|| Failure { function: function.to_owned(), call, code })
+        api::exports(function).then(|| Failure { function: function.to_owned(), call, code })
     };
-    let said = |text: &str| format!("{text:?} is not like cuMemAlloc_v2:3:2");
+    let said = |text: &str| {
+        format!("{text:?} is not like cuMemAlloc_v2:3:2, or there is no such function")
+    };
     text.split(',')
         .filter(|part| !part.is_empty())
         .map(|part| one(part).ok_or_else(|| said(part)))

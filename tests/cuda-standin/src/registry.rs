@@ -32,6 +32,12 @@ impl<T> Registry<T> {
         (handle, thing)
     }
 
+    /// Adds a thing under a handle that it had before.
+    pub fn restore(&self, handle: usize, thing: Arc<T>) {
+        let mut things = self.things.lock().unwrap_or_else(PoisonError::into_inner);
+        things.1.insert(handle, thing);
+    }
+
     /// The thing that a handle names.
     pub fn get(&self, handle: usize) -> Result<Arc<T>> {
         let things = self.things.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@
 //! whose order the program forgot to state runs in an order that the program did not expect.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -206,11 +207,12 @@ impl Stream {
             }
             self.delay(ticket);
             // After an error nothing more runs, but what waits for it goes on, and is told.
-            if self.context.check().is_ok()
-                && !self.context.is_stopped()
-                && let Err(code) = (operation.work)()
-            {
-                self.context.poison(code);
+            if self.context.check().is_ok() && !self.context.is_stopped() {
+                // Were a fault of the stand-in to end the thread, the program would wait for ever.
+                let result = catch_unwind(AssertUnwindSafe(operation.work));
+                if let Err(code) = result.unwrap_or(Err(Code::LAUNCH_FAILED)) {
+                    self.context.poison(code);
+                }
             }
             if let Some((event, generation)) = operation.shared {
                 event.complete(generation);

@@ -68,6 +68,9 @@ pub struct Physical {
     pub backing: Arc<Backing>,
     /// As it was asked for.
     pub properties: Properties,
+    handle: usize,
+    /// How often the handle has to be released.
+    held: Mutex<usize>,
 }
 
 static PHYSICAL: Registry<Physical> = Registry::new(0x0d00_0000_0000);
@@ -111,7 +114,7 @@ pub fn create(len_bytes: u64, properties: Properties) -> Result<usize> {
     check_multiple(len_bytes)?;
     let backing = Backing::create("physical", properties.location.id as usize, len_bytes)?;
     fill_with_poison(&backing.file, len_bytes)?;
-    Ok(PHYSICAL.add(|_| Physical { backing, properties }).0)
+    Ok(add(backing, properties))
 }
 
 /// The physical memory that a handle names.
@@ -122,15 +125,26 @@ pub fn physical(handle: usize) -> Result<Arc<Physical>> {
 
 /// Gives a handle back; the memory stays while it is mapped.
 pub fn release(handle: usize) -> Result {
-    PHYSICAL.remove(handle).map(|_| ()).map_err(|_| Code::INVALID_VALUE)
+    let physical = physical(handle)?;
+    let mut held = physical.held.lock().unwrap_or_else(PoisonError::into_inner);
+    *held -= 1;
+    if *held == 0 {
+        PHYSICAL.remove(handle)?;
+    }
+    Ok(())
 }
 
-/// Another handle of what is mapped at an address.
+/// The handle of what is mapped at an address, which has to be released once more. It is the one that was mapped, even
+/// if that was released before.
 pub fn retain(address: u64) -> Result<usize> {
     let allocation = driver().space.find(address).ok_or(Code::INVALID_VALUE)?;
     let Kind::Mapped(physical, _) = &allocation.kind else { return Err(Code::INVALID_VALUE) };
-    let (backing, properties) = (physical.backing.clone(), physical.properties);
-    Ok(PHYSICAL.add(|_| Physical { backing, properties }).0)
+    let mut held = physical.held.lock().unwrap_or_else(PoisonError::into_inner);
+    *held += 1;
+    if *held == 1 {
+        PHYSICAL.restore(physical.handle, physical.clone());
+    }
+    Ok(physical.handle)
 }
 
 /// Maps physical memory. Nobody may touch it before access is set.
@@ -240,7 +254,11 @@ pub fn import(descriptor: i32, handle_type: u32) -> Result<usize> {
         reserved: [0; 4],
     };
     let backing = Backing::of_another(file, ordinal, len_bytes);
-    Ok(PHYSICAL.add(|_| Physical { backing, properties }).0)
+    Ok(add(backing, properties))
+}
+
+fn add(backing: Arc<Backing>, properties: Properties) -> usize {
+    PHYSICAL.add(|handle| Physical { backing, properties, handle, held: Mutex::new(1) }).0
 }
 
 fn check_properties(properties: &Properties) -> Result {

@@ -65,6 +65,7 @@ fn malformed_settings_fail_initialisation_and_are_named() {
         ("NO_PEER", "0:1"),
         ("FAIL", "cuMemAlloc_v2:0:2"),
         ("FAIL", "cuMemAlloc_v2"),
+        ("FAIL", "cuMemAlloc:1:2"),
         ("COMPUTE_CAPABILITY", "80"),
         ("NO_VMM", "yes"),
         ("HOLDMS", "5"),
@@ -341,6 +342,16 @@ fn counters_count_and_reset() {
         let second = use_device(1);
         let there = allocate(1000);
         let stream = stream();
+        for set in [cuMemsetD16_v2(there + 10, 0x0102, 3), cuMemsetD32_v2(there, 0x01020304, 2)] {
+            ok(set);
+        }
+        let values = [4, 3, 2, 1, 4, 3, 2, 1, POISON, POISON, 2, 1, 2, 1, 2, 1, POISON];
+        assert_eq!(download(there, 17), values);
+        ok(cuMemcpyPeer(here, first, there, second, 16));
+        ok(cuCtxSetCurrent(first));
+        assert_eq!(download(here, 17), values);
+        ok(cuCtxSetCurrent(second));
+        ok(ringtree_standin_reset_counters());
         upload(there, &[1; 1000]);
         ok(cuMemcpyPeerAsync(here, first, there, second, 500, stream));
         ok(cuMemcpyDtoDAsync_v2(there, there + 500, 100, stream));

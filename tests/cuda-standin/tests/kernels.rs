@@ -62,7 +62,8 @@ fn kernels_reach_peers_only_when_that_is_enabled() {
         ok(cuDevicePrimaryCtxReset_v2(0));
         use_device(0);
         let here = allocate(64);
-        // Copies of the driver need no access.
+        // Nor do sets, which are kernels. Copies of the driver need no access.
+        assert_eq!(cuMemsetD8_v2(there, 0, 4), INVALID_VALUE);
         ok(cuMemcpyDtoD_v2(here, there, 4));
         ok(cuCtxSynchronize());
         ok(cuCtxEnablePeerAccess(second, 0));
@@ -106,7 +107,7 @@ fn kernels_reach_pinned_memory_and_no_other_of_the_host() {
         ok(copy_by_kernel(here, host.as_ptr() as u64));
         assert_eq!(download(here, 4), [3; 4]);
         assert_eq!(counters().links[0][ringtree_cuda_standin::HOST].read_bytes, 4);
-        let pageable = vec![5u8; 64];
+        let pageable = [5u8; 64];
         assert_eq!(copy_by_kernel(here, pageable.as_ptr() as u64), ILLEGAL_ADDRESS);
     });
 }
@@ -186,6 +187,19 @@ fn launches_are_checked() {
         let together = |blocks| {
             cuLaunchCooperativeKernel(kernel, blocks, 1, 1, 1024, 1, 1, 0, 0, pointers.as_ptr())
         };
+        let together_by_attribute = |blocks| {
+            let attribute = LaunchAttribute { id: 2, value: [1, 0, 0, 0, 0, 0, 0, 0] };
+            let configuration = LaunchConfiguration {
+                grid: [blocks, 1, 1],
+                block: [1024, 1, 1],
+                attributes: &attribute,
+                attributes_count: 1,
+                ..LaunchConfiguration::default()
+            };
+            cuLaunchKernelEx(&configuration, kernel, pointers.as_ptr(), 0)
+        };
+        ok(together_by_attribute(all));
+        assert_eq!(together_by_attribute(all + 1), 720);
         ok(together(all));
         assert_eq!(together(all + 1), 720);
         ok(cuCtxSynchronize());

@@ -143,6 +143,11 @@ fn the_null_stream_is_ordered_with_blocking_streams_only() {
         assert_eq!(read(0, host), 2);
         ok(cuMemsetD8Async(address, 3, 64, free));
         assert_eq!(read(0, host), 2);
+        // The end of the NULL stream is that of blocking streams, too.
+        let sets = counters().memsets.count;
+        ok(cuMemsetD8Async(address, 4, 64, blocking));
+        ok(cuStreamSynchronize(0));
+        assert_eq!(counters().memsets.count, sets + 1);
     });
 }
 

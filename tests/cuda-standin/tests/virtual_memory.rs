@@ -133,8 +133,12 @@ fn handles_are_exported_and_imported_by_descriptor() {
         ok(cuMemSetAccess(second, UNIT, &BY_FIRST, 1));
         upload(base, &[1, 2, 3]);
         assert_eq!(download(second, 3), [1, 2, 3]);
-        let retained = get(|to| cuMemRetainAllocationHandle(to, second));
-        ok(cuMemRelease(retained));
+        assert_eq!(get::<usize>(|to| cuMemRetainAllocationHandle(to, second)), imported);
+        ok(cuMemRelease(imported));
+        ok(cuMemRelease(imported));
+        assert_eq!(cuMemRelease(imported), INVALID_VALUE);
+        assert_eq!(get::<usize>(|to| cuMemRetainAllocationHandle(to, second)), imported);
+        ok(cuMemRelease(imported));
         // What is not such a descriptor is refused.
         let file = std::fs::File::open("/dev/zero").unwrap();
         for descriptor in [file.as_raw_fd() as usize, 9999, usize::MAX] {

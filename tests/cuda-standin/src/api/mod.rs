@@ -15,6 +15,11 @@ mod stream;
 mod stream_memory;
 mod virtual_memory;
 
+/// Whether there is a function of this exact name.
+pub fn exports(name: &str) -> bool {
+    address_of(name).is_some()
+}
+
 /// The address of a function by its exact name.
 fn address_of(name: &str) -> Option<usize> {
     let mut all = [

@@ -38,7 +38,9 @@ entry_points! { Initialised:
     fn cuStreamSynchronize(stream: usize) {
         let stream = stream::by_handle(stream)?;
         count(|counters| counters.stream_synchronisations += 1);
-        stream.now().wait(None);
+        // The NULL stream's end is also that of what is in blocking streams, as for work that is put in it.
+        let end = if stream.handle == 0 { stream.submit(|| Ok(())) } else { stream.now() };
+        end.wait(None);
         stream.context.check()
     }
 

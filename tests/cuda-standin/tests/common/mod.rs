@@ -73,6 +73,35 @@ pub struct AccessDescription {
 }
 
 #[repr(C)]
+pub struct LaunchAttribute {
+    pub id: u64,
+    pub value: [u64; 8],
+}
+
+#[repr(C)]
+pub struct LaunchConfiguration {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared_bytes: u32,
+    pub stream: usize,
+    pub attributes: *const LaunchAttribute,
+    pub attributes_count: u32,
+}
+
+impl Default for LaunchConfiguration {
+    fn default() -> LaunchConfiguration {
+        LaunchConfiguration {
+            grid: [1; 3],
+            block: [1; 3],
+            shared_bytes: 0,
+            stream: 0,
+            attributes: std::ptr::null(),
+            attributes_count: 0,
+        }
+    }
+}
+
+#[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct BatchOperation {
     pub operation: u64,
@@ -135,6 +164,9 @@ functions! {
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, len: usize, stream: usize);
     fn cuMemcpyAsync(to: u64, from: u64, len: usize, stream: usize);
     fn cuMemcpyPeerAsync(to: u64, to_context: usize, from: u64, from_context: usize, len: usize, stream: usize);
+    fn cuMemcpyPeer(to: u64, to_context: usize, from: u64, from_context: usize, len: usize);
+    fn cuMemsetD16_v2(to: u64, value: u16, count: usize);
+    fn cuMemsetD32_v2(to: u64, value: u32, count: usize);
     fn cuMemsetD8_v2(to: u64, value: u8, count: usize);
     fn cuMemsetD8Async(to: u64, value: u8, count: usize, stream: usize);
     fn cuMemsetD32Async(to: u64, value: u32, count: usize, stream: usize);
@@ -184,6 +216,7 @@ functions! {
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(to: &mut i32, function: usize, block: i32, dynamic: usize);
     fn cuLaunchKernel(function: usize, gx: u32, gy: u32, gz: u32, bx: u32, by: u32, bz: u32, shared: u32, stream: usize, parameters: *const *const c_void, extra: usize);
     fn cuLaunchCooperativeKernel(function: usize, gx: u32, gy: u32, gz: u32, bx: u32, by: u32, bz: u32, shared: u32, stream: usize, parameters: *const *const c_void);
+    fn cuLaunchKernelEx(configuration: &LaunchConfiguration, function: usize, parameters: *const *const c_void, extra: usize);
     fn ringtree_standin_is_standin();
     fn ringtree_standin_configure(key: *const c_char, value: *const c_char);
     fn ringtree_standin_counters(to: &mut Counters);
