@@ -77,7 +77,7 @@ pub(super) unsafe fn read(pointer: *mut u8, len_bytes: usize) -> u64 {
 ///
 /// # Safety
 ///
-/// As for [`read`], and valid for writes.
+/// As for [`read()`], and valid for writes.
 #[inline]
 pub(super) unsafe fn write(pointer: *mut u8, len_bytes: usize, value: u64) {
     // SAFETY: As the caller promises.
@@ -95,7 +95,7 @@ pub(super) unsafe fn write(pointer: *mut u8, len_bytes: usize, value: u64) {
 ///
 /// # Safety
 ///
-/// As for [`write`].
+/// As for [`write()`].
 pub(super) unsafe fn update(pointer: *mut u8, len_bytes: usize, new: impl Fn(u64) -> u64) -> u64 {
     const ORDER: Ordering = Ordering::SeqCst;
     // SAFETY: As the caller promises.

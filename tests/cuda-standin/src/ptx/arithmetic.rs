@@ -416,7 +416,7 @@ macro_rules! compare {
 pub(super) fn compare(name: &str, kind: Type) -> Option<Compare> {
     match name {
         "eq" => compare!(kind, |a, b| a == b, a == b),
-        "ne" => compare!(kind, |a, b| a != b, a < b || a > b),
+        "ne" => compare!(kind, |a, b| a != b, a != b && !a.is_nan() && !b.is_nan()),
         "lt" | "lo" => compare!(kind, |a, b| a < b, a < b),
         "le" | "ls" => compare!(kind, |a, b| a <= b, a <= b),
         "gt" | "hi" => compare!(kind, |a, b| a > b, a > b),

@@ -322,7 +322,8 @@ impl<'a> Decoder<'a, '_> {
     fn order(&self) -> Order {
         let has = |names: &[&str]| names.iter().any(|name| self.matched.has(name));
         Order {
-            is_strong: has(&["volatile", "relaxed", "acquire", "release", "acq_rel"]),
+            // `.cv` and `.wt` go past the caches, as volatile accesses do.
+            is_strong: has(&["volatile", "relaxed", "acquire", "release", "acq_rel", "cv", "wt"]),
             acquires: has(&["acquire", "acq_rel"]),
             releases: has(&["release", "acq_rel"]).then(|| self.scope()),
         }

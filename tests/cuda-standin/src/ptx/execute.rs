@@ -70,7 +70,7 @@ impl Polls {
     }
 
     fn note_read(&mut self, address: u64, value: u64) {
-        let seen = &mut self.seen[(address / 4 ^ address / 32) as usize % 8];
+        let seen = &mut self.seen[((address / 4) ^ (address / 32)) as usize % 8];
         if *seen == (address, value) {
             self.in_vain += 1;
         } else {

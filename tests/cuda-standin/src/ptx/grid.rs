@@ -13,8 +13,11 @@ use super::{Fault, Launch, Place, Statistics};
 
 /// More blocks than have so many threads are not started before others have ended.
 const RESIDENT_THREADS: usize = 65_536;
-/// A turn has 2^0 to 2^8 instructions.
+/// A turn has 2^0 to 2^8 instructions, in large grids 2^0 to 2^10: there every turn starts with memory that
+/// the host's caches do not have.
 const TURN_LENGTHS: usize = 9;
+const TURN_LENGTHS_OF_LARGE_GRIDS: usize = 11;
+const LARGE_GRID_THREADS: usize = 256;
 /// Passes over a grid of which all threads wait, before it gives the processor to others…
 const IDLE_PASSES_BEFORE_YIELD: u32 = 4;
 /// …and before it sleeps between passes.
@@ -173,7 +176,7 @@ impl Grid<'_> {
                 lane: linear % WARP_THREADS as u32,
                 state: State::Ready,
                 local: vec![GARBAGE_BYTE; entry.local_bytes],
-                stores: StoreBuffer::default(),
+                stores: StoreBuffer::new(),
                 polls: Polls::new(),
             }
         });
@@ -183,7 +186,7 @@ impl Grid<'_> {
             live_threads: count as usize,
             memory: BlockMemory {
                 shared: vec![GARBAGE_BYTE; shared_bytes],
-                stores: StoreBuffer::default(),
+                stores: StoreBuffer::new(),
             },
             barriers: [Barrier::default(); 16],
         }
@@ -224,10 +227,13 @@ impl Grid<'_> {
     fn pass(&mut self) -> Result<bool, Fault> {
         let count = self.blocks.len();
         let first = self.context.random.below(count);
+        let threads: usize = self.blocks.iter().map(|block| block.live_threads).sum();
+        let is_large = threads > LARGE_GRID_THREADS;
+        let lengths = if is_large { TURN_LENGTHS_OF_LARGE_GRIDS } else { TURN_LENGTHS };
         let mut has_worked = false;
         for number in 0..count {
             let block = &mut self.blocks[(first + number) % count];
-            has_worked |= block.pass(&mut self.context)?;
+            has_worked |= block.pass(&mut self.context, lengths)?;
             if (self.context.launch.stop)() {
                 return Err(Fault::Stopped);
             }
@@ -278,7 +284,7 @@ impl Grid<'_> {
 
 impl Block {
     /// A turn for each of its threads. False if they all only wait for memory to change.
-    fn pass(&mut self, context: &mut Context) -> Result<bool, Fault> {
+    fn pass(&mut self, context: &mut Context, turn_lengths: usize) -> Result<bool, Fault> {
         let count = self.threads.len();
         let first = context.random.below(count);
         // Upwards or downwards.
@@ -292,7 +298,7 @@ impl Block {
                 continue;
             }
             turns += 1;
-            let budget = 1 << context.random.below(TURN_LENGTHS);
+            let budget = 1 << context.random.below(turn_lengths);
             let result = context.turn(thread, &mut self.memory, budget);
             has_worked |= !thread.polls.is_waiting();
             if let Err(trouble) = result {

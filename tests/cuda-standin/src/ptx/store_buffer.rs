@@ -52,10 +52,10 @@ impl Store {
 }
 
 /// Stores in the order in which they were made.
-#[derive(Default)]
 pub(super) struct StoreBuffer {
     stores: Vec<Store>,
-    /// All stores lie in this range, which tells most loads that nothing here concerns them.
+    /// All stores lie in this range, which tells most loads that nothing here concerns them. Without
+    /// stores it has no end behind its start.
     first_address: u64,
     end_address: u64,
     hold_turns: usize,
@@ -67,6 +67,16 @@ pub(super) struct StoreBuffer {
 pub(super) type Older<'a> = Option<&'a mut StoreBuffer>;
 
 impl StoreBuffer {
+    pub fn new() -> StoreBuffer {
+        StoreBuffer {
+            stores: Vec::new(),
+            first_address: u64::MAX,
+            end_address: 0,
+            hold_turns: 0,
+            has_overtaken: false,
+        }
+    }
+
     pub fn has_strong(&self) -> bool {
         self.stores.iter().any(|store| store.is_strong)
     }
@@ -77,9 +87,7 @@ impl StoreBuffer {
 
     #[inline]
     fn may_overlap(&self, address: u64, len_bytes: usize) -> bool {
-        !self.stores.is_empty()
-            && address < self.end_address
-            && self.first_address < address + len_bytes as u64
+        address < self.end_address && self.first_address < address + len_bytes as u64
     }
 
     pub fn push(&mut self, store: Store, older: Older, random: &mut Random) {
@@ -87,15 +95,13 @@ impl StoreBuffer {
             self.write_out_where(older, |index, _| index < CAPACITY / 2);
         }
         if self.stores.is_empty() {
-            (self.first_address, self.end_address) = (store.address, store.end());
             self.hold_turns = hold_turns(store.is_strong, random);
-        } else {
-            self.first_address = self.first_address.min(store.address);
-            self.end_address = self.end_address.max(store.end());
-            if store.is_strong && !self.has_overtaken {
-                self.hold_turns = self.hold_turns.min(hold_turns(true, random));
-            }
+            self.has_overtaken = false;
+        } else if store.is_strong && !self.has_overtaken {
+            self.hold_turns = self.hold_turns.min(hold_turns(true, random));
         }
+        self.first_address = self.first_address.min(store.address);
+        self.end_address = self.end_address.max(store.end());
         self.stores.push(store);
     }
 
@@ -104,6 +110,7 @@ impl StoreBuffer {
         for store in self.stores.drain(..) {
             block.push(store, None, random);
         }
+        (self.first_address, self.end_address) = (u64::MAX, 0);
     }
 
     /// What a load of `len_bytes` sees that found `value` below this buffer.
@@ -163,6 +170,9 @@ impl StoreBuffer {
     }
 
     pub fn write_out_all(&mut self, older: Older) {
+        if self.stores.is_empty() {
+            return;
+        }
         self.write_out_where(older, |_, _| true);
     }
 
@@ -202,6 +212,9 @@ impl StoreBuffer {
             }
             !is_leaving
         });
+        self.first_address =
+            self.stores.iter().map(|store| store.address).min().unwrap_or(u64::MAX);
+        self.end_address = self.stores.iter().map(Store::end).max().unwrap_or(0);
     }
 }
 
