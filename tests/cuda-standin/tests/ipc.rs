@@ -54,8 +54,8 @@ fn say(words: &[u64]) {
     std::io::stdout().flush().unwrap();
 }
 
-fn is_other() -> bool {
-    std::env::var_os("STANDIN_TEST_OTHER").is_some()
+fn is_other(name: &str) -> bool {
+    std::env::var_os("STANDIN_TEST_OTHER").is_some() && inside(name)
 }
 
 fn handle(words: &[u64]) -> Passed {
@@ -65,7 +65,7 @@ fn handle(words: &[u64]) -> Passed {
 #[test]
 fn another_process_opens_memory() {
     const NAME: &str = "another_process_opens_memory";
-    if is_other() {
+    if is_other(NAME) {
         use_device(1);
         let input = &mut std::io::stdin().lock();
         let told = hear(input);
@@ -120,6 +120,9 @@ fn another_process_opens_memory() {
         other.hear();
         assert_eq!(download(address, 5), [9, 9, 9, 9, 7]);
         ok(cuMemFree_v2(address));
+        // Other memory, which gets the descriptor of what was freed.
+        let next = allocate(3000);
+        assert_eq!(get(|to: &mut Handle64| cuIpcGetMemHandle(to, next))[2], words[2]);
         other.tell(&[1]);
         other.end();
         ok(configure("NO_IPC", "1"));
@@ -130,7 +133,7 @@ fn another_process_opens_memory() {
 #[test]
 fn another_process_waits_for_an_event() {
     const NAME: &str = "another_process_waits_for_an_event";
-    if is_other() {
+    if is_other(NAME) {
         use_device(0);
         let input = &mut std::io::stdin().lock();
         let told = hear(input);
@@ -198,7 +201,7 @@ fn another_process_maps_a_descriptor() {
         ok(cuMemSetAccess(base, UNIT, &BY_FIRST, 1));
         base
     };
-    if is_other() {
+    if is_other(NAME) {
         use_device(0);
         let input = &mut std::io::stdin().lock();
         let told = hear(input);

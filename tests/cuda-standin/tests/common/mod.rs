@@ -408,9 +408,15 @@ pub fn isolated(name: &str, settings: &[(&str, &str)], test: impl FnOnce()) {
     assert!(printed.contains("1 passed"), "{name} is no test of this file:\n{printed}");
 }
 
-/// Whether this is the process that runs a test's inner part.
+/// Whether this is the process that runs a test's inner part, which then ends within a minute: a driver has no deadlines,
+/// so a lost wake-up would be a test without end.
 pub fn inside(name: &str) -> bool {
-    std::env::var(INSIDE).as_deref() == Ok(name)
+    let inside = std::env::var(INSIDE).as_deref() == Ok(name);
+    if inside {
+        // SAFETY: it ends the process, in which only the test runs.
+        unsafe { libc::alarm(60) };
+    }
+    inside
 }
 
 /// A process that runs this file's test of a name.
