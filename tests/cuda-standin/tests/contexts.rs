@@ -174,6 +174,8 @@ fn the_last_release_ends_a_context() {
         let (stream, address) = (stream(), allocate(64));
         ok(cuMemsetD8Async(address, 0, 64, stream));
         pinned(4096);
+        event();
+        function_of(KERNELS, "stop");
         ok(cuDevicePrimaryCtxRelease_v2(0));
         ok(cuStreamSynchronize(stream));
         ok(cuMemsetD8Async(address, 0, 64, stream));
@@ -187,6 +189,7 @@ fn the_last_release_ends_a_context() {
         let counters = counters();
         assert_eq!((counters.allocations_live, counters.pinned_bytes_live), (0, 0));
         assert_eq!((counters.streams_live, counters.bytes_live), (0, 0));
+        assert_eq!((counters.events_live, counters.modules_live), (0, 0));
         use_device(0);
         assert_eq!(cuStreamSynchronize(stream), INVALID_HANDLE);
         assert_eq!(cuMemFree_v2(address), INVALID_VALUE);
@@ -238,6 +241,10 @@ fn a_reset_ends_kernels_and_waits() {
         let event = event();
         ok(cuEventRecord(event, one));
         ok(cuStreamWaitEvent(third, event, 0));
+        wait_for_spin(flag);
+        while counters().value_waits == 0 {
+            std::thread::yield_now();
+        }
         ok(cuDevicePrimaryCtxReset_v2(0));
         use_device(0);
         ok(cuCtxSynchronize());
@@ -260,6 +267,7 @@ fn a_process_ends_with_work_in_its_queues() {
             ok(cuMemsetD8Async(flag, 0, 64, stream));
         }
         assert_eq!(cuStreamQuery(0), 0);
+        wait_for_spin(flag);
         return;
     }
     for _ in 0..10 {

@@ -147,10 +147,9 @@ fn memory_freed_under_a_kernel_is_an_error_and_no_crash() {
         let stream = stream();
         ok(launch(function_of(KERNELS, "spin"), 1, 1, stream, &[there]));
         assert_eq!(cuStreamQuery(stream), NOT_READY);
-        // Mostly it runs by then; the test holds, too, if it does not.
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        // Freeing waits for the owner's own work only.
         ok(cuCtxSetCurrent(second));
+        wait_for_spin(there);
+        // Freeing waits for the owner's own work only.
         ok(cuMemFree_v2(there));
         ok(cuCtxSetCurrent(first));
         assert_eq!(cuStreamSynchronize(stream), ILLEGAL_ADDRESS);

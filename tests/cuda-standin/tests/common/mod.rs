@@ -330,7 +330,7 @@ pub fn launch(
 }
 
 /// Kernels of tests. `set(p, n)` writes each thread's number to 4 bytes; `copy(to, from)` moves 4 bytes; `spin(p)`
-/// waits for something other than 0; `misalign(p)` reads 4 bytes at p + 1; `stop` traps.
+/// writes 1 to p + 4, and waits for something other than 0 at p; `misalign(p)` reads 4 bytes at p + 1; `stop` traps.
 pub const KERNELS: &str = r#"
 .version 6.3
 .target sm_70
@@ -372,6 +372,9 @@ DONE:
     .reg .b32 %r<2>;
     .reg .b64 %d<2>;
     ld.param.u64 %d1, [p];
+    mov.u32 %r1, 1;
+    st.volatile.global.u32 [%d1+4], %r1;
+    membar.sys;
 AGAIN:
     ld.volatile.global.u32 %r1, [%d1];
     setp.eq.s32 %q, %r1, 0;
@@ -392,6 +395,13 @@ AGAIN:
     trap;
 }
 "#;
+
+/// Waits until the kernel `spin` runs.
+pub fn wait_for_spin(flag: u64) {
+    while download(flag + 4, 4) != [1, 0, 0, 0] {
+        std::thread::yield_now();
+    }
+}
 
 const INSIDE: &str = "STANDIN_TEST_PROCESS";
 
