@@ -48,6 +48,8 @@ if command -v cmake >/dev/null && [ -e /usr/include/infiniband/verbs.h ]; then
 else
     echo "skipped: cmake or libibverbs-dev is missing"
 fi
+step "CUDA kernels: compiled again, compared, and assembled for every architecture"
+bash collectives/src/device/kernels/check.sh
 step "tests; those named rdma in a virtual machine"
 cargo test --workspace --locked
 step "loom: every interleaving of the shared-memory ring"

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Compiles fold.cu to the PTX beside it, one file for each element type, with NVIDIA's compiler.
 
-    python3 -m venv V && V/bin/pip install -r requirements.txt
-    V/bin/python generate.py           writes the files
-    V/bin/python generate.py --check   compares them, and has ptxas assemble them for every architecture
+    bash check.sh           installs the compiler, compares the files, and has ptxas assemble them for every architecture
+    bash check.sh --write   writes them
 
 No GPU and no CUDA toolkit is needed. What the compiler writes is the same each time, so that the files are kept
 with the sources, and CI compares them.
@@ -60,6 +59,8 @@ def compile_ptx(nvrtc, source, element):
 
 
 def main():
+    if sys.argv[1:] not in (["--check"], ["--write"]):
+        sys.exit(__doc__)
     is_check = sys.argv[1:] == ["--check"]
     nvrtc = ctypes.CDLL(str(packages() / "lib" / "libnvrtc.so.13"))
     source = (HERE / "fold.cu").read_text()
