@@ -15,6 +15,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::cuda::{DeviceAddress, Probe};
 use crate::memory::Registration;
 use crate::{rdma, shm, sim, tcp};
 
@@ -58,6 +59,8 @@ pub struct Arrival {
     pub last: bool,
     /// Which operation it belongs to.
     pub tag: Tag,
+    /// `data` is an address of a GPU's memory, which the host must not touch. Only after [`Link::use_device`].
+    pub on_device: bool,
 }
 
 impl Arrival {
@@ -288,6 +291,36 @@ impl Link {
             // SAFETY: the caller's promise is passed on.
             Link::Rdma(link) => unsafe { link.post(channel, tag, data, len, last) }.map(|()| true),
             Link::Tcp(_) | Link::Sim(_) => Ok(false),
+        }
+    }
+
+    /// The operation in hand is one on memory of the GPU that the probe is of: what peers lend of their GPUs' memory may be
+    /// shown as it is, and this side's memory may be lent once each side has found that it reaches the other's.
+    pub fn use_device(&mut self, probe: &Arc<Probe>) {
+        if let Link::Shm(link) = self {
+            link.use_device(probe);
+        }
+    }
+
+    /// Whether [`Link::lend_device`] may lend this range of a GPU's memory.
+    #[inline]
+    pub fn lends_device(&self, address: DeviceAddress, len: usize) -> bool {
+        matches!(self, Link::Shm(link) if link.lends_device(address, len))
+    }
+
+    /// As [`Link::lend`], for memory of a GPU, which the peer's GPU reads in place: all that was to be written there
+    /// has been.
+    pub fn lend_device(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        address: DeviceAddress,
+        len: usize,
+        last: bool,
+    ) -> Result<bool, LinkError> {
+        match self {
+            Link::Shm(link) => link.lend_device(channel, tag, address, len, last),
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => Ok(false),
         }
     }
 

@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::cuda::DeviceMemory;
 use crate::rdma::Regions;
 
 /// What every shared file must be sealed with: no size that can change under a mapping (an access
@@ -141,6 +142,7 @@ enum Kind {
     Shared(Arc<SharedMemory>),
     Plain { start: NonNull<u8>, len_bytes: usize },
     DmaBuf { descriptor: OwnedFd, offset: u64, address: u64, len_bytes: usize },
+    Device(Arc<DeviceMemory>),
 }
 
 // SAFETY: the pointer is to memory that whoever registered it keeps mapped; no method touches the bytes.
@@ -187,6 +189,11 @@ impl Registration {
         Registration::of(Kind::DmaBuf { descriptor, offset, address, len_bytes })
     }
 
+    /// Registers memory of a GPU, which lives at least as long: for the GPUs of this host that can reach it.
+    pub fn of_device(memory: Arc<DeviceMemory>) -> Arc<Registration> {
+        Registration::of(Kind::Device(memory))
+    }
+
     fn of(memory: Kind) -> Arc<Registration> {
         Arc::new(Registration { regions: Mutex::default(), memory })
     }
@@ -195,7 +202,15 @@ impl Registration {
     pub fn shared_memory(&self) -> Option<&SharedMemory> {
         match &self.memory {
             Kind::Shared(memory) => Some(memory),
-            Kind::Plain { .. } | Kind::DmaBuf { .. } => None,
+            Kind::Plain { .. } | Kind::DmaBuf { .. } | Kind::Device(_) => None,
+        }
+    }
+
+    /// What is registered, if it is of a GPU.
+    pub fn device_memory(&self) -> Option<&DeviceMemory> {
+        match &self.memory {
+            Kind::Device(memory) => Some(memory),
+            Kind::Shared(_) | Kind::Plain { .. } | Kind::DmaBuf { .. } => None,
         }
     }
 
@@ -205,6 +220,7 @@ impl Registration {
             Kind::Shared(memory) => memory.start(),
             Kind::Plain { start, .. } => start.as_ptr(),
             Kind::DmaBuf { address, .. } => *address as *mut u8,
+            Kind::Device(memory) => memory.address() as *mut u8,
         }
     }
 
@@ -212,6 +228,7 @@ impl Registration {
         match &self.memory {
             Kind::Shared(memory) => memory.len_bytes(),
             Kind::Plain { len_bytes, .. } | Kind::DmaBuf { len_bytes, .. } => *len_bytes,
+            Kind::Device(memory) => memory.len_bytes(),
         }
     }
 
@@ -220,7 +237,7 @@ impl Registration {
             Kind::DmaBuf { descriptor, offset, .. } => {
                 Backing::DmaBuf { descriptor: descriptor.as_raw_fd(), offset: *offset }
             }
-            Kind::Shared(_) | Kind::Plain { .. } => Backing::Mapped,
+            Kind::Shared(_) | Kind::Plain { .. } | Kind::Device(_) => Backing::Mapped,
         }
     }
 

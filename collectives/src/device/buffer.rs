@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ringtree_transport::cuda::{self, Device, DeviceAddress, Stream};
+use ringtree_transport::memory::Registration;
 
 use crate::{Element, Error};
 
@@ -35,18 +36,30 @@ pub struct DeviceSpan {
 /// [`Communicator::alloc_device`](crate::Communicator::alloc_device). The memory is freed with the last part of it, and
 /// not while a call is under way.
 pub struct DeviceMemory<T> {
-    memory: Arc<cuda::DeviceMemory>,
+    memory: Arc<Shared>,
     /// The first element, among those of the memory.
     first: usize,
     count: usize,
     element: PhantomData<T>,
 }
 
+/// The memory, and leave for the peers of the communicator that allocated it to read it in place.
+struct Shared {
+    memory: Arc<cuda::DeviceMemory>,
+    registration: Arc<Registration>,
+}
+
 impl<T: Element> DeviceMemory<T> {
     pub(crate) fn alloc(device: &Device, count: usize) -> Result<DeviceMemory<T>, Error> {
         let len_bytes = count.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
         let memory = Arc::new(cuda::DeviceMemory::alloc(device, len_bytes)?);
+        let registration = Registration::of_device(memory.clone());
+        let memory = Arc::new(Shared { memory, registration });
         Ok(DeviceMemory { memory, first: 0, count, element: PhantomData })
+    }
+
+    pub(crate) fn registration(&self) -> &Arc<Registration> {
+        &self.memory.registration
     }
 
     /// Some of its elements, in the same memory.
@@ -72,12 +85,12 @@ impl<T: Element> DeviceMemory<T> {
 
     /// Where it is.
     pub fn device(&self) -> &Device {
-        self.memory.device()
+        self.memory.memory.device()
     }
 
     /// Its first element, for kernels of the program's own.
     pub fn address(&self) -> DeviceAddress {
-        self.memory.address() + (self.first * size_of::<T>()) as u64
+        self.memory.memory.address() + (self.first * size_of::<T>()) as u64
     }
 
     /// Copies all of its elements from the host, behind what is queued in the stream, and waits for that.
@@ -130,7 +143,7 @@ unsafe impl<T: Element> DeviceBuffer<T> for DeviceMemory<T> {
 impl<T> fmt::Debug for DeviceMemory<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeviceMemory")
-            .field("device", self.memory.device())
+            .field("device", self.memory.memory.device())
             .field("count", &self.count)
             .finish_non_exhaustive()
     }

@@ -23,16 +23,20 @@ impl Communicator {
         Ok(Device::open(ordinal, self.settings().cuda_library.as_deref())?)
     }
 
-    /// Memory for `count` elements on a GPU; what it holds at first is undefined.
+    /// Memory for `count` elements on a GPU, which GPUs of this host that reach it read in place; what it holds at
+    /// first is undefined. Waits for the calls that were posted before.
     ///
     /// # Errors
-    /// [`Error::Device`]: the GPU has no room, or what the driver says. The communicator goes on.
+    /// [`Error::Device`]: the GPU has no room, or what the driver says, after which the communicator goes on; or the error
+    /// that has ended it, if one has.
     pub fn alloc_device<T: Element>(
         &self,
         device: &Device,
         count: usize,
     ) -> Result<DeviceMemory<T>, Error> {
-        DeviceMemory::alloc(device, count)
+        let memory = DeviceMemory::alloc(device, count)?;
+        self.engine().share(memory.registration())?;
+        Ok(memory)
     }
 
     /// What the calls on GPUs so far have had these do. Waits for the calls that were posted before.

@@ -11,6 +11,8 @@ pub struct DeviceCounters {
     pub copies: u64,
     /// Bytes that kernels and copies have brought from the host's memory.
     pub from_host_bytes: u64,
+    /// Bytes that they have read in memory of peers' GPUs.
+    pub from_peers_bytes: u64,
     /// Bytes that they have brought to the host's memory.
     pub to_host_bytes: u64,
     /// Bytes that a processor has copied, because the GPU could not reach them where they had come.
@@ -22,6 +24,7 @@ impl AddAssign for DeviceCounters {
         self.kernels += other.kernels;
         self.copies += other.copies;
         self.from_host_bytes += other.from_host_bytes;
+        self.from_peers_bytes += other.from_peers_bytes;
         self.to_host_bytes += other.to_host_bytes;
         self.bounced_bytes += other.bounced_bytes;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ringtree_transport::Tag;
 use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Stream,
+    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Probe, Stream,
 };
 use rustc_hash::FxHashMap;
 
@@ -29,6 +29,8 @@ pub(super) struct DeviceEngine {
     prepared: FxHashMap<Call, Entry>,
     pins: Pins,
     kernels: Arc<Kernels>,
+    /// By which peers find out whether they reach the GPU's memory.
+    probe: Arc<Probe>,
     /// For what comes before and after operations.
     stream: Stream,
     /// Where small buffers wait on the host.
@@ -106,7 +108,7 @@ impl Engine {
                 output.wrapping_sub(part.before_output as u64),
             ),
         };
-        let DeviceEngine { prepared, pins, .. } = &mut self.devices[at];
+        let DeviceEngine { prepared, pins, probe, .. } = &mut self.devices[at];
         let operation = prepared.get_mut(call).and_then(|entry| entry.operation.as_mut());
         let operation = operation.expect("prepared above");
         let links = &mut self.wiring.links;
@@ -114,8 +116,9 @@ impl Engine {
             links[peer as usize].iter().for_each(|link| pins.pin(link));
         }
         // SAFETY: the caller's promise is passed on; after an error, the operation settles below.
-        let started =
-            unsafe { operation.start(Tag { sequence, digest }, input, output, ready, links) };
+        let started = unsafe {
+            operation.start(Tag { sequence, digest }, input, output, ready, probe, links)
+        };
         let result = match started {
             Ok(()) => {
                 let mut driven = OnDevice { operation, pins, named };
@@ -223,6 +226,7 @@ impl Engine {
                 prepared: FxHashMap::default(),
                 pins: Pins::new(device, self.shape.ranks),
                 kernels: Kernels::of(device),
+                probe: Arc::new(Probe::new(device)?),
                 stream: Stream::new(device)?,
                 host: None,
             })
@@ -264,7 +268,11 @@ impl Engine {
         if on.prepared.len() >= PREPARED_MOST {
             on.prepared.clear();
         }
+        let registration = operation.as_ref().map(|operation| operation.registration().clone());
         on.prepared.insert(*call, Entry { record, part, operation });
+        if let Some(registration) = registration {
+            self.wiring.share(&registration);
+        }
         Ok(())
     }
 

@@ -59,6 +59,15 @@ pub(crate) struct Wiring {
     pub(crate) registrations: Vec<Weak<Registration>>,
 }
 
+impl Wiring {
+    /// Lets peers read a memory in place.
+    fn share(&mut self, registration: &Arc<Registration>) {
+        self.registrations.retain(|other| other.strong_count() > 0);
+        self.registrations.push(Arc::downgrade(registration));
+        self.links.iter_mut().flatten().for_each(|link| link.share(registration));
+    }
+}
+
 /// Where a call reads and writes. That the two are one buffer is said, and not found by comparing
 /// addresses: those of an empty buffer and of another one may be equal.
 #[derive(Clone, Copy, Debug)]
@@ -310,9 +319,7 @@ impl Engine {
     /// Lets peers read a memory in place.
     pub(crate) fn share(&mut self, registration: &Arc<Registration>) -> Result<(), Error> {
         self.check()?;
-        self.wiring.registrations.retain(|other| other.strong_count() > 0);
-        self.wiring.registrations.push(Arc::downgrade(registration));
-        self.wiring.links.iter_mut().flatten().for_each(|link| link.share(registration));
+        self.wiring.share(registration);
         Ok(())
     }
 

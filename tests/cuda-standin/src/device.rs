@@ -166,10 +166,11 @@ impl Device {
             102 | 103 | 110 => settings.virtual_memory as i32, // it, by file descriptor, with RDMA
             106 => BLOCKS_PER_MULTIPROCESSOR as i32,
             111 => 1024, // shared memory that the system takes of each block
-            115 => 1,    // memory pools
-            116 => 1,    // GPUDirect RDMA
-            117 => 1,    // flushing its writes from the host
-            118 => 100,  // its writes are ordered for their owner
+            113 => settings.read_only_registration as i32,
+            115 => 1,   // memory pools
+            116 => 1,   // GPUDirect RDMA
+            117 => 1,   // flushing its writes from the host
+            118 => 100, // its writes are ordered for their owner
             124 => settings.dma_buf as i32,
             125 => settings.ipc as i32, // IPC events
             ..=0 | 151.. => return Err(Code::INVALID_VALUE),

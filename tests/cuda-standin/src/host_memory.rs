@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crate::code::{Code, Result};
 use crate::counters::count;
 use crate::initialisation::driver;
-use crate::memory::{PAGE_BYTES, POISON};
+use crate::memory::POISON;
+use crate::settings;
 
 /// A range of pinned memory.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +28,18 @@ static PINNED: RwLock<BTreeMap<usize, Pinned>> = RwLock::new(BTreeMap::new());
 
 /// The flags of `cuMemHostAlloc`: portable, device map, write combined.
 const ALLOCATION_FLAGS: u32 = 0b111;
-/// The flags of `cuMemHostRegister`: portable, device map, memory of a device, read only. The last two need hardware
-/// and drivers that not all have; this has not.
+/// The flags of `cuMemHostRegister`: portable, device map, memory of a device, read only. Memory of devices needs
+/// hardware that this has not.
 const REGISTRATION_FLAGS: u32 = 0b1111;
-const UNSUPPORTED_REGISTRATION_FLAGS: u32 = 0b1100;
+const OF_DEVICE: u32 = 0b100;
+const READ_ONLY: u32 = 0b1000;
+
+impl Pinned {
+    /// Whether a device may write there.
+    pub fn is_writable(&self) -> bool {
+        !(self.registered && self.flags & READ_ONLY != 0)
+    }
+}
 
 /// The pinned range that contains all of a range.
 pub fn covering(address: usize, len_bytes: usize) -> Option<Pinned> {
@@ -78,11 +87,14 @@ pub fn register(base: usize, len_bytes: usize, device: usize, flags: u32) -> Res
     if base == 0 || len_bytes == 0 || flags & !REGISTRATION_FLAGS != 0 {
         return Err(Code::INVALID_VALUE);
     }
-    if flags & UNSUPPORTED_REGISTRATION_FLAGS != 0 {
+    let is_supported = flags & READ_ONLY == 0 || settings::get().read_only_registration;
+    if flags & OF_DEVICE != 0 || !is_supported {
         return Err(Code::NOT_SUPPORTED);
     }
     let end = base.checked_add(len_bytes).ok_or(Code::INVALID_VALUE)?;
-    if driver().space.contains(base as u64) || !is_mapped(base, end) {
+    // Pages are pinned for writing unless the program says that nobody writes them.
+    let wanted = if flags & READ_ONLY == 0 { "rw" } else { "r" };
+    if driver().space.contains(base as u64) || !is_mapped(base, end, wanted) {
         return Err(Code::INVALID_VALUE);
     }
     let pinned = PINNED.read().unwrap_or_else(PoisonError::into_inner);
@@ -129,12 +141,24 @@ fn remove(base: usize, registered: bool) -> Option<Pinned> {
     Some(removed)
 }
 
-fn is_mapped(base: usize, end: usize) -> bool {
-    let page = PAGE_BYTES as usize;
-    let start = base - base % page;
-    let mut resident = vec![0u8; (end - start).div_ceil(page)];
-    // SAFETY: it reads no memory, and there is a byte for each page.
-    unsafe { libc::mincore(start as *mut _, end - start, resident.as_mut_ptr()) == 0 }
+/// Whether all of a range is mapped with these rights at least.
+fn is_mapped(base: usize, end: usize, rights: &str) -> bool {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return false };
+    let mut reached = base;
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(range), Some(granted)) = (words.next(), words.next()) else { continue };
+        let Some((start, stop)) = range.split_once('-') else { continue };
+        let [Ok(start), Ok(stop)] = [start, stop].map(|text| usize::from_str_radix(text, 16))
+        else {
+            continue;
+        };
+        if start <= reached && reached < stop && rights.chars().all(|right| granted.contains(right))
+        {
+            reached = stop;
+        }
+    }
+    reached >= end
 }
 
 /// Waits for the work of all contexts, any of which may use pinned memory.

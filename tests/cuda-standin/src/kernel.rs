@@ -177,8 +177,12 @@ impl<'a> View<'a> {
             return Some(Found { launch, changes, start, end, distance, home, writable });
         }
         let pinned = host_memory::covering(address as usize, len_bytes as usize)?;
+        let writable = pinned.is_writable();
+        if write && !writable {
+            return None;
+        }
         let (start, end) = (pinned.base as u64, (pinned.base + pinned.len_bytes) as u64);
-        Some(Found { launch, changes, start, end, distance: 0, home: HOST, writable: true })
+        Some(Found { launch, changes, start, end, distance: 0, home: HOST, writable })
     }
 }
 

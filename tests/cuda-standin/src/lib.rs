@@ -25,6 +25,7 @@
 //! | `NO_DMA_BUF` | 0 | 1: memory cannot be exported as a dma-buf |
 //! | `NO_IPC` | 0 | 1: no legacy IPC |
 //! | `NO_VMM` | 0 | 1: no virtual memory management |
+//! | `NO_READ_ONLY_REGISTRATION` | 0 | 1: memory that the process may only read cannot be registered |
 //! | `NO_STREAM_MEMORY_OPS` | 0 | 1: streams cannot wait for and write values |
 //! | `SCHEDULE` | adversarial | when work of streams runs: `adversarial`, `random`, `prompt` ([`settings::Schedule`]) |
 //! | `HOLD_MS` | 20 | how long the adversarial schedule holds back what nothing waits for |

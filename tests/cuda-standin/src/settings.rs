@@ -45,6 +45,8 @@ pub struct Settings {
     pub ipc: bool,
     /// Whether virtual memory management is supported.
     pub virtual_memory: bool,
+    /// Whether memory that the process may only read can be registered.
+    pub read_only_registration: bool,
     /// Whether streams can wait for and write values.
     pub stream_memory_operations: bool,
 }
@@ -104,6 +106,7 @@ impl Default for Settings {
             dma_buf: true,
             ipc: true,
             virtual_memory: true,
+            read_only_registration: true,
             stream_memory_operations: true,
         }
     }
@@ -156,6 +159,7 @@ impl Settings {
             "NO_DMA_BUF" => self.dma_buf = !flag(value)?,
             "NO_IPC" => self.ipc = !flag(value)?,
             "NO_VMM" => self.virtual_memory = !flag(value)?,
+            "NO_READ_ONLY_REGISTRATION" => self.read_only_registration = !flag(value)?,
             "NO_STREAM_MEMORY_OPS" => self.stream_memory_operations = !flag(value)?,
             _ => return Err("there is no such setting".to_owned()),
         }

@@ -187,7 +187,7 @@ fn registered_memory_is_pinned_until_unregistered() {
         ok(cuMemHostUnregister(address));
         assert_eq!(cuMemHostUnregister(address), 713);
         assert_eq!(cuMemHostRegister_v2(address, 0, 0), INVALID_VALUE);
-        assert_eq!(cuMemHostRegister_v2(address, 10, 8), NOT_SUPPORTED);
+        assert_eq!(cuMemHostRegister_v2(address, 10, 4), NOT_SUPPORTED);
         let device = allocate(4096);
         assert_eq!(cuMemHostRegister_v2(device as *mut u8, 4096, 0), INVALID_VALUE);
         assert_eq!(cuMemHostRegister_v2(4096 as *mut u8, 4096, 0), INVALID_VALUE);
@@ -272,5 +272,23 @@ fn a_dma_buf_has_the_memory_in_it() {
         ok(configure("NO_DMA_BUF", "1"));
         assert_eq!(refused(address, 4096), NOT_SUPPORTED);
         assert_eq!(get::<i32>(|to| cuDeviceGetAttribute(to, 124, 0)), 0);
+    });
+}
+
+#[test]
+fn memory_that_may_only_be_read_is_registered_as_such() {
+    isolated("memory_that_may_only_be_read_is_registered_as_such", &[], || {
+        use_device(0);
+        // SAFETY: fresh pages anywhere, which nobody writes.
+        let pages = unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+            libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ, flags, -1, 0)
+        };
+        let address = pages.cast::<u8>();
+        assert_eq!(cuMemHostRegister_v2(address, 8192, 3), INVALID_VALUE);
+        ok(cuMemHostRegister_v2(address, 8192, 3 | 8));
+        ok(cuMemHostUnregister(address));
+        configure("NO_READ_ONLY_REGISTRATION", "1");
+        assert_eq!(cuMemHostRegister_v2(address, 8192, 3 | 8), NOT_SUPPORTED);
     });
 }

@@ -21,6 +21,8 @@ struct GpuWork {
     copies: u64,
     /// Bytes that kernels and copies have read from the hosts' memory.
     from_host_bytes: u64,
+    /// Bytes that they have read in memory of other ranks' GPUs.
+    from_peers_bytes: u64,
     /// Bytes that they have written there.
     to_host_bytes: u64,
     /// Bytes that processors have copied, because a GPU could not reach them.
@@ -44,19 +46,36 @@ impl GpuWork {
     /// `None` elsewhere than at rank 0, and where no GPU did anything.
     fn collect(communicator: &Communicator) -> Result<Option<GpuWork>, Error> {
         let own = communicator.device_counters();
-        let mut sums =
-            [own.kernels, own.copies, own.from_host_bytes, own.to_host_bytes, own.bounced_bytes];
+        let mut sums = [
+            own.kernels,
+            own.copies,
+            own.from_host_bytes,
+            own.from_peers_bytes,
+            own.to_host_bytes,
+            own.bounced_bytes,
+        ];
         communicator.reduce(&mut sums, Op::Sum, 0)?;
-        let [kernels, copies, from_host_bytes, to_host_bytes, bounced_bytes] = sums;
-        let work = GpuWork { kernels, copies, from_host_bytes, to_host_bytes, bounced_bytes };
+        let [kernels, copies, from_host_bytes, from_peers_bytes, to_host_bytes, bounced_bytes] =
+            sums;
+        let work = GpuWork {
+            kernels,
+            copies,
+            from_host_bytes,
+            from_peers_bytes,
+            to_host_bytes,
+            bounced_bytes,
+        };
         Ok((communicator.rank() == 0 && kernels + copies > 0).then_some(work))
     }
 
     fn text(&self) -> String {
-        let GpuWork { kernels, copies, from_host_bytes, to_host_bytes, bounced_bytes } = self;
+        let GpuWork { kernels, copies, from_peers_bytes, .. } = self;
+        let GpuWork { from_host_bytes, to_host_bytes, bounced_bytes, .. } = self;
         format!(
-            "# GPUs, all ranks and calls: {kernels} kernels, {copies} copies; {to_host_bytes} bytes to the hosts, \
-             {from_host_bytes} bytes from them, {bounced_bytes} of which processors copied once more\n#\n"
+            "# GPUs, all ranks and calls: {kernels} kernels, {copies} copies; {from_peers_bytes} bytes read from other \
+             GPUs\n\
+             # GPUs: {to_host_bytes} bytes to the hosts, {from_host_bytes} bytes from them, {bounced_bytes} of which \
+             processors copied once more\n#\n"
         )
     }
 }
@@ -71,13 +90,14 @@ mod tests {
             kernels: 3,
             copies: 2,
             from_host_bytes: 400,
+            from_peers_bytes: 700,
             to_host_bytes: 500,
             bounced_bytes: 0,
         };
         assert_eq!(
             Counters { rdma: None, gpu: Some(gpu) }.text(),
-            "# GPUs, all ranks and calls: 3 kernels, 2 copies; 500 bytes to the hosts, 400 bytes from them, 0 of \
-             which processors copied once more\n#\n"
+            "# GPUs, all ranks and calls: 3 kernels, 2 copies; 700 bytes read from other GPUs\n\
+             # GPUs: 500 bytes to the hosts, 400 bytes from them, 0 of which processors copied once more\n#\n"
         );
     }
 }

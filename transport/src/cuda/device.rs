@@ -102,6 +102,29 @@ impl Device {
         Ok(can != 0)
     }
 
+    /// Lets its kernels use the memory of another GPU of this process.
+    ///
+    /// # Errors
+    /// They cannot, or what the driver says.
+    pub(super) fn reach(&self, ordinal: u32) -> Result<(), CudaError> {
+        if ordinal == self.ordinal() {
+            return Ok(());
+        }
+        let other = Device::open(ordinal, None)?;
+        if !self.can_access(&other)? {
+            let what = format!("GPU {} cannot reach the memory of GPU {ordinal}", self.ordinal());
+            return Err(CudaError::Argument(what));
+        }
+        let _entered = self.enter()?;
+        // SAFETY: the other's context is retained. It stays so, since access outlives this call.
+        let code = unsafe { (self.functions().enable_peer_access)(other.0.context, 0) };
+        std::mem::forget(other);
+        match code {
+            ffi::PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            code => self.check("cuCtxEnablePeerAccess", code),
+        }
+    }
+
     /// Whether its memory can be handed to other drivers as a dma-buf.
     ///
     /// # Errors

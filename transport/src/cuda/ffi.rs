@@ -24,11 +24,20 @@ pub enum Module {}
 /// `struct CUfunc_st`.
 pub enum Function {}
 
+/// Bytes of a `CUipcMemHandle`.
+pub const IPC_HANDLE_BYTES: usize = 64;
+
+/// `CUipcMemHandle`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct IpcHandle(pub [u8; IPC_HANDLE_BYTES]);
+
 pub const SUCCESS: Code = 0;
 pub const OUT_OF_MEMORY: Code = 2;
 pub const NO_DEVICE: Code = 100;
 pub const UNSUPPORTED_PTX_VERSION: Code = 222;
 pub const NOT_READY: Code = 600;
+pub const PEER_ACCESS_ALREADY_ENABLED: Code = 704;
 
 /// `CU_STREAM_NON_BLOCKING`: apart from the null stream.
 pub const STREAM_NON_BLOCKING: c_uint = 1;
@@ -40,6 +49,8 @@ pub const HOST_ALLOC_PORTABLE_MAPPED: c_uint = 1 | 2;
 pub const HOST_REGISTER_PORTABLE_MAPPED: c_uint = 1 | 2;
 /// `CU_MEMHOSTREGISTER_READ_ONLY`: the device does not write it, nor may the process.
 pub const HOST_REGISTER_READ_ONLY: c_uint = 8;
+/// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`: the only flag there is, and needed between GPUs.
+pub const IPC_LAZY_ENABLE_PEER_ACCESS: c_uint = 1;
 /// `CU_STREAM_WAIT_VALUE_GEQ`: until the word is at least the value, cyclically.
 pub const STREAM_WAIT_VALUE_GEQ: c_uint = 0;
 
@@ -112,6 +123,10 @@ functions! {
     memory_info: c"cuMemGetInfo_v2", fn(*mut usize, *mut usize);
     alloc: c"cuMemAlloc_v2", fn(*mut DeviceAddress, usize);
     free: c"cuMemFree_v2", fn(DeviceAddress);
+    enable_peer_access: c"cuCtxEnablePeerAccess", fn(*mut Context, c_uint);
+    ipc_export: c"cuIpcGetMemHandle", fn(*mut IpcHandle, DeviceAddress);
+    ipc_open: c"cuIpcOpenMemHandle_v2", fn(*mut DeviceAddress, IpcHandle, c_uint);
+    ipc_close: c"cuIpcCloseMemHandle", fn(DeviceAddress);
     host_alloc: c"cuMemHostAlloc", fn(*mut *mut c_void, usize, c_uint);
     host_free: c"cuMemFreeHost", fn(*mut c_void);
     host_register: c"cuMemHostRegister_v2", fn(*mut c_void, usize, c_uint);

@@ -7,6 +7,7 @@
 mod device;
 mod driver;
 mod error;
+mod export;
 mod ffi;
 mod memory;
 mod module;
@@ -16,6 +17,7 @@ mod stream;
 pub use device::Device;
 pub use driver::Driver;
 pub use error::CudaError;
+pub use export::{Exported, PeerMemory, Probe};
 pub use ffi::DeviceAddress;
 pub use memory::{DeviceMemory, PinnedMemory, RegisteredMemory, device_of};
 pub use module::{Kernel, Module};

@@ -17,6 +17,8 @@ pub(super) enum Freed {
     Device(DeviceAddress),
     /// Pinned memory of the host, by its first byte.
     Pinned(usize),
+    /// Memory of another process, which is mapped there.
+    Mapped(DeviceAddress),
 }
 
 enum Order {
@@ -66,6 +68,7 @@ fn carry_out(order: Order) {
     let (call, code): (_, Code) = unsafe {
         match freed {
             Freed::Device(address) => ("cuMemFree", (functions.free)(address)),
+            Freed::Mapped(address) => ("cuIpcCloseMemHandle", (functions.ipc_close)(address)),
             Freed::Pinned(start) => {
                 ("cuMemFreeHost", (functions.host_free)(start as *mut std::ffi::c_void))
             }

@@ -244,7 +244,10 @@ impl RdmaLink {
 
     /// Ranges of the memory are sent from and offered in place from now on.
     pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
-        self.owned.add(registration, &self.rdma.registry);
+        // That of GPUs goes through slots.
+        if registration.device_memory().is_none() {
+            self.owned.add(registration, &self.rdma.registry);
+        }
         for id in self.owned.take_withdrawn() {
             // Where it cannot be told, the peer forgets it with the link; its key is of no use any more.
             self.control.withdraw(id);

@@ -119,7 +119,8 @@ impl RdmaLink {
             Some(Frame::Slot { slot, data: Data { len, last, ask, tag, .. } }) => {
                 receive.ready.pop_front();
                 let data = self.landing.arena.data(slot).cast_const();
-                receive.current = Some(Arrival { data, len: len as usize, last, tag });
+                receive.current =
+                    Some(Arrival { data, len: len as usize, last, tag, on_device: false });
                 receive.slot = Some((slot, ask));
                 receive.message_bytes += len as usize;
             }
@@ -133,7 +134,8 @@ impl RdmaLink {
                     );
                 };
                 let data = room.into.wrapping_add(before).cast_const();
-                receive.current = Some(Arrival { data, len, last: true, tag: room.tag });
+                receive.current =
+                    Some(Arrival { data, len, last: true, tag: room.tag, on_device: false });
             }
         }
         Ok(())

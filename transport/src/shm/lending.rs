@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, sendmsg};
 
 use super::descriptors;
+use super::devices::{self, Devices};
 use crate::memory::{Registration, SharedMemory};
 
 /// First bytes of the messages on the socket.
@@ -28,7 +29,7 @@ const fn message_bytes(kind: u8) -> Option<usize> {
         WAKE => Some(1),
         LEND => Some(13),
         WITHDRAW => Some(5),
-        _ => None,
+        _ => devices::message_bytes(kind),
     }
 }
 
@@ -153,7 +154,7 @@ pub(super) fn wake(socket: &UnixStream) {
 }
 
 /// Sends a whole message or nothing.
-fn send(socket: &UnixStream, message: &[u8], descriptor: Option<RawFd>) -> Option<()> {
+pub(super) fn send(socket: &UnixStream, message: &[u8], descriptor: Option<RawFd>) -> Option<()> {
     let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
     let sent = match descriptor {
         // Allocates nothing: a peer is woken in the midst of calls.
@@ -170,6 +171,8 @@ fn send(socket: &UnixStream, message: &[u8], descriptor: Option<RawFd>) -> Optio
 #[derive(Debug)]
 pub(super) struct Borrower {
     memories: Vec<(u32, SharedMemory)>,
+    /// What each side lends of GPUs' memory.
+    pub(super) devices: Devices,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
 }
@@ -190,9 +193,10 @@ pub(super) enum Socket {
 
 impl Borrower {
     /// With nothing lent to it.
-    pub(super) fn new() -> Borrower {
+    pub(super) fn new(is_one_process: bool) -> Borrower {
         Borrower {
             memories: Vec::new(),
+            devices: Devices::new(is_one_process),
             // What is left of one read, and the next.
             bytes: Vec::with_capacity(2 * READ_BYTES),
             descriptors: VecDeque::new(),
@@ -254,6 +258,8 @@ impl Borrower {
                     let id = number(0..4) as u32;
                     self.memories.retain(|(other, _)| *other != id);
                 }
+                WAKE => {}
+                _ if !self.devices.take(kind, message) => return Socket::Broken,
                 _ => {}
             }
             at += len;
@@ -271,7 +277,7 @@ mod tests {
     #[test]
     fn lent_memory_is_read_in_place_until_it_is_dropped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (mut lender, mut borrower) = (Lender::default(), Borrower::new());
+        let (mut lender, mut borrower) = (Lender::default(), Borrower::new(false));
         let memory = Arc::new(SharedMemory::create_writable(8192).unwrap());
         let registration = Registration::new(memory.clone());
         lender.share(&registration, &ours);
@@ -299,22 +305,22 @@ mod tests {
     fn garbage_on_the_socket_is_noticed() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         send(&ours, &[77], None).unwrap();
-        assert_eq!(Borrower::new().take_in(&theirs), Socket::Broken);
+        assert_eq!(Borrower::new(false).take_in(&theirs), Socket::Broken);
         let (ours, theirs) = UnixStream::pair().unwrap();
         send(&ours, &[LEND, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], None).unwrap();
-        assert_eq!(Borrower::new().take_in(&theirs), Socket::Broken, "no descriptor");
+        assert_eq!(Borrower::new(false).take_in(&theirs), Socket::Broken, "no descriptor");
     }
 
     #[test]
     fn a_peer_that_sends_descriptors_without_loans_is_broken_and_leaves_none_behind() {
         let (passed, _held) = UnixStream::pair().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut borrower = Borrower::new();
+        let mut borrower = Borrower::new(false);
         pass(&ours, WAKE, &passed, 200);
         assert_eq!((borrower.take_in(&theirs), open(&passed)), (Socket::Broken, 1));
 
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut borrower = Borrower::new();
+        let mut borrower = Borrower::new(false);
         for _ in 0..MOST_PENDING {
             pass(&ours, WAKE, &passed, 1);
             assert_eq!(borrower.take_in(&theirs), Socket::Open);
@@ -330,7 +336,7 @@ mod tests {
     #[test]
     fn a_loan_that_two_reads_cut_is_whole_with_the_second() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (mut lender, mut borrower) = (Lender::default(), Borrower::new());
+        let (mut lender, mut borrower) = (Lender::default(), Borrower::new(false));
         let memories = [(); 2].map(|()| Arc::new(SharedMemory::create_writable(4096).unwrap()));
         let registrations = memories.clone().map(Registration::new);
         registrations.iter().for_each(|registration| lender.share(registration, &ours));

@@ -17,6 +17,7 @@ use super::ring::{Reader, Writer};
 use super::send::{INLINE_BYTES, NONE, Posted, SendChannel};
 use super::slots::{Room, SlotPool};
 use super::writer::{SlotWriter, Way};
+use crate::cuda::{DeviceAddress, Probe};
 use crate::memory::{Registration, SharedMemory};
 use crate::process::PidFd;
 use crate::{
@@ -71,6 +72,8 @@ pub struct ShmLink {
     pub(super) attaches: bool,
     /// Operations in a row that may have used cross-memory attach.
     attached_operations: u32,
+    /// The operation in hand reads what is lent of GPUs' memory by a GPU; else it is copied to the host.
+    pub(super) takes_device_loans: bool,
     /// The peer's process, where it is another one that this one may end.
     pub(super) process: Option<PidFd>,
     /// Publishing needs a fence before it looks whether the peer sleeps, since one side's kernel
@@ -142,12 +145,13 @@ impl ShmLink {
             waiting: 0,
             lending: 0,
             lender: Lender::default(),
-            borrower: Box::new(Borrower::new()),
+            borrower: Box::new(Borrower::new(reach == Reach::Same)),
             reach,
             attachable: Attachable::default(),
             attach,
             attaches: attach != Attach::Never,
             attached_operations: 0,
+            takes_device_loans: false,
             process,
             fenced,
             socket_ended: false,
@@ -174,6 +178,7 @@ impl ShmLink {
 
     #[inline]
     pub(crate) fn attach(&mut self, attaches: bool) {
+        self.takes_device_loans = false;
         self.attaches = match self.attach {
             Attach::Always => true,
             Attach::Never => false,
@@ -247,6 +252,40 @@ impl ShmLink {
     /// Ranges of the memory may be lent from now on.
     pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
         self.lender.share(registration, &self.socket);
+        self.borrower.devices.share(registration, &self.socket);
+    }
+
+    pub(crate) fn use_device(&mut self, probe: &Arc<Probe>) {
+        self.takes_device_loans = true;
+        if !self.borrower.devices.is_settled() {
+            self.take_in();
+            self.borrower.devices.use_device(probe, &self.socket);
+        }
+    }
+
+    pub(crate) fn lends_device(&self, address: DeviceAddress, len_bytes: usize) -> bool {
+        self.borrower.devices.lends(address, len_bytes)
+    }
+
+    pub(crate) fn lend_device(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        address: DeviceAddress,
+        len_bytes: usize,
+        last: bool,
+    ) -> Result<bool, LinkError> {
+        if self.waiting & 1 << channel != 0 || !self.line_credit(channel)? {
+            return Ok(false);
+        }
+        let place = self.borrower.devices.place(address, len_bytes, &self.socket);
+        let Some(place) = place else { return Ok(false) };
+        let send = &mut self.sends[channel];
+        send.posted_bytes += len_bytes as u64;
+        send.publish_device_loan(tag, place, len_bytes, last);
+        self.lending |= 1 << channel;
+        self.wake_peer();
+        Ok(true)
     }
 
     pub(crate) fn lend(
@@ -550,7 +589,10 @@ impl ShmLink {
         if error.raw_os_error() == Some(libc::ESRCH) {
             return self.closed();
         }
-        let reason = format!("its memory cannot be reached any more: {error}");
+        self.failed(format!("its memory cannot be reached any more: {error}"))
+    }
+
+    pub(super) fn failed(&self, reason: String) -> LinkError {
         LinkError::Failed { peer: self.peer, transport: TransportKind::Shm, reason }
     }
 

@@ -13,6 +13,7 @@
 
 mod board;
 mod descriptors;
+mod devices;
 mod direct;
 mod establish;
 mod layout;

@@ -91,7 +91,7 @@ impl ShmLink {
         // A damaged length must not lead out of the board; the executor refuses what is not as long
         // as the call.
         let len = (label.len as usize).min(BOARD_BYTES);
-        Some(Arrival { data, len, last: true, tag })
+        Some(Arrival { data, len, last: true, tag, on_device: false })
     }
 }
 

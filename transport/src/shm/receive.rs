@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 
+use super::devices::DevicePlace;
 use super::layout::{Half, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{ORDINARY, Place};
 use super::link::ShmLink;
 use super::reach::Reach;
 use super::ring::Reader;
-use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, WRITTEN, unpack};
+use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, OF_GPU, WRITTEN, unpack};
 use crate::{Arrival, Channel, LinkError, Tag};
 
 /// Bytes that are fetched from the peer's ordinary memory at once: small enough that they are still
@@ -39,6 +40,8 @@ pub(super) struct Remote {
     /// The frame is its message's last.
     pub(super) last: bool,
     pub(super) tag: Tag,
+    /// It is memory of the peer's GPU.
+    pub(super) is_of_gpu: bool,
 }
 
 /// Room that was offered for a message.
@@ -107,12 +110,17 @@ impl ShmLink {
         // SAFETY: the line was peeked and is not given back; the words are read once.
         let body = unsafe { body.read() };
         let (tag, last) = (unpack(body[0]), meta & LAST != 0);
+        if meta & OF_GPU != 0 {
+            let place = DevicePlace { id: body[1] as u32, offset: body[2] };
+            return self.load_device_loan(channel, place, body[3], tag, last);
+        }
         let mut len = (meta & LEN_MASK) as usize;
         let data = if meta & LENT != 0 {
             len = body[3] as usize;
             let place = Place { id: body[1] as u32, offset: body[2] };
             if place.id == ORDINARY && matches!(self.reach, Reach::Attach(_)) {
-                let remote = Remote { address: place.offset, left: len, last, tag };
+                let (address, left) = (place.offset, len);
+                let remote = Remote { address, left, last, tag, is_of_gpu: false };
                 self.receives[channel].remote = Some(remote);
                 return Ok(());
             }
@@ -135,7 +143,37 @@ impl ShmLink {
         let Some(data) = data else { return Err(self.protocol("a frame that leaves its place")) };
         let receive = &mut self.receives[channel];
         receive.is_lent = meta & LENT != 0;
-        receive.current = Some(Arrival { data, len, last, tag });
+        receive.current = Some(Arrival { data, len, last, tag, on_device: false });
+        Ok(())
+    }
+
+    /// Takes a loan of a GPU's memory in hand: as it is, or to be copied.
+    #[cold]
+    fn load_device_loan(
+        &mut self,
+        channel: Channel,
+        place: DevicePlace,
+        len: u64,
+        tag: Tag,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        if self.borrower.devices.address(place, len).is_none() {
+            // Its announcement is on the socket.
+            self.take_in();
+        }
+        let Some(address) = self.borrower.devices.address(place, len) else {
+            return Err(self.protocol("a frame that leaves its place"));
+        };
+        let (left, len) = (len as usize, len as usize);
+        let takes = self.takes_device_loans;
+        let receive = &mut self.receives[channel];
+        if takes {
+            let data = address as *const u8;
+            receive.is_lent = true;
+            receive.current = Some(Arrival { data, len, last, tag, on_device: true });
+        } else {
+            receive.remote = Some(Remote { address, left, last, tag, is_of_gpu: true });
+        }
         Ok(())
     }
 
@@ -150,7 +188,7 @@ impl ShmLink {
         let receive = &mut self.receives[channel];
         // It is a copy by now.
         receive.is_lent = false;
-        receive.current = Some(Arrival { data, len: part, last, tag });
+        receive.current = Some(Arrival { data, len: part, last, tag, on_device: false });
         Ok(())
     }
 
@@ -166,9 +204,14 @@ impl ShmLink {
         part: usize,
     ) -> Result<bool, LinkError> {
         let Some(remote) = self.receives[channel].remote else { return Ok(false) };
-        // SAFETY: the caller promises the destination.
-        if let Err(error) = unsafe { self.reach.read(remote.address, into, part) } {
-            return Err(self.out_of_reach(&error));
+        if remote.is_of_gpu {
+            // SAFETY: the loan is in hand; the caller promises the destination.
+            let read = unsafe { self.borrower.devices.read(remote.address, into, part) };
+            read.map_err(|error| self.failed(format!("what it lends cannot be copied: {error}")))?;
+        } else {
+            // SAFETY: the caller promises the destination.
+            let read = unsafe { self.reach.read(remote.address, into, part) };
+            read.map_err(|error| self.out_of_reach(&error))?;
         }
         if self.is_withdrawn() {
             return Err(self.closed());

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::devices::DevicePlace;
 use super::layout::LINES;
 use super::lending::Place;
 use super::ring::{BODY_WORDS, Body, Writer};
@@ -19,6 +20,8 @@ pub(super) const LENT: u32 = 1 << 29;
 pub(super) const OFFER: u32 = 1 << 28;
 /// The payload lies where the reader of this line has offered it room.
 pub(super) const WRITTEN: u32 = 1 << 27;
+/// Beside [`LENT`]: what is lent is memory of a GPU.
+pub(super) const OF_GPU: u32 = 1 << 26;
 pub(super) const LEN_MASK: u32 = (1 << 24) - 1;
 
 /// No slot.
@@ -134,6 +137,24 @@ impl SendChannel {
         self.unsettled.push_back((self.ring.next(), len));
         self.continue_message(last);
         let meta = LENT | if last { LAST } else { 0 };
+        self.ring.publish(meta, |body| {
+            body[0] = pack(tag);
+            body[1] = u64::from(place.id);
+            body[2] = place.offset;
+            body[3] = len as u64;
+        });
+    }
+
+    pub(super) fn publish_device_loan(
+        &mut self,
+        tag: Tag,
+        place: DevicePlace,
+        len: usize,
+        last: bool,
+    ) {
+        self.unsettled.push_back((self.ring.next(), len));
+        self.continue_message(last);
+        let meta = LENT | OF_GPU | if last { LAST } else { 0 };
         self.ring.publish(meta, |body| {
             body[0] = pack(tag);
             body[1] = u64::from(place.id);

@@ -174,6 +174,7 @@ impl SimLink {
             len: frame.len - own.released_bytes,
             last: frame.last,
             tag: frame.tag,
+            on_device: false,
         }))
     }
 

@@ -149,6 +149,7 @@ impl Receiver {
             len: frame.len - frame.taken,
             last: frame.last,
             tag: frame.tag,
+            on_device: false,
         })
     }
 

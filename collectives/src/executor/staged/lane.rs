@@ -11,7 +11,7 @@ use super::pieces::{Pieces, Room};
 
 #[derive(Debug)]
 pub(super) struct StagedLane {
-    /// The counter; it posts nothing from the caller's memory.
+    /// The counter, and what is lent to peers.
     pub(super) counter: Lane,
     pub(super) stream: Stream,
     /// Marks the end of the batch.
@@ -117,15 +117,17 @@ impl StagedLane {
         self.sends.iter().zip(peers).find(|(sends, _)| !sends.is_empty()).map(|(_, peer)| *peer)
     }
 
-    /// How many of the `len_bytes` from `start` on may be written, because nothing of them waits to be sent; and
-    /// which peer what is behind them waits for.
+    /// How many of the `len_bytes` from `start` on may be written, because nothing of them waits to be sent or is lent;
+    /// and which peer what is behind them waits for.
     pub(super) fn writable(
         &self,
         peers: &[u32],
+        links: &[Option<Link>],
         start: DeviceAddress,
         len_bytes: usize,
     ) -> (usize, Option<u32>) {
-        let (mut end, mut reader) = (start + len_bytes as u64, None);
+        let (unlent, mut reader) = self.counter.writable(links, start as *const u8, len_bytes);
+        let mut end = start + unlent as u64;
         for (sends, peer) in self.sends.iter().zip(peers) {
             for waiting in sends {
                 let is_within =

@@ -2,9 +2,10 @@
 //!
 //! It is the executor's loop with a device in between: a lane queues one *batch* in a stream of its own - the
 //! fold of a slice, and copies of own spans to where they are sent from - and goes on when the GPU is through
-//! with it. What arrives is read, and what leaves is written, by the GPU itself in the links' slots, which are
-//! locked for it ([`Pins`]); where a link has none, in pinned pieces. So each byte passes the bus once each way,
-//! and while one lane's bytes are on the wire, another's are on the bus. Frames, lanes and rounds are those of a
+//! with it. Between GPUs of one host that reach each other, messages are loans of the sender's memory, which the
+//! receiver's kernels read in place. Elsewhere, what arrives is read, and what leaves is written, by the GPU itself
+//! in the links' slots, which are locked for it ([`Pins`]); where a link has none, in pinned pieces. So each byte
+//! passes the bus once each way, and while one lane's bytes are on the wire, another's are on the bus. Frames, lanes and rounds are those of a
 //! host's rank, so that both may be ranks of one communicator.
 //!
 //! A slice without room to be sent from is written to the own span and waits there: as on the host, no arrival is
@@ -13,14 +14,17 @@
 mod lane;
 mod pieces;
 
+use std::sync::Arc;
+
 use ringtree_plan::{Action, Destination, Program, Source, Space, Span};
 use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory,
+    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Probe,
 };
+use ringtree_transport::memory::Registration;
 use ringtree_transport::{Channel, Link, Tag};
 
 use super::geometry::{Extent, Geometry};
-use super::{Fault, LinkError, Schedule, Status, peers};
+use super::{Fault, LinkError, Schedule, Status, is_guard, peers};
 use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS, Pins};
 use crate::{DataType, Op};
 use lane::{Outgoing, Slice, StagedLane, Via, Waiting};
@@ -50,7 +54,11 @@ pub(crate) struct Staged {
     peers: Vec<u32>,
     /// The first error of each peer's link, by position in `peers`.
     failures: Vec<Option<LinkError>>,
-    scratch: DeviceMemory,
+    scratch: Arc<DeviceMemory>,
+    /// Leave for peers to read the scratch memory.
+    scratch_registration: Arc<Registration>,
+    /// Peers may read this rank's memory in place: as of [`super::Operation`].
+    lends: bool,
     digest: u32,
     tag: Tag,
     input: DeviceAddress,
@@ -58,8 +66,9 @@ pub(crate) struct Staged {
     /// Addresses of the slice in hand.
     sources: Vec<DeviceAddress>,
     destinations: Vec<DeviceAddress>,
-    /// How many of these are of the host.
+    /// How many of these are of the host, and of peers' GPUs.
     host_sources: u64,
+    peer_sources: u64,
     host_destinations: u64,
     /// What the run in hand has had the device do.
     counters: DeviceCounters,
@@ -121,8 +130,12 @@ impl Staged {
             StagedLane::new(device, lane, lanes, channel, &program, peers.len(), piece_bytes)
         });
         let lanes: Vec<StagedLane> = lanes.collect::<Result<_, _>>()?;
+        let scratch = DeviceMemory::alloc(device, lanes.len() * geometry.scratch_bytes())?;
+        let scratch = Arc::new(scratch);
         Ok(Staged {
-            scratch: DeviceMemory::alloc(device, lanes.len() * geometry.scratch_bytes())?,
+            scratch_registration: Registration::of_device(scratch.clone()),
+            scratch,
+            lends: !program.actions.iter().any(is_guard),
             lanes,
             partial: kernels.fold(data_type, op.pass())?,
             completing: kernels.fold(data_type, op.completing_pass(program.ranks))?,
@@ -139,10 +152,16 @@ impl Staged {
             sources: Vec::with_capacity(MOST_OPERANDS),
             destinations: Vec::with_capacity(MOST_OPERANDS),
             host_sources: 0,
+            peer_sources: 0,
             host_destinations: 0,
             counters: DeviceCounters::default(),
             program,
         })
+    }
+
+    /// Leave for peers to read what it holds of its own.
+    pub(crate) fn registration(&self) -> &Arc<Registration> {
+        &self.scratch_registration
     }
 
     /// The ranks that this rank exchanges messages with.
@@ -166,6 +185,7 @@ impl Staged {
         input: DeviceAddress,
         output: DeviceAddress,
         ready: &Event,
+        probe: &Arc<Probe>,
         links: &mut [Option<Link>],
     ) -> Result<(), CudaError> {
         (self.tag, self.input, self.output) = (tag, input, output);
@@ -174,12 +194,16 @@ impl Staged {
         for lane in &mut self.lanes {
             lane.restart();
             lane.stream.wait_for(ready)?;
+            // Nothing is lent before the device has come to it.
+            lane.event.record(&lane.stream)?;
+            lane.is_busy = true;
         }
         let lanes = self.lanes.len();
         for &peer in &self.peers {
             if let Some(link) = &mut links[peer as usize] {
                 link.divide(lanes);
                 link.attach(false);
+                link.use_device(probe);
             }
         }
         Ok(())
@@ -326,7 +350,7 @@ impl Staged {
             match (outgoing.via, slice.own) {
                 (Via::Own, Some(address)) => {
                     let Outgoing { peer, len_bytes, last, .. } = outgoing;
-                    self.queue_send(lane, peer, Waiting { address, len_bytes, last });
+                    self.send_own(lane, peer, Waiting { address, len_bytes, last }, links)?;
                 }
                 _ => self.send(lane, outgoing, links)?,
             }
@@ -370,10 +394,45 @@ impl Staged {
         .map_err(Fault::Link)
     }
 
-    /// Has an own span, or the rest of one, wait for room.
-    fn queue_send(&mut self, lane: usize, peer: u32, waiting: Waiting) {
+    /// Sends an own span, or a part of one: lends it, or has it wait for room.
+    fn send_own(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        waiting: Waiting,
+        links: &mut [Option<Link>],
+    ) -> Result<(), Fault> {
         let index = self.peers.binary_search(&peer).expect("a peer of the program");
-        self.lanes[lane].sends[index].push_back(waiting);
+        let is_next = self.lanes[lane].sends[index].is_empty();
+        if !(is_next && self.lend(lane, peer, waiting, links)?) {
+            self.lanes[lane].sends[index].push_back(waiting);
+        }
+        Ok(())
+    }
+
+    /// Lends a part of an own span, all of which has been written, if the peer's GPU reads it in place.
+    fn lend(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        Waiting { address, len_bytes, last }: Waiting,
+        links: &mut [Option<Link>],
+    ) -> Result<bool, Fault> {
+        let link = link(links, peer);
+        if !self.may_lend(link, address, len_bytes) {
+            return Ok(false);
+        }
+        let counter = &mut self.lanes[lane].counter;
+        let lent = link.lend_device(counter.channel, self.tag, address, len_bytes, last);
+        let lent = lent.map_err(Fault::Link)?;
+        if lent {
+            counter.posted(link, peer, address as *const u8, len_bytes);
+        }
+        Ok(lent)
+    }
+
+    fn may_lend(&self, link: &Link, address: DeviceAddress, len_bytes: usize) -> bool {
+        self.lends && len_bytes > 0 && link.lends_device(address, len_bytes)
     }
 
     /// Begins to copy what waits to be sent to where there is room now. Returns whether there is any such.
@@ -391,6 +450,10 @@ impl Staged {
                     self.lanes[lane].sends[index].pop_front();
                     let Waiting { len_bytes, last, .. } = waiting;
                     self.send(lane, Outgoing { peer, len_bytes, last, via: Via::Nothing }, links)?;
+                    continue;
+                }
+                if self.lend(lane, peer, waiting, links)? {
+                    self.lanes[lane].sends[index].pop_front();
                     continue;
                 }
                 let room = self.room(lane, peer, waiting.len_bytes, None, links, pins);
@@ -451,7 +514,8 @@ impl Staged {
             match self.lanes[lane].counter.action(&self.program) {
                 None => {
                     let lane = &mut self.lanes[lane];
-                    if let Some(peer) = lane.unsent(&self.peers) {
+                    let unsent = lane.unsent(&self.peers);
+                    if let Some(peer) = unsent.or_else(|| lane.counter.unsent(links)) {
                         return Ok(Begun::Waits(peer));
                     }
                     lane.counter.next_round();
@@ -460,10 +524,11 @@ impl Staged {
                 Some(Action::Flush { span }) => {
                     let bytes = self.geometry.bytes(self.lanes[lane].counter.round, span).len;
                     let start = self.address(lane, span);
-                    if let (_, Some(peer)) = self.lanes[lane].writable(&self.peers, start, bytes) {
+                    let lane = &mut self.lanes[lane];
+                    if let (_, Some(peer)) = lane.writable(&self.peers, links, start, bytes) {
                         return Ok(Begun::Waits(peer));
                     }
-                    self.lanes[lane].counter.finish_action();
+                    lane.counter.finish_action();
                 }
                 Some(Action::Move {
                     first_source,
@@ -506,7 +571,8 @@ impl Staged {
             for index in mv.destinations.0..mv.destinations.1 {
                 if let Destination::Send { peer, .. } = self.program.destinations[index] {
                     let len_bytes = mv.total_bytes;
-                    self.queue_send(lane, peer, Waiting { address, len_bytes, last: true });
+                    let waiting = Waiting { address, len_bytes, last: true };
+                    self.send_own(lane, peer, waiting, links)?;
                 }
             }
             return Ok(Begun::Complete);
@@ -532,7 +598,7 @@ impl Staged {
         let own_start = own.map(|(start, _)| start + done as u64);
         let mut part = part;
         if let (true, Some(start)) = (mv.guarded, own_start) {
-            let (writable, reader) = self.lanes[lane].writable(&self.peers, start, part);
+            let (writable, reader) = self.lanes[lane].writable(&self.peers, links, start, part);
             match reader {
                 Some(peer) if writable < LINE_BYTES => return Ok(Begun::Waits(peer)),
                 Some(_) => part = writable / LINE_BYTES * LINE_BYTES,
@@ -547,8 +613,9 @@ impl Staged {
         for index in mv.destinations.0..mv.destinations.1 {
             let Destination::Send { peer, .. } = self.program.destinations[index] else { continue };
             let position = self.peers.binary_search(&peer).expect("a peer of the program");
-            let via = if !self.lanes[lane].sends[position].is_empty() {
-                // Behind what waits already.
+            let lends = own_start.is_some_and(|s| self.may_lend(link(links, peer), s, part));
+            let via = if lends || !self.lanes[lane].sends[position].is_empty() {
+                // In place, or behind what waits already.
                 Via::Own
             } else if part == 0 {
                 Via::Nothing
@@ -618,7 +685,9 @@ impl Staged {
                 return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
             }
             part = part.min(arrival.len);
-            unpinned += usize::from(pins.address_of(peer, arrival.data, arrival.len).is_none());
+            let is_reached =
+                arrival.on_device || pins.address_of(peer, arrival.data, arrival.len).is_some();
+            unpinned += usize::from(!is_reached);
         }
         if unpinned > 0 {
             part = part.min(ARRIVALS_BYTES / unpinned / LINE_BYTES * LINE_BYTES);
@@ -639,15 +708,18 @@ impl Staged {
         let done = self.lanes[lane].counter.done_bytes;
         let mut gathered_bytes = 0;
         self.sources.clear();
-        self.host_sources = 0;
+        (self.host_sources, self.peer_sources) = (0, 0);
         for index in mv.sources.0..mv.sources.1 {
             let address = match self.program.sources[index] {
                 Source::Own(span) => self.address(lane, span) + done as u64,
                 Source::Arrival { peer } => {
                     let arrival = link(links, peer).arrival(channel).map_err(Fault::Link)?;
-                    let data = arrival.expect("looked at before").data;
-                    self.host_sources += 1;
+                    let arrival = arrival.expect("looked at before");
+                    let data = arrival.data;
+                    self.host_sources += u64::from(!arrival.on_device);
+                    self.peer_sources += u64::from(arrival.on_device);
                     match pins.address_of(peer, data, part) {
+                        _ if arrival.on_device => data as DeviceAddress,
                         Some(address) => address,
                         None => {
                             let address = self.copy_arrival(lane, gathered_bytes, data, part)?;
@@ -690,6 +762,7 @@ impl Staged {
     /// Queues the fold of the sources into the destinations.
     fn fold(&mut self, lane: usize, part: usize, completes: bool) -> Result<(), Fault> {
         self.counters.from_host_bytes += self.host_sources * part as u64;
+        self.counters.from_peers_bytes += self.peer_sources * part as u64;
         self.counters.to_host_bytes += self.host_destinations * part as u64;
         let stream = &self.lanes[lane].stream;
         let result = match (&self.sources[..], &self.destinations[..]) {

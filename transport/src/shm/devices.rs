@@ -1,0 +1,242 @@
+//! Memory of GPUs that one side lends to the other, read in place by the kernels of the other's GPU.
+//!
+//! Each side tells the other of its GPU, once its program has used one, with some exported memory; the other looks
+//! whether its own GPU finds there what it should, and says so. From then on memory of the library on that GPU is lent
+//! as shared memory is: named on the socket before the first frame that lends some of it. A rank whose buffers are on
+//! the host for once copies what is lent to it.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
+
+use super::lending::send;
+use crate::cuda::{CudaError, DeviceAddress, Exported, PeerMemory, Probe, Stream};
+use crate::memory::Registration;
+
+/// First bytes of the messages on the socket that are about GPUs.
+pub(super) const GPU: u8 = 4;
+pub(super) const READS: u8 = 5;
+pub(super) const LEND: u8 = 6;
+pub(super) const WITHDRAW: u8 = 7;
+
+/// Length of a message by its first byte.
+pub(super) const fn message_bytes(kind: u8) -> Option<usize> {
+    match kind {
+        GPU => Some(1 + Exported::BYTES + 8),
+        READS => Some(1),
+        LEND => Some(1 + 4 + Exported::BYTES),
+        WITHDRAW => Some(5),
+        _ => None,
+    }
+}
+
+/// Memories of one peer that are kept mapped at most, as of [`super::lending`].
+const MOST_BORROWED: usize = 4096;
+
+/// See the file's description.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    /// The two sides are threads of one process.
+    is_one_process: bool,
+    /// This side's GPU, of which the peer has been told.
+    own: Option<Arc<Probe>>,
+    /// What the peer has told of its.
+    theirs: Option<(Exported, u64)>,
+    /// Whether this side's GPU reads the peer's memory, once that was tried.
+    reads: Option<bool>,
+    /// Whether the peer's GPU reads this side's.
+    is_read: bool,
+    lent: Vec<Lent>,
+    next_id: u32,
+    borrowed: Vec<(u32, PeerMemory)>,
+    /// By which what is lent is copied, for buffers of the host.
+    stream: Option<Stream>,
+}
+
+#[derive(Debug)]
+struct Lent {
+    id: u32,
+    registration: Weak<Registration>,
+    start: DeviceAddress,
+    len_bytes: u64,
+    is_announced: bool,
+}
+
+/// A range of a memory of a GPU, as it is named to the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DevicePlace {
+    pub(super) id: u32,
+    pub(super) offset: u64,
+}
+
+impl Devices {
+    pub(super) fn new(is_one_process: bool) -> Devices {
+        Devices { is_one_process, ..Devices::default() }
+    }
+
+    /// Tells the peer of this side's GPU, once, and looks whether it reads the peer's memory.
+    pub(super) fn use_device(&mut self, probe: &Arc<Probe>, socket: &UnixStream) {
+        if self.own.as_ref().is_none_or(|own| own.device() != probe.device()) {
+            let (exported, nonce) = probe.told();
+            let message = [&[GPU][..], &exported.to_bytes(), &nonce.to_le_bytes()].concat();
+            // Where it cannot be sent now, it is the next time.
+            if send(socket, &message, None).is_some() {
+                self.own = Some(probe.clone());
+                self.reads = None;
+            }
+        }
+        self.look(socket);
+    }
+
+    /// Whether everything is known that messages of the peer may tell.
+    pub(super) fn is_settled(&self) -> bool {
+        self.reads == Some(false) || self.reads.is_some() && self.is_read
+    }
+
+    fn look(&mut self, socket: &UnixStream) {
+        let (None, Some(own), Some((exported, nonce))) = (self.reads, &self.own, &self.theirs)
+        else {
+            return;
+        };
+        let reads = own.reads(exported, *nonce, self.is_one_process);
+        if !reads || send(socket, &[READS], None).is_some() {
+            self.reads = Some(reads);
+        }
+    }
+
+    /// From now on ranges of the memory may be lent, until its registration is dropped.
+    pub(super) fn share(&mut self, registration: &Arc<Registration>, socket: &UnixStream) {
+        self.withdraw_dropped(socket);
+        let Some(memory) = registration.device_memory() else { return };
+        self.lent.push(Lent {
+            id: self.next_id,
+            registration: Arc::downgrade(registration),
+            start: memory.address(),
+            len_bytes: memory.len_bytes() as u64,
+            is_announced: false,
+        });
+        self.next_id = self.next_id.wrapping_add(1);
+    }
+
+    /// Whether a range lies in memory that may be lent to this peer.
+    pub(super) fn lends(&self, address: DeviceAddress, len_bytes: usize) -> bool {
+        self.is_read && self.lent.iter().any(|lent| lent.holds(address, len_bytes))
+    }
+
+    /// The place of a range, announced to the peer; `None` where it cannot be lent now.
+    pub(super) fn place(
+        &mut self,
+        address: DeviceAddress,
+        len_bytes: usize,
+        socket: &UnixStream,
+    ) -> Option<DevicePlace> {
+        if !self.is_read
+            || self.lent.iter().filter(|lent| lent.is_announced).count() >= MOST_BORROWED
+        {
+            return None;
+        }
+        let lent = self.lent.iter_mut().find(|lent| lent.holds(address, len_bytes))?;
+        if !lent.is_announced {
+            lent.announce(socket)?;
+        }
+        Some(DevicePlace { id: lent.id, offset: address - lent.start })
+    }
+
+    fn withdraw_dropped(&mut self, socket: &UnixStream) {
+        self.lent.retain(|lent| {
+            let is_dropped = lent.registration.strong_count() == 0;
+            if is_dropped && lent.is_announced {
+                // Where it cannot be sent, the peer unmaps when the link ends.
+                let _ = send(socket, &[&[WITHDRAW][..], &lent.id.to_le_bytes()].concat(), None);
+            }
+            !is_dropped
+        });
+    }
+
+    /// Where this side's GPU finds a range that the peer lends, if it has been told of it.
+    pub(super) fn address(&self, place: DevicePlace, len_bytes: u64) -> Option<DeviceAddress> {
+        let (_, memory) = self.borrowed.iter().find(|(id, _)| *id == place.id)?;
+        memory.address_of(place.offset, len_bytes)
+    }
+
+    /// Copies what the peer lends to the host.
+    ///
+    /// # Safety
+    /// The address must be of a loan in hand, and `into` be writable, for `len_bytes`.
+    pub(super) unsafe fn read(
+        &mut self,
+        address: DeviceAddress,
+        into: *mut u8,
+        len_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let Some(own) = &self.own else {
+            return Err(CudaError::Argument(
+                "it lends memory of its GPU to a rank without one".into(),
+            ));
+        };
+        if self.stream.is_none() {
+            self.stream = Some(Stream::new(own.device())?);
+        }
+        let stream = self.stream.as_ref().expect("made above");
+        // SAFETY: the caller's promise; both stay until the stream is through.
+        unsafe { stream.copy_to_host(into, address, len_bytes)? };
+        stream.synchronize()
+    }
+
+    /// Takes in a message of the peer, without its first byte. Returns whether it makes sense.
+    pub(super) fn take(&mut self, kind: u8, message: &[u8]) -> bool {
+        match kind {
+            GPU => {
+                let Some((exported, nonce)) = message.split_first_chunk() else { return false };
+                let Ok(nonce) = nonce.try_into().map(u64::from_le_bytes) else { return false };
+                self.theirs = Some((Exported::from_bytes(exported), nonce));
+                self.reads = None;
+                true
+            }
+            READS => {
+                self.is_read = self.own.is_some();
+                self.is_read
+            }
+            LEND => {
+                let Some((id, exported)) = message.split_first_chunk() else { return false };
+                let Ok(exported) = exported.try_into().map(Exported::from_bytes) else {
+                    return false;
+                };
+                let may = self.reads == Some(true) && self.borrowed.len() < MOST_BORROWED;
+                let Some(own) = self.own.as_ref().filter(|_| may) else { return false };
+                match PeerMemory::open(own.device(), &exported, self.is_one_process) {
+                    Ok(memory) => self.borrowed.push((u32::from_le_bytes(*id), memory)),
+                    Err(error) => {
+                        tracing::error!(
+                            "memory of a peer's GPU, which could be reached before: {error}"
+                        );
+                        return false;
+                    }
+                }
+                true
+            }
+            _ => {
+                let Ok(id) = message.try_into().map(u32::from_le_bytes) else { return false };
+                self.borrowed.retain(|(other, _)| *other != id);
+                true
+            }
+        }
+    }
+}
+
+impl Lent {
+    /// An address is this memory's only while it is registered.
+    fn holds(&self, address: DeviceAddress, len_bytes: usize) -> bool {
+        let end = self.start + self.len_bytes;
+        let is_within = self.start <= address && address + len_bytes as u64 <= end;
+        is_within && self.registration.strong_count() > 0
+    }
+
+    fn announce(&mut self, socket: &UnixStream) -> Option<()> {
+        let registration = self.registration.upgrade()?;
+        let exported = registration.device_memory()?.export();
+        let message = [&[LEND][..], &self.id.to_le_bytes(), &exported.to_bytes()].concat();
+        send(socket, &message, None)?;
+        self.is_announced = true;
+        Some(())
+    }
+}
