@@ -1,14 +1,19 @@
 //! GPUs for tests: those of the stand-in for the CUDA driver, or with `RINGTREE_TEST_GPU=real` the machine's own.
 
-use std::ffi::{CString, c_char, c_int};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::process::Command;
 
 use ringtree::device::{Device, DeviceMemory, Stream};
 use ringtree::{Communicator, Element, Transports};
 
 /// GPUs of the stand-in.
 const DEVICES: u32 = 4;
+
+/// The variable by which a process knows that it runs one test alone.
+const ALONE: &str = "RINGTREE_TEST_ALONE";
+
+/// No test takes longer, unless it hangs.
+const LIMIT_S: u32 = 120;
 
 /// The variable that has the tests run on the machine's own GPUs, which they share if there are fewer than ranks.
 const REAL: &str = "RINGTREE_TEST_GPU";
@@ -24,28 +29,35 @@ pub fn driver() -> Option<PathBuf> {
     Some(beside)
 }
 
-/// Sets a setting of the stand-in, for this process; on the real driver, nothing.
-pub fn configure(key: &str, value: &str) {
-    let Some(library) = driver() else { return };
-    let library = CString::new(library.to_str().expect("UTF-8")).expect("no zero byte");
-    let [key, value] = [key, value].map(|text| CString::new(text).expect("no zero byte"));
-    // SAFETY: the stand-in has this function, of this type; the texts end with zeros.
-    let code = unsafe {
-        let library = libc::dlopen(library.as_ptr(), libc::RTLD_NOW);
-        assert!(!library.is_null(), "the stand-in does not load");
-        let configure = libc::dlsym(library, c"ringtree_standin_configure".as_ptr());
-        assert!(!configure.is_null(), "it is not the stand-in");
-        type Configure = unsafe extern "C" fn(*const c_char, *const c_char) -> c_int;
-        let configure = std::mem::transmute::<*mut libc::c_void, Configure>(configure);
-        configure(key.as_ptr(), value.as_ptr())
-    };
-    assert_eq!(code, 0, "the stand-in refuses {key:?}={value:?}");
+/// Runs a test in a process of its own, since a driver is a process's, with settings of the stand-in; on the real driver,
+/// without. `name` is the test's. Returns whether this is that process, which has nothing else to do.
+///
+/// # Panics
+/// If the test fails, or does not end.
+pub fn alone(name: &str, settings: &[(&str, &str)], test: impl FnOnce()) -> bool {
+    if std::env::var(ALONE).as_deref() == Ok(name) {
+        // SAFETY: it ends this process, in which only the test runs, should it hang.
+        unsafe { libc::alarm(LIMIT_S) };
+        test();
+        return true;
+    }
+    let this = std::env::current_exe().expect("this test's own file");
+    let mut command = Command::new(this);
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, name);
+    command.env("RINGTREE_STANDIN_DEVICES", DEVICES.to_string());
+    for (key, value) in settings {
+        command.env(format!("RINGTREE_STANDIN_{key}"), value);
+    }
+    let output = command.output().expect("a process");
+    let [printed, said] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{name}, {settings:?}: {}\n{printed}\n{said}", output.status);
+    assert!(printed.contains("1 passed"), "{name} is no test of this file:\n{printed}");
+    false
 }
 
 /// The communicators of `ranks` ranks of this process, which know the driver.
 pub fn communicators(ranks: u32, transports: Transports) -> Vec<Communicator> {
-    static CONFIGURED: OnceLock<()> = OnceLock::new();
-    CONFIGURED.get_or_init(|| configure("DEVICES", &DEVICES.to_string()));
     let driver = driver();
     Communicator::in_process_with(ranks, |settings| {
         settings.transports = transports;

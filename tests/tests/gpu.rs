@@ -1,12 +1,12 @@
 //! Collectives on memory of GPUs, by the stand-in for the CUDA driver or on real ones (`tests/src/gpu.rs`): every
 //! result has the bits that the host gives.
 
-use ringtree::device::{DeviceMemory, Queued};
+use ringtree::device::{DeviceCounters, DeviceMemory, Queued};
 use ringtree::{
     Algorithm, Collective, Communicator, DataType, Error, F8E4M3, F8E5M2, Factor, Op, Transports,
     bf16, f16,
 };
-use ringtree_tests::gpu::{Gpu, communicators};
+use ringtree_tests::gpu::{Gpu, alone, communicators};
 use ringtree_tests::random::element;
 use ringtree_tests::ranks::{TRANSPORTS, each};
 use ringtree_tests::sample::Sample;
@@ -123,16 +123,18 @@ fn check_all<T: Sample>(communicator: &Communicator, gpu: &Gpu, count: usize, op
 
 #[test]
 fn every_collective_has_the_bits_of_the_host() {
-    for transports in TRANSPORTS {
-        for ranks in 1..=4 {
-            each(communicators(ranks, transports), |communicator| {
-                let gpu = Gpu::of(&communicator);
-                for count in COUNTS {
-                    check_all::<f32>(&communicator, &gpu, count, Op::Sum);
-                }
-            });
+    alone("every_collective_has_the_bits_of_the_host", &[], || {
+        for transports in TRANSPORTS {
+            for ranks in 1..=4 {
+                each(communicators(ranks, transports), |communicator| {
+                    let gpu = Gpu::of(&communicator);
+                    for count in COUNTS {
+                        check_all::<f32>(&communicator, &gpu, count, Op::Sum);
+                    }
+                });
+            }
         }
-    }
+    });
 }
 
 /// All operations that a type has.
@@ -159,112 +161,311 @@ fn check_ops<T: Sample>(communicator: &Communicator, gpu: &Gpu) {
 
 #[test]
 fn every_type_and_operation_has_the_bits_of_the_host() {
-    each(communicators(3, Transports::Shm), |communicator| {
-        let gpu = Gpu::of(&communicator);
-        let (c, g) = (&communicator, &gpu);
-        for data_type in DataType::ALL {
-            match data_type {
-                DataType::F32 => check_ops::<f32>(c, g),
-                DataType::F64 => check_ops::<f64>(c, g),
-                DataType::Bf16 => check_ops::<bf16>(c, g),
-                DataType::F16 => check_ops::<f16>(c, g),
-                DataType::F8E4M3 => check_ops::<F8E4M3>(c, g),
-                DataType::F8E5M2 => check_ops::<F8E5M2>(c, g),
-                DataType::I8 => check_ops::<i8>(c, g),
-                DataType::U8 => check_ops::<u8>(c, g),
-                DataType::I32 => check_ops::<i32>(c, g),
-                DataType::U32 => check_ops::<u32>(c, g),
-                DataType::I64 => check_ops::<i64>(c, g),
-                DataType::U64 => check_ops::<u64>(c, g),
+    alone("every_type_and_operation_has_the_bits_of_the_host", &[], || {
+        each(communicators(3, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let (c, g) = (&communicator, &gpu);
+            for data_type in DataType::ALL {
+                match data_type {
+                    DataType::F32 => check_ops::<f32>(c, g),
+                    DataType::F64 => check_ops::<f64>(c, g),
+                    DataType::Bf16 => check_ops::<bf16>(c, g),
+                    DataType::F16 => check_ops::<f16>(c, g),
+                    DataType::F8E4M3 => check_ops::<F8E4M3>(c, g),
+                    DataType::F8E5M2 => check_ops::<F8E5M2>(c, g),
+                    DataType::I8 => check_ops::<i8>(c, g),
+                    DataType::U8 => check_ops::<u8>(c, g),
+                    DataType::I32 => check_ops::<i32>(c, g),
+                    DataType::U32 => check_ops::<u32>(c, g),
+                    DataType::I64 => check_ops::<i64>(c, g),
+                    DataType::U64 => check_ops::<u64>(c, g),
+                }
             }
-        }
+        });
     });
 }
 
 #[test]
 fn every_algorithm_runs_on_gpus() {
-    for transports in TRANSPORTS {
-        each(communicators(4, transports), |communicator| {
-            let gpu = Gpu::of(&communicator);
-            let serving = Algorithm::ALL.into_iter().filter(|a| a.serves(Collective::AllReduce));
-            for algorithm in serving {
-                let by = communicator.using(algorithm);
-                for count in [9, 40_003] {
-                    let own = values::<f32>(4, communicator.rank(), count);
-                    check(
-                        &communicator,
-                        &gpu,
-                        algorithm.name(),
-                        None,
-                        &own,
-                        |_, output| by.all_reduce(output, Op::Sum),
-                        |_, output| by.on(&gpu.stream).all_reduce(output, Op::Sum),
-                    );
+    alone("every_algorithm_runs_on_gpus", &[], || {
+        for transports in TRANSPORTS {
+            each(communicators(4, transports), |communicator| {
+                let gpu = Gpu::of(&communicator);
+                let serving =
+                    Algorithm::ALL.into_iter().filter(|a| a.serves(Collective::AllReduce));
+                for algorithm in serving {
+                    let by = communicator.using(algorithm);
+                    for count in [9, 40_003] {
+                        let own = values::<f32>(4, communicator.rank(), count);
+                        check(
+                            &communicator,
+                            &gpu,
+                            algorithm.name(),
+                            None,
+                            &own,
+                            |_, output| by.all_reduce(output, Op::Sum),
+                            |_, output| by.on(&gpu.stream).all_reduce(output, Op::Sum),
+                        );
+                    }
                 }
-            }
-        });
-    }
+            });
+        }
+    });
 }
 
 #[test]
 fn hosts_and_gpus_are_ranks_of_one_communicator() {
-    for transports in TRANSPORTS {
-        each(communicators(3, transports), |communicator| {
-            for count in COUNTS {
-                let mut own = values::<f32>(5, communicator.rank(), count);
-                let mut expected = own.clone();
-                communicator.all_reduce(&mut expected, Op::Sum).expect("an all-reduce");
-                if communicator.rank() == 1 {
-                    communicator.all_reduce(&mut own, Op::Sum).expect("on the host");
-                } else {
-                    let gpu = Gpu::of(&communicator);
-                    let mut memory = gpu.memory(&communicator, &own);
-                    let on = communicator.on(&gpu.stream);
-                    drop(on.all_reduce(&mut memory, Op::Sum).expect("on a GPU"));
-                    own = gpu.elements(&memory);
+    alone("hosts_and_gpus_are_ranks_of_one_communicator", &[], || {
+        for transports in TRANSPORTS {
+            each(communicators(3, transports), |communicator| {
+                for count in COUNTS {
+                    let mut own = values::<f32>(5, communicator.rank(), count);
+                    let mut expected = own.clone();
+                    communicator.all_reduce(&mut expected, Op::Sum).expect("an all-reduce");
+                    if communicator.rank() == 1 {
+                        communicator.all_reduce(&mut own, Op::Sum).expect("on the host");
+                    } else {
+                        let gpu = Gpu::of(&communicator);
+                        let mut memory = gpu.memory(&communicator, &own);
+                        let on = communicator.on(&gpu.stream);
+                        drop(on.all_reduce(&mut memory, Op::Sum).expect("on a GPU"));
+                        own = gpu.elements(&memory);
+                    }
+                    assert_eq!(bits(&own), bits(&expected), "{count} on {}", communicator.rank());
                 }
-                assert_eq!(bits(&own), bits(&expected), "{count} on {}", communicator.rank());
-            }
-        });
-    }
+            });
+        }
+    });
 }
 
 #[test]
 fn calls_keep_the_order_of_their_stream_and_outlive_their_buffers() {
-    each(communicators(2, Transports::Shm), |communicator| {
-        let gpu = Gpu::of(&communicator);
-        let on = communicator.on(&gpu.stream);
-        let mut sums = gpu.memory(&communicator, &vec![1_i32; 50_000]);
-        for _ in 0..5 {
-            drop(on.all_reduce(&mut sums, Op::Sum).expect("an all-reduce"));
-        }
-        // Nobody has this buffer any more while the call is under way.
-        let mut forgotten = gpu.memory(&communicator, &vec![3_i32; 50_000]);
-        let queued = on.all_reduce(&mut forgotten, Op::Sum).expect("an all-reduce");
-        drop(forgotten);
-        assert_eq!(gpu.elements(&sums), vec![32; 50_000]);
-        queued.wait().expect("the end of it");
+    alone("calls_keep_the_order_of_their_stream_and_outlive_their_buffers", &[], || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let on = communicator.on(&gpu.stream);
+            let mut sums = gpu.memory(&communicator, &vec![1_i32; 50_000]);
+            for _ in 0..5 {
+                drop(on.all_reduce(&mut sums, Op::Sum).expect("an all-reduce"));
+            }
+            // Nobody has this buffer any more while the call is under way.
+            let mut forgotten = gpu.memory(&communicator, &vec![3_i32; 50_000]);
+            let queued = on.all_reduce(&mut forgotten, Op::Sum).expect("an all-reduce");
+            drop(forgotten);
+            assert_eq!(gpu.elements(&sums), vec![32; 50_000]);
+            queued.wait().expect("the end of it");
+        });
     });
 }
 
 #[test]
 fn messages_between_gpus() {
-    each(communicators(2, Transports::Tcp), |communicator| {
-        let gpu = Gpu::of(&communicator);
-        let on = communicator.on(&gpu.stream);
-        for count in COUNTS {
-            let mine = values::<u32>(6, communicator.rank(), count);
-            let mut memory = gpu.memory(&communicator, &mine);
-            if communicator.rank() == 0 {
-                drop(on.send(&memory, 1).expect("a message"));
-                drop(on.receive(&mut memory, 1).expect("a message"));
-                assert_eq!(gpu.elements(&memory), values::<u32>(6, 1, count));
-            } else {
-                let mut theirs = gpu.memory(&communicator, &vec![0; count]);
-                drop(on.receive(&mut theirs, 0).expect("a message"));
-                drop(on.send(&memory, 0).expect("a message"));
-                assert_eq!(gpu.elements(&theirs), values::<u32>(6, 0, count));
+    alone("messages_between_gpus", &[], || {
+        each(communicators(2, Transports::Tcp), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let on = communicator.on(&gpu.stream);
+            for count in COUNTS {
+                let mine = values::<u32>(6, communicator.rank(), count);
+                let mut memory = gpu.memory(&communicator, &mine);
+                if communicator.rank() == 0 {
+                    drop(on.send(&memory, 1).expect("a message"));
+                    drop(on.receive(&mut memory, 1).expect("a message"));
+                    assert_eq!(gpu.elements(&memory), values::<u32>(6, 1, count));
+                } else {
+                    let mut theirs = gpu.memory(&communicator, &vec![0; count]);
+                    drop(on.receive(&mut theirs, 0).expect("a message"));
+                    drop(on.send(&memory, 0).expect("a message"));
+                    assert_eq!(gpu.elements(&theirs), values::<u32>(6, 0, count));
+                }
             }
+        });
+    });
+}
+
+/// What an all-reduce of `count` elements by `algorithm` has the GPUs of all ranks do, once all are warm.
+fn work_of(ranks: u32, algorithm: Algorithm, count: usize) -> DeviceCounters {
+    let works = each(communicators(ranks, Transports::Shm), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let by = communicator.using(algorithm);
+        let mut memory = gpu.memory(&communicator, &vec![1_i32; count]);
+        let mut all_reduce = || {
+            let on = by.on(&gpu.stream);
+            on.all_reduce(&mut memory, Op::Sum).and_then(|queued| queued.wait()).expect("a sum");
+        };
+        // Until each has found out whom it reaches.
+        for _ in 0..3 {
+            all_reduce();
+            communicator.barrier().expect("a barrier");
+        }
+        let before = communicator.device_counters();
+        all_reduce();
+        communicator.device_counters().since(before)
+    });
+    works.into_iter().fold(DeviceCounters::default(), |mut all, work| {
+        all += work;
+        all
+    })
+}
+
+/// Bytes that all ranks together must get from others, at least, in an all-reduce of `count` elements of 4 bytes.
+fn bound_bytes(ranks: u32, count: usize) -> u64 {
+    2 * u64::from(ranks - 1) * count as u64 * 4
+}
+
+#[test]
+fn gpus_that_reach_each_other_read_in_place() {
+    alone("gpus_that_reach_each_other_read_in_place", &[], || {
+        for ranks in 2..=4 {
+            // A round, and several.
+            for count in [10_007, 1_000_003] {
+                for algorithm in [Algorithm::Ring, Algorithm::TwoShot] {
+                    let work = work_of(ranks, algorithm, count);
+                    let what = format!("{algorithm}, {ranks} ranks, {count} elements: {work:?}");
+                    assert_eq!(work.from_peers_bytes, bound_bytes(ranks, count), "{what}");
+                    assert_eq!([work.from_host_bytes, work.to_host_bytes], [0; 2], "{what}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn gpus_that_do_not_go_by_the_host_once_each_way() {
+    let settings = [("NO_PEER", "all")];
+    alone("gpus_that_do_not_go_by_the_host_once_each_way", &settings, || {
+        for ranks in 2..=4 {
+            let count = 100_003;
+            let (work, bound) = (work_of(ranks, Algorithm::Ring, count), bound_bytes(ranks, count));
+            assert_eq!([work.from_host_bytes, work.to_host_bytes], [bound; 2], "{work:?}");
+            assert_eq!([work.from_peers_bytes, work.bounced_bytes], [0; 2], "{work:?}");
+        }
+    });
+}
+
+#[test]
+fn memory_of_the_host_that_cannot_be_locked_is_copied_once_more() {
+    let settings = [("NO_PEER", "all"), ("NO_READ_ONLY_REGISTRATION", "1")];
+    alone("memory_of_the_host_that_cannot_be_locked_is_copied_once_more", &settings, || {
+        let (work, bound) = (work_of(3, Algorithm::Ring, 96_000), bound_bytes(3, 96_000));
+        assert_eq!([work.to_host_bytes, work.bounced_bytes], [bound; 2], "{work:?}");
+    });
+}
+
+#[test]
+fn a_host_copies_what_a_gpu_lends_it() {
+    alone("a_host_copies_what_a_gpu_lends_it", &[], || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let count = 70_001;
+            let own = values::<f32>(7, communicator.rank(), count);
+            let mut expected = own.clone();
+            communicator.all_reduce(&mut expected, Op::Sum).expect("an all-reduce");
+            for turn in 0..6 {
+                // Both learn that they reach each other; then one of them is on the host.
+                if turn > 3 && communicator.rank() == 0 {
+                    let mut buffer = own.clone();
+                    communicator.all_reduce(&mut buffer, Op::Sum).expect("on the host");
+                    assert_eq!(bits(&buffer), bits(&expected), "turn {turn}");
+                    continue;
+                }
+                let mut memory = gpu.memory(&communicator, &own);
+                let on = communicator.on(&gpu.stream);
+                drop(on.all_reduce(&mut memory, Op::Sum).expect("on a GPU"));
+                assert_eq!(bits(&gpu.elements(&memory)), bits(&expected), "turn {turn}");
+            }
+        });
+    });
+}
+
+/// Calls on 3 ranks, until a use of a function of the driver fails.
+fn fails(function: &str, code: i32, transports: Transports) {
+    let ended = each(communicators(3, transports), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let mut memory = gpu.memory(&communicator, &vec![1_f32; 100_000]);
+        let on = communicator.on(&gpu.stream);
+        communicator.barrier().expect("all are ready");
+        let mut outcome = Ok(());
+        // Some time one of them fails, and then all do.
+        for _ in 0..200 {
+            outcome = on.all_reduce(&mut memory, Op::Sum).and_then(|queued| queued.wait());
+            if outcome.is_err() {
+                break;
+            }
+        }
+        let again = on.all_reduce(&mut memory, Op::Sum).and_then(|queued| queued.wait());
+        (communicator.rank(), outcome.expect_err("an error"), again.expect_err("the end"))
+    });
+    for (rank, error, again) in ended {
+        let (error, again) = (error.to_string(), again.to_string());
+        let names = error.contains("its GPU failed") || error.contains(&format!("({code})"));
+        assert!(names, "{function} with {code}: rank {rank}: {error}");
+        assert!(!again.is_empty());
+    }
+}
+
+#[test]
+fn a_gpu_that_fails_ends_the_call_for_all() {
+    let failures = [
+        ("cuLaunchKernel", 719),
+        ("cuEventQuery", 700),
+        ("cuMemcpyAsync", 1),
+        ("cuStreamWaitEvent", 400),
+    ];
+    for (function, code) in failures {
+        for nth in [1, 40] {
+            let fail = format!("{function}:{nth}:{code}");
+            let settings = [("FAIL", fail.as_str()), ("NO_PEER", "all")];
+            let is_inside = alone("a_gpu_that_fails_ends_the_call_for_all", &settings, || {
+                let fail = std::env::var("RINGTREE_STANDIN_FAIL").expect("a failure to come");
+                let mut parts = fail.split(':');
+                let function = parts.next().unwrap_or_default();
+                let code = parts.nth(1).and_then(|code| code.parse().ok()).expect("a code");
+                fails(function, code, Transports::Shm);
+            });
+            if is_inside {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_that_runs_out_is_an_error_and_no_end() {
+    let settings = [("MEMORY_BYTES", "8388608")];
+    alone("memory_that_runs_out_is_an_error_and_no_end", &settings, || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let error =
+                communicator.alloc_device::<f32>(&gpu.device, 8 << 20).expect_err("no room");
+            assert!(error.to_string().contains("has no room for 33554432 more bytes"), "{error}");
+            let mut memory = gpu.memory(&communicator, &vec![1_f32; 5_000]);
+            let on = communicator.on(&gpu.stream);
+            on.all_reduce(&mut memory, Op::Sum).and_then(|queued| queued.wait()).expect("a sum");
+            assert_eq!(gpu.elements(&memory), vec![2.0; 5_000]);
+        });
+    });
+}
+
+#[test]
+fn a_rank_that_leaves_in_the_midst_ends_the_call_of_the_others() {
+    alone("a_rank_that_leaves_in_the_midst_ends_the_call_of_the_others", &[], || {
+        for transports in TRANSPORTS {
+            each(communicators(3, transports), |communicator| {
+                let gpu = Gpu::of(&communicator);
+                let mut memory = gpu.memory(&communicator, &vec![1_f32; 300_000]);
+                let on = communicator.on(&gpu.stream);
+                on.all_reduce(&mut memory, Op::Sum)
+                    .and_then(|queued| queued.wait())
+                    .expect("a sum");
+                if communicator.rank() == 1 {
+                    return;
+                }
+                let queued = on.all_reduce(&mut memory, Op::Sum).expect("a call");
+                // The stream goes on, whatever becomes of the call.
+                gpu.stream.synchronize().expect("the end of the stream's work");
+                let error = queued.wait().expect_err("a rank has left");
+                assert!(error.to_string().contains("rank 1"), "{error}");
+            });
         }
     });
 }

@@ -54,7 +54,8 @@ impl Communicator {
 /// The calls of a communicator on buffers of a GPU: see [`Communicator::on`].
 ///
 /// A call queues and returns. Buffers that the library has allocated may be dropped then; others stay as long as what
-/// is queued on them. Nothing waits for the device as a whole. Calls of one communicator are made in the same order on
+/// is queued on them. After an error from the call itself nothing was queued, and it can be made again. Nothing waits for
+/// the device as a whole. Calls of one communicator are made in the same order on
 /// all ranks, whichever stream they are queued in, and run one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct OnStream<'a> {

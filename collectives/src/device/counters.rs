@@ -19,6 +19,20 @@ pub struct DeviceCounters {
     pub bounced_bytes: u64,
 }
 
+impl DeviceCounters {
+    /// What has been done since they were as `earlier`.
+    pub fn since(self, earlier: DeviceCounters) -> DeviceCounters {
+        DeviceCounters {
+            kernels: self.kernels - earlier.kernels,
+            copies: self.copies - earlier.copies,
+            from_host_bytes: self.from_host_bytes - earlier.from_host_bytes,
+            from_peers_bytes: self.from_peers_bytes - earlier.from_peers_bytes,
+            to_host_bytes: self.to_host_bytes - earlier.to_host_bytes,
+            bounced_bytes: self.bounced_bytes - earlier.bounced_bytes,
+        }
+    }
+}
+
 impl AddAssign for DeviceCounters {
     fn add_assign(&mut self, other: DeviceCounters) {
         self.kernels += other.kernels;

@@ -101,11 +101,11 @@ impl Signal {
         if let Some(error) = &queued.error {
             return Err(error.clone());
         }
-        queued.last = queued.last.wrapping_add(1);
-        let posted = post(Done { signal: self.clone(), number: queued.last, is_said: false });
-        // SAFETY: the word is never given back.
-        unsafe { stream.wait_for_word(self.word.address(), queued.last)? };
-        Ok(posted)
+        let number = queued.last.wrapping_add(1);
+        // First, so that no call is under way that the stream does not wait for. SAFETY: the word is never given back.
+        unsafe { stream.wait_for_word(self.word.address(), number)? };
+        queued.last = number;
+        Ok(post(Done { signal: self.clone(), number, is_said: false }))
     }
 
     fn word(&self) -> &AtomicU32 {
