@@ -13,9 +13,8 @@ use crate::Error;
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Suspicion,
 };
-use crate::device::Pins;
 use crate::engine::Wiring;
-use crate::executor::{Fault, Operation, Staged, Status};
+use crate::executor::{Fault, Gear, Operation, Staged, Status};
 
 /// An operation that has not moved for so long tells the arbiter.
 const STALL: Duration = Duration::from_millis(100);
@@ -58,13 +57,13 @@ pub(crate) trait Driven {
 /// One operation on a GPU.
 pub(crate) struct OnDevice<'a> {
     pub(crate) operation: &'a mut Staged,
-    pub(crate) pins: &'a Pins,
+    pub(crate) gear: &'a mut Gear,
     pub(crate) named: Named,
 }
 
 impl Driven for OnDevice<'_> {
     fn poll(&mut self, links: &mut [Option<Link>]) -> Result<Status, (Fault, Named)> {
-        self.operation.poll(links, self.pins).map_err(|fault| (fault, self.named))
+        self.operation.poll(links, self.gear).map_err(|fault| (fault, self.named))
     }
 
     fn named(&self) -> Named {

@@ -302,10 +302,10 @@ impl Link {
         }
     }
 
-    /// Whether [`Link::lend_device`] may lend this range of a GPU's memory.
+    /// Whether [`Link::lend_device`] may lend this range of a GPU's memory on a channel: as of [`Link::lends`].
     #[inline]
-    pub fn lends_device(&self, address: DeviceAddress, len: usize) -> bool {
-        matches!(self, Link::Shm(link) if link.lends_device(address, len))
+    pub fn lends_device(&self, channel: Channel, address: DeviceAddress, len: usize) -> bool {
+        matches!(self, Link::Shm(link) if link.lends_device(channel, address, len))
     }
 
     /// As [`Link::lend`], for memory of a GPU, which the peer's GPU reads in place: all that was to be written there

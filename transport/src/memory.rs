@@ -207,7 +207,7 @@ impl Registration {
     }
 
     /// What is registered, if it is of a GPU.
-    pub fn device_memory(&self) -> Option<&DeviceMemory> {
+    pub fn device_memory(&self) -> Option<&Arc<DeviceMemory>> {
         match &self.memory {
             Kind::Device(memory) => Some(memory),
             Kind::Shared(_) | Kind::Plain { .. } | Kind::DmaBuf { .. } => None,

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use ringtree_transport::Tag;
 use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Probe, Stream,
+    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Stream,
 };
 use rustc_hash::FxHashMap;
 
 use super::{Engine, Place, drive};
 use crate::control::Operation as Named;
-use crate::device::{Kernels, Pins};
+use crate::device::Kernels;
 use crate::driver::OnDevice;
-use crate::executor::{Fault, Staged};
+use crate::executor::{Fault, Gear, Staged};
 use crate::prepared::{Call, Part, Planned, plan};
 use crate::record::CallRecord;
 use crate::reduce::Pass;
@@ -25,12 +25,9 @@ const PREPARED_MOST: usize = 16;
 #[derive(Debug)]
 pub(super) struct DeviceEngine {
     device: Device,
-    /// Before the pins: nothing of it runs any more.
     prepared: FxHashMap<Call, Entry>,
-    pins: Pins,
+    gear: Gear,
     kernels: Arc<Kernels>,
-    /// By which peers find out whether they reach the GPU's memory.
-    probe: Arc<Probe>,
     /// For what comes before and after operations.
     stream: Stream,
     /// Where small buffers wait on the host.
@@ -108,20 +105,19 @@ impl Engine {
                 output.wrapping_sub(part.before_output as u64),
             ),
         };
-        let DeviceEngine { prepared, pins, probe, .. } = &mut self.devices[at];
+        let DeviceEngine { prepared, gear, .. } = &mut self.devices[at];
         let operation = prepared.get_mut(call).and_then(|entry| entry.operation.as_mut());
         let operation = operation.expect("prepared above");
         let links = &mut self.wiring.links;
         for peer in peers {
-            links[peer as usize].iter().for_each(|link| pins.pin(link));
+            links[peer as usize].iter().for_each(|link| gear.pins.pin(link));
         }
         // SAFETY: the caller's promise is passed on; after an error, the operation settles below.
-        let started = unsafe {
-            operation.start(Tag { sequence, digest }, input, output, ready, probe, links)
-        };
+        let started =
+            unsafe { operation.start(Tag { sequence, digest }, input, output, ready, gear, links) };
         let result = match started {
             Ok(()) => {
-                let mut driven = OnDevice { operation, pins, named };
+                let mut driven = OnDevice { operation, gear, named };
                 drive(&mut self.driver, &mut driven, &mut self.wiring)
             }
             Err(error) => Err(self.driver.report(Fault::Device(error), named)),
@@ -224,9 +220,8 @@ impl Engine {
             Ok(DeviceEngine {
                 device: device.clone(),
                 prepared: FxHashMap::default(),
-                pins: Pins::new(device, self.shape.ranks),
+                gear: Gear::new(device, self.shape.ranks)?,
                 kernels: Kernels::of(device),
-                probe: Arc::new(Probe::new(device)?),
                 stream: Stream::new(device)?,
                 host: None,
             })
@@ -280,7 +275,7 @@ impl Engine {
     /// nor the memory of links.
     pub(super) fn leave_devices(&mut self, error: &Error) {
         for on in &self.devices {
-            on.settle();
+            on.gear.settle();
         }
         // Before anything is given back, which may wait for all streams.
         self.signals.release(error);
@@ -295,13 +290,6 @@ impl Engine {
 }
 
 impl DeviceEngine {
-    /// Waits until the GPU is through with what operations have queued there.
-    fn settle(&self) {
-        for operation in self.prepared.values().filter_map(|entry| entry.operation.as_ref()) {
-            operation.settle();
-        }
-    }
-
     /// Pinned memory of the host, kept for the next time.
     fn host_memory(&mut self, len_bytes: usize) -> Result<*mut u8, CudaError> {
         if self.host.as_ref().is_none_or(|host| host.len_bytes() < len_bytes) {

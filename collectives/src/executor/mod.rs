@@ -14,7 +14,7 @@ mod staged;
 mod tests;
 
 pub use geometry::{ByteSpan, Extent, Geometry};
-pub(crate) use staged::Staged;
+pub(crate) use staged::{Gear, Staged};
 
 use ringtree_plan::{Action, Destination, Program, Source, Span};
 use ringtree_transport::cuda::CudaError;

@@ -1,5 +1,7 @@
 //! Memory of a GPU that another process, or another GPU of this one, uses in place.
 
+use std::sync::mpsc::Receiver;
+
 use super::device::Device;
 use super::error::CudaError;
 use super::ffi::{self, DeviceAddress, IpcHandle};
@@ -113,6 +115,12 @@ impl PeerMemory {
         device.check("cuIpcOpenMemHandle", code)?;
         memory.is_mapped = true;
         Ok(memory)
+    }
+
+    /// Stops using it. Tells when its owner may free it.
+    pub fn close(self) -> Receiver<()> {
+        drop(self);
+        reaper::told()
     }
 
     /// Where kernels of the device find a range of it, if it has that.

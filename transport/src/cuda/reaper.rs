@@ -2,7 +2,7 @@
 //! and a stream may wait there for a call that the freeing thread is to carry out.
 
 use std::sync::OnceLock;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::device::Device;
@@ -37,10 +37,16 @@ pub(super) fn free(device: &Device, freed: Freed) {
 
 /// Waits until what was to be given back so far has been, or for a while.
 pub(super) fn wait() {
+    let _ = told().recv_timeout(PATIENCE);
+}
+
+/// Tells when what was to be given back so far has been.
+pub(super) fn told() -> Receiver<()> {
     let (tell, told) = channel();
-    if orders().is_some_and(|orders| orders.send(Order::Tell(tell)).is_ok()) {
-        let _ = told.recv_timeout(PATIENCE);
+    if let Some(orders) = orders() {
+        let _ = orders.send(Order::Tell(tell));
     }
+    told
 }
 
 fn orders() -> Option<&'static Sender<Order>> {

@@ -3,13 +3,15 @@
 //! Each side tells the other of its GPU, once its program has used one, with some exported memory; the other looks
 //! whether its own GPU finds there what it should, and says so. From then on memory of the library on that GPU is lent
 //! as shared memory is: named on the socket before the first frame that lends some of it. A rank whose buffers are on
-//! the host for once copies what is lent to it.
+//! the host for once copies what is lent to it. Memory must not be freed while another process has it mapped: what the
+//! peer has been told of is kept until that has unmapped it, which the next calls bring about, or the link ends.
 
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Weak};
 
 use super::lending::send;
-use crate::cuda::{CudaError, DeviceAddress, Exported, PeerMemory, Probe, Stream};
+use crate::cuda::{CudaError, DeviceAddress, DeviceMemory, Exported, PeerMemory, Probe, Stream};
 use crate::memory::Registration;
 
 /// First bytes of the messages on the socket that are about GPUs.
@@ -17,6 +19,7 @@ pub(super) const GPU: u8 = 4;
 pub(super) const READS: u8 = 5;
 pub(super) const LEND: u8 = 6;
 pub(super) const WITHDRAW: u8 = 7;
+pub(super) const WITHDRAWN: u8 = 8;
 
 /// Length of a message by its first byte.
 pub(super) const fn message_bytes(kind: u8) -> Option<usize> {
@@ -24,7 +27,7 @@ pub(super) const fn message_bytes(kind: u8) -> Option<usize> {
         GPU => Some(1 + Exported::BYTES + 8),
         READS => Some(1),
         LEND => Some(1 + 4 + Exported::BYTES),
-        WITHDRAW => Some(5),
+        WITHDRAW | WITHDRAWN => Some(5),
         _ => None,
     }
 }
@@ -48,6 +51,8 @@ pub(super) struct Devices {
     lent: Vec<Lent>,
     next_id: u32,
     borrowed: Vec<(u32, PeerMemory)>,
+    /// What is being unmapped, because the peer wants it back.
+    returned: Vec<(u32, Receiver<()>)>,
     /// By which what is lent is copied, for buffers of the host.
     stream: Option<Stream>,
 }
@@ -58,7 +63,10 @@ struct Lent {
     registration: Weak<Registration>,
     start: DeviceAddress,
     len_bytes: u64,
-    is_announced: bool,
+    /// What the peer has been told of.
+    kept: Option<Arc<DeviceMemory>>,
+    /// The peer has been told to unmap it.
+    is_withdrawn: bool,
 }
 
 /// A range of a memory of a GPU, as it is named to the other side.
@@ -81,15 +89,23 @@ impl Devices {
             // Where it cannot be sent now, it is the next time.
             if send(socket, &message, None).is_some() {
                 self.own = Some(probe.clone());
-                self.reads = None;
+                (self.reads, self.is_read) = (None, false);
             }
         }
         self.look(socket);
+        self.withdraw_dropped(socket);
+        self.returned.retain(|(id, unmapped)| {
+            let is_unmapped = unmapped.try_recv() != Err(TryRecvError::Empty);
+            let message = [&[WITHDRAWN][..], &id.to_le_bytes()].concat();
+            !(is_unmapped && send(socket, &message, None).is_some())
+        });
     }
 
-    /// Whether everything is known that messages of the peer may tell.
+    /// Whether there is nothing to tell the peer, nor to be told by it.
     pub(super) fn is_settled(&self) -> bool {
-        self.reads == Some(false) || self.reads.is_some() && self.is_read
+        let knows = self.reads == Some(false) || self.reads.is_some() && self.is_read;
+        let wants = |lent: &Lent| lent.kept.is_some() && lent.is_dropped();
+        knows && self.returned.is_empty() && !self.lent.iter().any(wants)
     }
 
     fn look(&mut self, socket: &UnixStream) {
@@ -112,7 +128,8 @@ impl Devices {
             registration: Arc::downgrade(registration),
             start: memory.address(),
             len_bytes: memory.len_bytes() as u64,
-            is_announced: false,
+            kept: None,
+            is_withdrawn: false,
         });
         self.next_id = self.next_id.wrapping_add(1);
     }
@@ -129,26 +146,31 @@ impl Devices {
         len_bytes: usize,
         socket: &UnixStream,
     ) -> Option<DevicePlace> {
-        if !self.is_read
-            || self.lent.iter().filter(|lent| lent.is_announced).count() >= MOST_BORROWED
-        {
+        if !self.is_read {
             return None;
         }
+        let announced = self.lent.iter().filter(|lent| lent.kept.is_some()).count();
         let lent = self.lent.iter_mut().find(|lent| lent.holds(address, len_bytes))?;
-        if !lent.is_announced {
+        if lent.kept.is_none() {
+            if announced >= MOST_BORROWED {
+                return None;
+            }
             lent.announce(socket)?;
         }
         Some(DevicePlace { id: lent.id, offset: address - lent.start })
     }
 
+    /// Has the peer unmap what has been dropped.
     fn withdraw_dropped(&mut self, socket: &UnixStream) {
-        self.lent.retain(|lent| {
-            let is_dropped = lent.registration.strong_count() == 0;
-            if is_dropped && lent.is_announced {
-                // Where it cannot be sent, the peer unmaps when the link ends.
-                let _ = send(socket, &[&[WITHDRAW][..], &lent.id.to_le_bytes()].concat(), None);
+        self.lent.retain_mut(|lent| {
+            if !lent.is_dropped() {
+                return true;
             }
-            !is_dropped
+            if lent.kept.is_some() && !lent.is_withdrawn {
+                let message = [&[WITHDRAW][..], &lent.id.to_le_bytes()].concat();
+                lent.is_withdrawn = send(socket, &message, None).is_some();
+            }
+            lent.kept.is_some()
         });
     }
 
@@ -216,7 +238,11 @@ impl Devices {
             }
             _ => {
                 let Ok(id) = message.try_into().map(u32::from_le_bytes) else { return false };
-                self.borrowed.retain(|(other, _)| *other != id);
+                if kind == WITHDRAWN {
+                    self.lent.retain(|lent| lent.id != id || !lent.is_withdrawn);
+                } else if let Some(at) = self.borrowed.iter().position(|(other, _)| *other == id) {
+                    self.returned.push((id, self.borrowed.swap_remove(at).1.close()));
+                }
                 true
             }
         }
@@ -228,15 +254,20 @@ impl Lent {
     fn holds(&self, address: DeviceAddress, len_bytes: usize) -> bool {
         let end = self.start + self.len_bytes;
         let is_within = self.start <= address && address + len_bytes as u64 <= end;
-        is_within && self.registration.strong_count() > 0
+        is_within && !self.is_dropped()
+    }
+
+    fn is_dropped(&self) -> bool {
+        self.registration.strong_count() == 0
     }
 
     fn announce(&mut self, socket: &UnixStream) -> Option<()> {
         let registration = self.registration.upgrade()?;
-        let exported = registration.device_memory()?.export();
+        let memory = registration.device_memory()?;
+        let exported = memory.export();
         let message = [&[LEND][..], &self.id.to_le_bytes(), &exported.to_bytes()].concat();
         send(socket, &message, None)?;
-        self.is_announced = true;
+        self.kept = Some(memory.clone());
         Some(())
     }
 }

@@ -32,7 +32,7 @@ const LEAST_ATTACHED_BYTES: usize = 32 << 10;
 
 /// What is sent to a peer that may come later goes through slots as long as they hold it: a loan
 /// would have the sender wait.
-const MOST_UNAWAITED_BYTES: usize = POINT_TO_POINT_SLOTS * SLOT_BYTES;
+pub(super) const MOST_UNAWAITED_BYTES: usize = POINT_TO_POINT_SLOTS * SLOT_BYTES;
 
 /// Bytes that are copied between two looks whether the receiver still wants them.
 const STRETCH_BYTES: usize = 1 << 20;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
+use super::direct::MOST_UNAWAITED_BYTES;
 use super::layout::{AWAKE, Half, LINES, PARKED, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{self, Borrower, Lender, Socket};
 use super::reach::{Attach, Attachable, Reach};
@@ -263,8 +264,15 @@ impl ShmLink {
         }
     }
 
-    pub(crate) fn lends_device(&self, address: DeviceAddress, len_bytes: usize) -> bool {
-        self.borrower.devices.lends(address, len_bytes)
+    pub(crate) fn lends_device(
+        &self,
+        channel: Channel,
+        address: DeviceAddress,
+        len_bytes: usize,
+    ) -> bool {
+        // A sender waits for the receiver then, which may come much later.
+        let awaits = channel != POINT_TO_POINT || len_bytes > MOST_UNAWAITED_BYTES;
+        awaits && self.borrower.devices.lends(address, len_bytes)
     }
 
     pub(crate) fn lend_device(

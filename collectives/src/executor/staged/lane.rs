@@ -1,29 +1,23 @@
-//! One round in flight of an operation on a GPU: its stream, what the GPU works on, and what waits for room.
+//! One round in flight of an operation on a GPU: what the GPU works on, and what waits for room.
 
 use std::collections::VecDeque;
 
 use ringtree_plan::Program;
-use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Event, PinnedMemory, Stream};
+use ringtree_transport::cuda::DeviceAddress;
 use ringtree_transport::{Channel, Link};
 
 use super::super::lane::Lane;
-use super::pieces::{Pieces, Room};
+use super::gear::Room;
 
 #[derive(Debug)]
 pub(super) struct StagedLane {
     /// The counter, and what is lent to peers.
     pub(super) counter: Lane,
-    pub(super) stream: Stream,
-    /// Marks the end of the batch.
-    pub(super) event: Event,
     /// What the GPU works on, or is about to.
     pub(super) batch: Batch,
     pub(super) is_busy: bool,
     /// Own spans on their way to peers, by peer.
     pub(super) sends: Vec<VecDeque<Waiting>>,
-    pub(super) pieces: Pieces,
-    /// Where arrivals go that the GPU cannot read in place.
-    pub(super) arrivals: Option<PinnedMemory>,
 }
 
 /// What is queued in the lane's stream at once.
@@ -82,24 +76,18 @@ pub(super) struct Waiting {
 
 impl StagedLane {
     pub(super) fn new(
-        device: &Device,
         number: usize,
         lanes: usize,
         channel: Channel,
         program: &Program,
         peers: usize,
-        piece_bytes: usize,
-    ) -> Result<StagedLane, CudaError> {
-        Ok(StagedLane {
+    ) -> StagedLane {
+        StagedLane {
             counter: Lane::new(number, lanes, channel, program),
-            stream: Stream::new(device)?,
-            event: Event::new(device)?,
             batch: Batch::default(),
             is_busy: false,
             sends: (0..peers).map(|_| VecDeque::new()).collect(),
-            pieces: Pieces::new(device, piece_bytes)?,
-            arrivals: None,
-        })
+        }
     }
 
     pub(super) fn restart(&mut self) {
@@ -109,7 +97,6 @@ impl StagedLane {
         self.batch.slice = None;
         self.is_busy = false;
         self.sends.iter_mut().for_each(VecDeque::clear);
-        self.pieces.reset();
     }
 
     /// The first peer that something waits to be sent to.
@@ -139,10 +126,5 @@ impl StagedLane {
             }
         }
         ((end - start) as usize, reader)
-    }
-
-    /// Takes room for up to `wanted` bytes for a peer: a slot that the GPU reaches, or a piece.
-    pub(super) fn piece(&mut self, links: &[Option<Link>]) -> Option<Room> {
-        self.pieces.take(links, self.counter.channel)
     }
 }

@@ -11,29 +11,24 @@
 //! A slice without room to be sent from is written to the own span and waits there: as on the host, no arrival is
 //! held while a lane waits for room, since a ring would stop for ever.
 
+mod gear;
 mod lane;
-mod pieces;
+mod sending;
+mod slice;
 
 use std::sync::Arc;
 
 use ringtree_plan::{Action, Destination, Program, Source, Space, Span};
-use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Probe,
-};
+use ringtree_transport::cuda::{CudaError, DeviceAddress, DeviceMemory, Event};
 use ringtree_transport::memory::Registration;
 use ringtree_transport::{Channel, Link, Tag};
 
 use super::geometry::{Extent, Geometry};
 use super::{Fault, LinkError, Schedule, Status, is_guard, peers};
-use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS, Pins};
+use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS};
 use crate::{DataType, Op};
-use lane::{Outgoing, Slice, StagedLane, Via, Waiting};
-
-/// Bytes of a piece at most: enough that starting a copy costs little beside it.
-const PIECE_BYTES: usize = 512 << 10;
-
-/// Arrivals that the GPU cannot read in place are gathered in so much pinned memory a lane.
-const ARRIVALS_BYTES: usize = 512 << 10;
+pub(crate) use gear::Gear;
+use lane::{Outgoing, StagedLane, Via, Waiting};
 
 /// Slices end at cache lines, so that the next one is aligned.
 const LINE_BYTES: usize = 64;
@@ -49,7 +44,6 @@ pub(crate) struct Staged {
     /// Completes a result.
     completing: Fold,
     copy: Fold,
-    device: Device,
     lanes: Vec<StagedLane>,
     peers: Vec<u32>,
     /// The first error of each peer's link, by position in `peers`.
@@ -116,8 +110,6 @@ impl Staged {
         let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
         let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
         let peers = peers(&program);
-        let longest = geometry.longest_chunk_bytes().next_multiple_of(4096);
-        let piece_bytes = longest.clamp(4096, PIECE_BYTES);
         let operands = operands(&program);
         if operands > MOST_OPERANDS {
             return Err(CudaError::Argument(format!(
@@ -127,9 +119,9 @@ impl Staged {
         }
         let lanes = (0..lanes).map(|lane| {
             let channel = first_channel + lane;
-            StagedLane::new(device, lane, lanes, channel, &program, peers.len(), piece_bytes)
+            StagedLane::new(lane, lanes, channel, &program, peers.len())
         });
-        let lanes: Vec<StagedLane> = lanes.collect::<Result<_, _>>()?;
+        let lanes: Vec<StagedLane> = lanes.collect();
         let scratch = DeviceMemory::alloc(device, lanes.len() * geometry.scratch_bytes())?;
         let scratch = Arc::new(scratch);
         Ok(Staged {
@@ -140,7 +132,6 @@ impl Staged {
             partial: kernels.fold(data_type, op.pass())?,
             completing: kernels.fold(data_type, op.completing_pass(program.ranks))?,
             copy: kernels.copy()?,
-            device: device.clone(),
             failures: vec![None; peers.len()],
             peers,
             geometry,
@@ -185,17 +176,19 @@ impl Staged {
         input: DeviceAddress,
         output: DeviceAddress,
         ready: &Event,
-        probe: &Arc<Probe>,
+        gear: &mut Gear,
         links: &mut [Option<Link>],
     ) -> Result<(), CudaError> {
         (self.tag, self.input, self.output) = (tag, input, output);
         self.counters = DeviceCounters::default();
         self.failures.fill(None);
-        for lane in &mut self.lanes {
+        gear.provide(self.lanes.len())?;
+        for (lane, gear) in self.lanes.iter_mut().zip(&mut gear.lanes) {
             lane.restart();
-            lane.stream.wait_for(ready)?;
+            gear.restart();
+            gear.stream.wait_for(ready)?;
             // Nothing is lent before the device has come to it.
-            lane.event.record(&lane.stream)?;
+            gear.event.record(&gear.stream)?;
             lane.is_busy = true;
         }
         let lanes = self.lanes.len();
@@ -203,7 +196,7 @@ impl Staged {
             if let Some(link) = &mut links[peer as usize] {
                 link.divide(lanes);
                 link.attach(false);
-                link.use_device(probe);
+                link.use_device(&gear.probe);
             }
         }
         Ok(())
@@ -213,12 +206,12 @@ impl Staged {
     pub(crate) fn poll(
         &mut self,
         links: &mut [Option<Link>],
-        pins: &Pins,
+        gear: &mut Gear,
     ) -> Result<Status, Fault> {
         let (mut done, mut moved) = (true, false);
         for lane in 0..self.lanes.len() {
-            moved |= self.advance(lane, links, pins)?;
-            done &= self.is_lane_done(lane, links);
+            moved |= self.advance(lane, links, gear)?;
+            done &= self.is_lane_done(lane, links, gear);
         }
         if done {
             return Ok(Status::Done);
@@ -257,18 +250,9 @@ impl Staged {
         self.counters
     }
 
-    /// Waits until the device uses neither the caller's memory nor that of links, after an error.
-    pub(crate) fn settle(&self) {
-        for lane in &self.lanes {
-            if let Err(error) = lane.stream.synchronize() {
-                tracing::debug!("after an error: {error}");
-            }
-        }
-    }
-
-    fn is_lane_done(&mut self, lane: usize, links: &[Option<Link>]) -> bool {
+    fn is_lane_done(&mut self, lane: usize, links: &[Option<Link>], gear: &mut Gear) -> bool {
         let rounds = self.geometry.rounds();
-        let lane = &mut self.lanes[lane];
+        let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
         if !lane.counter.is_done(rounds) {
             return false;
         }
@@ -276,7 +260,7 @@ impl Staged {
         let channel = lane.counter.channel;
         let waits =
             |link: &Option<Link>| link.as_ref().is_some_and(|link| link.is_waiting(channel));
-        let reader = lane.pieces.reader(links, channel);
+        let reader = gear.reader(links, channel);
         let waiting = self.peers.iter().copied().find(|peer| waits(&links[*peer as usize]));
         lane.counter.blocked_on = reader.or(waiting);
         lane.counter.blocked_on.is_none()
@@ -299,20 +283,20 @@ impl Staged {
         &mut self,
         lane: usize,
         links: &mut [Option<Link>],
-        pins: &Pins,
+        gear: &mut Gear,
     ) -> Result<bool, Fault> {
         let mut moved = false;
         loop {
             if self.lanes[lane].is_busy {
-                if !self.lanes[lane].event.is_done().map_err(Fault::Device)? {
+                if !gear.lanes[lane].event.is_done().map_err(Fault::Device)? {
                     return Ok(moved);
                 }
-                self.finish_batch(lane, links)?;
+                self.finish_batch(lane, links, gear)?;
                 moved = true;
             }
-            let begun = self.begin_action(lane, links, pins)?;
-            let copies = self.begin_sends(lane, links, pins)?;
-            let lane = &mut self.lanes[lane];
+            let begun = self.begin_action(lane, links, gear)?;
+            let copies = self.begin_sends(lane, links, gear)?;
+            let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
             match begun {
                 Begun::Complete if !copies => return Ok(moved),
                 Begun::Waits(peer) if !copies => {
@@ -320,7 +304,7 @@ impl Staged {
                     return Ok(moved);
                 }
                 _ => {
-                    lane.event.record(&lane.stream).map_err(Fault::Device)?;
+                    gear.event.record(&gear.stream).map_err(Fault::Device)?;
                     lane.is_busy = true;
                     lane.counter.blocked_on = None;
                     moved = true;
@@ -330,12 +314,17 @@ impl Staged {
     }
 
     /// The device is through with the batch: what arrived is given back, and what it wrote is sent.
-    fn finish_batch(&mut self, lane: usize, links: &mut [Option<Link>]) -> Result<(), Fault> {
+    fn finish_batch(
+        &mut self,
+        lane: usize,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<(), Fault> {
         self.lanes[lane].is_busy = false;
         while let Some(copy) = self.lanes[lane].batch.copies.pop() {
-            self.send(lane, copy, links)?;
+            self.send(lane, copy, links, gear)?;
             if let Via::Piece(room) = copy.via {
-                self.lanes[lane].pieces.give_back(room);
+                gear.lanes[lane].give_back(room);
             }
         }
         let Some(slice) = self.lanes[lane].batch.slice.take() else { return Ok(()) };
@@ -352,14 +341,14 @@ impl Staged {
                     let Outgoing { peer, len_bytes, last, .. } = outgoing;
                     self.send_own(lane, peer, Waiting { address, len_bytes, last }, links)?;
                 }
-                _ => self.send(lane, outgoing, links)?,
+                _ => self.send(lane, outgoing, links, gear)?,
             }
+        }
+        if let Some(room) = slice.piece {
+            gear.lanes[lane].give_back(room);
         }
         let lane = &mut self.lanes[lane];
         lane.batch.outgoing.clear();
-        if let Some(room) = slice.piece {
-            lane.pieces.give_back(room);
-        }
         lane.counter.done_bytes += slice.len_bytes;
         if slice.ends_action {
             lane.counter.finish_action();
@@ -367,145 +356,12 @@ impl Staged {
         Ok(())
     }
 
-    /// Sends what the device has put into a slot or a piece.
-    fn send(
-        &mut self,
-        lane: usize,
-        outgoing: Outgoing,
-        links: &mut [Option<Link>],
-    ) -> Result<(), Fault> {
-        let lane = &mut self.lanes[lane];
-        let (channel, tag) = (lane.counter.channel, self.tag);
-        let Outgoing { peer, len_bytes, last, via } = outgoing;
-        let link = link(links, peer);
-        match via {
-            Via::Slot => link.commit(channel, tag, len_bytes, last),
-            Via::Piece(room) => {
-                // SAFETY: the piece stays as it is until the link has sent that much.
-                let posted = unsafe { link.post(channel, tag, room.data, len_bytes, last) };
-                lane.pieces.read_by(room, peer, link.posted_bytes(channel));
-                posted
-            }
-            Via::Nothing | Via::Own => {
-                // SAFETY: an empty message has no bytes.
-                unsafe { link.post(channel, tag, std::ptr::dangling(), 0, last) }
-            }
-        }
-        .map_err(Fault::Link)
-    }
-
-    /// Sends an own span, or a part of one: lends it, or has it wait for room.
-    fn send_own(
-        &mut self,
-        lane: usize,
-        peer: u32,
-        waiting: Waiting,
-        links: &mut [Option<Link>],
-    ) -> Result<(), Fault> {
-        let index = self.peers.binary_search(&peer).expect("a peer of the program");
-        let is_next = self.lanes[lane].sends[index].is_empty();
-        if !(is_next && self.lend(lane, peer, waiting, links)?) {
-            self.lanes[lane].sends[index].push_back(waiting);
-        }
-        Ok(())
-    }
-
-    /// Lends a part of an own span, all of which has been written, if the peer's GPU reads it in place.
-    fn lend(
-        &mut self,
-        lane: usize,
-        peer: u32,
-        Waiting { address, len_bytes, last }: Waiting,
-        links: &mut [Option<Link>],
-    ) -> Result<bool, Fault> {
-        let link = link(links, peer);
-        if !self.may_lend(link, address, len_bytes) {
-            return Ok(false);
-        }
-        let counter = &mut self.lanes[lane].counter;
-        let lent = link.lend_device(counter.channel, self.tag, address, len_bytes, last);
-        let lent = lent.map_err(Fault::Link)?;
-        if lent {
-            counter.posted(link, peer, address as *const u8, len_bytes);
-        }
-        Ok(lent)
-    }
-
-    fn may_lend(&self, link: &Link, address: DeviceAddress, len_bytes: usize) -> bool {
-        self.lends && len_bytes > 0 && link.lends_device(address, len_bytes)
-    }
-
-    /// Begins to copy what waits to be sent to where there is room now. Returns whether there is any such.
-    fn begin_sends(
-        &mut self,
-        lane: usize,
-        links: &mut [Option<Link>],
-        pins: &Pins,
-    ) -> Result<bool, Fault> {
-        for index in 0..self.peers.len() {
-            let peer = self.peers[index];
-            loop {
-                let Some(&waiting) = self.lanes[lane].sends[index].front() else { break };
-                if waiting.len_bytes == 0 {
-                    self.lanes[lane].sends[index].pop_front();
-                    let Waiting { len_bytes, last, .. } = waiting;
-                    self.send(lane, Outgoing { peer, len_bytes, last, via: Via::Nothing }, links)?;
-                    continue;
-                }
-                if self.lend(lane, peer, waiting, links)? {
-                    self.lanes[lane].sends[index].pop_front();
-                    continue;
-                }
-                let room = self.room(lane, peer, waiting.len_bytes, None, links, pins);
-                let Some((via, address, room_bytes)) = room else { break };
-                let len_bytes = waiting.len_bytes.min(room_bytes);
-                let last = waiting.last && len_bytes == waiting.len_bytes;
-                self.copy(lane, waiting.address, address, len_bytes)?;
-                self.counters.copies += 1;
-                self.counters.to_host_bytes += len_bytes as u64;
-                let lane = &mut self.lanes[lane];
-                lane.batch.copies.push(Outgoing { peer, len_bytes, last, via });
-                let rest = lane.sends[index].front_mut().expect("looked at above");
-                rest.address += len_bytes as u64;
-                rest.len_bytes -= len_bytes;
-                if rest.len_bytes == 0 {
-                    lane.sends[index].pop_front();
-                }
-                // One a peer and batch: a link has one slot reserved at a time.
-                break;
-            }
-        }
-        Ok(!self.lanes[lane].batch.copies.is_empty())
-    }
-
-    /// Room for bytes for a peer, which the GPU can write: a slot, or a piece, of which a slice has one for all
-    /// of its peers.
-    fn room(
-        &mut self,
-        lane: usize,
-        peer: u32,
-        wanted_bytes: usize,
-        piece: Option<pieces::Room>,
-        links: &mut [Option<Link>],
-        pins: &Pins,
-    ) -> Option<(Via, DeviceAddress, usize)> {
-        let lane = &mut self.lanes[lane];
-        if let Some(slot) = link(links, peer).reserve(lane.counter.channel, wanted_bytes) {
-            let len_bytes = slot.len.min(wanted_bytes);
-            if let Some(address) = pins.address_of(peer, slot.data, len_bytes) {
-                return Some((Via::Slot, address, len_bytes));
-            }
-        }
-        let room = piece.or_else(|| lane.piece(links))?;
-        Some((Via::Piece(room), room.address, lane.pieces.piece_bytes()))
-    }
-
     /// Begins the next slice, or completes what needs no device.
     fn begin_action(
         &mut self,
         lane: usize,
         links: &mut [Option<Link>],
-        pins: &Pins,
+        gear: &mut Gear,
     ) -> Result<Begun, Fault> {
         loop {
             if self.lanes[lane].counter.is_done(self.geometry.rounds()) {
@@ -546,7 +402,7 @@ impl Staged {
                     let first = first_destination as usize;
                     let destinations = (first, first + destinations as usize);
                     let mv = Move { sources, destinations, total_bytes, guarded, completes };
-                    match self.begin_move(lane, &mv, links, pins)? {
+                    match self.begin_move(lane, &mv, links, gear)? {
                         Begun::Complete => self.lanes[lane].counter.finish_action(),
                         other => return Ok(other),
                     }
@@ -560,7 +416,7 @@ impl Staged {
         lane: usize,
         mv: &Move,
         links: &mut [Option<Link>],
-        pins: &Pins,
+        gear: &mut Gear,
     ) -> Result<Begun, Fault> {
         let own = self.own_destination(lane, mv);
         if let (1, Source::Own(span)) =
@@ -577,229 +433,7 @@ impl Staged {
             }
             return Ok(Begun::Complete);
         }
-        self.begin_slice(lane, mv, own, links, pins)
-    }
-
-    /// Begins the next slice of a move, if all that it takes is there.
-    fn begin_slice(
-        &mut self,
-        lane: usize,
-        mv: &Move,
-        own: Option<(DeviceAddress, bool)>,
-        links: &mut [Option<Link>],
-        pins: &Pins,
-    ) -> Result<Begun, Fault> {
-        let done = self.lanes[lane].counter.done_bytes;
-        let rest = mv.total_bytes - done;
-        let part = match self.arrived(lane, mv, rest, links, pins)? {
-            Ok(part) => part,
-            Err(peer) => return Ok(Begun::Waits(peer)),
-        };
-        let own_start = own.map(|(start, _)| start + done as u64);
-        let mut part = part;
-        if let (true, Some(start)) = (mv.guarded, own_start) {
-            let (writable, reader) = self.lanes[lane].writable(&self.peers, links, start, part);
-            match reader {
-                Some(peer) if writable < LINE_BYTES => return Ok(Begun::Waits(peer)),
-                Some(_) => part = writable / LINE_BYTES * LINE_BYTES,
-                None => {}
-            }
-        }
-        // Where the slice goes.
-        self.destinations.clear();
-        self.host_destinations = 0;
-        let mut own_needed = own.is_some_and(|(_, backing)| !backing);
-        let mut piece = None;
-        for index in mv.destinations.0..mv.destinations.1 {
-            let Destination::Send { peer, .. } = self.program.destinations[index] else { continue };
-            let position = self.peers.binary_search(&peer).expect("a peer of the program");
-            let lends = own_start.is_some_and(|s| self.may_lend(link(links, peer), s, part));
-            let via = if lends || !self.lanes[lane].sends[position].is_empty() {
-                // In place, or behind what waits already.
-                Via::Own
-            } else if part == 0 {
-                Via::Nothing
-            } else {
-                match self.room(lane, peer, part, piece, links, pins) {
-                    None => Via::Own,
-                    Some((via, address, room_bytes)) => {
-                        part = part.min(room_bytes);
-                        // One piece does for all.
-                        if !(matches!(via, Via::Piece(_)) && piece.is_some()) {
-                            self.destinations.push(address);
-                            self.host_destinations += 1;
-                        }
-                        if let Via::Piece(room) = via {
-                            piece = Some(room);
-                        }
-                        via
-                    }
-                }
-            };
-            own_needed |= matches!(via, Via::Own);
-            let outgoing = Outgoing { peer, len_bytes: 0, last: false, via };
-            self.lanes[lane].batch.outgoing.push(outgoing);
-        }
-        let last = part == rest;
-        for outgoing in &mut self.lanes[lane].batch.outgoing {
-            (outgoing.len_bytes, outgoing.last) = (part, last);
-        }
-        if let (true, Some(start)) = (own_needed, own_start) {
-            self.destinations.push(start);
-        }
-        self.gather(lane, mv, part, links, pins)?;
-        self.fold(lane, part, mv.completes)?;
-        self.lanes[lane].batch.slice = Some(Slice {
-            len_bytes: part,
-            sources: mv.sources,
-            ends_action: last,
-            own: own_start,
-            piece,
-        });
-        Ok(Begun::Batch)
-    }
-
-    /// How much of the rest of a move can be done in one slice, by what has arrived; or who has not sent.
-    fn arrived(
-        &mut self,
-        lane: usize,
-        mv: &Move,
-        rest: usize,
-        links: &mut [Option<Link>],
-        pins: &Pins,
-    ) -> Result<Result<usize, u32>, Fault> {
-        let channel = self.lanes[lane].counter.channel;
-        let (mut part, mut unpinned) = (rest, 0);
-        for index in mv.sources.0..mv.sources.1 {
-            let Source::Arrival { peer } = self.program.sources[index] else { continue };
-            let arrival = match link(links, peer).arrival(channel).map_err(Fault::Link)? {
-                None => return Ok(Err(peer)),
-                Some(arrival) if arrival.tag != self.tag => {
-                    return Err(Fault::Mismatch { peer, theirs: arrival.tag });
-                }
-                Some(arrival) => arrival,
-            };
-            let folds = mv.sources.1 - mv.sources.0 > 1;
-            let is_whole = !folds || arrival.len.is_multiple_of(self.element_bytes);
-            if arrival.len > rest || arrival.last != (arrival.len == rest) || !is_whole {
-                return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
-            }
-            part = part.min(arrival.len);
-            let is_reached =
-                arrival.on_device || pins.address_of(peer, arrival.data, arrival.len).is_some();
-            unpinned += usize::from(!is_reached);
-        }
-        if unpinned > 0 {
-            part = part.min(ARRIVALS_BYTES / unpinned / LINE_BYTES * LINE_BYTES);
-        }
-        Ok(Ok(part))
-    }
-
-    /// Finds the sources of a slice where the GPU can read them.
-    fn gather(
-        &mut self,
-        lane: usize,
-        mv: &Move,
-        part: usize,
-        links: &mut [Option<Link>],
-        pins: &Pins,
-    ) -> Result<(), Fault> {
-        let channel = self.lanes[lane].counter.channel;
-        let done = self.lanes[lane].counter.done_bytes;
-        let mut gathered_bytes = 0;
-        self.sources.clear();
-        (self.host_sources, self.peer_sources) = (0, 0);
-        for index in mv.sources.0..mv.sources.1 {
-            let address = match self.program.sources[index] {
-                Source::Own(span) => self.address(lane, span) + done as u64,
-                Source::Arrival { peer } => {
-                    let arrival = link(links, peer).arrival(channel).map_err(Fault::Link)?;
-                    let arrival = arrival.expect("looked at before");
-                    let data = arrival.data;
-                    self.host_sources += u64::from(!arrival.on_device);
-                    self.peer_sources += u64::from(arrival.on_device);
-                    match pins.address_of(peer, data, part) {
-                        _ if arrival.on_device => data as DeviceAddress,
-                        Some(address) => address,
-                        None => {
-                            let address = self.copy_arrival(lane, gathered_bytes, data, part)?;
-                            gathered_bytes += part.next_multiple_of(LINE_BYTES);
-                            self.counters.bounced_bytes += part as u64;
-                            address
-                        }
-                    }
-                }
-            };
-            self.sources.push(address);
-        }
-        Ok(())
-    }
-
-    /// Copies an arrival to where the GPU can read it.
-    fn copy_arrival(
-        &mut self,
-        lane: usize,
-        offset: usize,
-        data: *const u8,
-        len_bytes: usize,
-    ) -> Result<DeviceAddress, Fault> {
-        let lane = &mut self.lanes[lane];
-        if lane.arrivals.is_none() {
-            let memory =
-                PinnedMemory::alloc(&self.device, ARRIVALS_BYTES + LINE_BYTES * MOST_OPERANDS);
-            lane.arrivals = Some(memory.map_err(Fault::Device)?);
-        }
-        let arrivals = lane.arrivals.as_ref().expect("allocated above");
-        // SAFETY: the arrival has that many bytes, and the memory room for those of all arrivals of a slice, which
-        // `arrived` sees to; the batch before has been finished, so that the device does not read it.
-        unsafe {
-            let into = arrivals.start().add(offset);
-            std::ptr::copy_nonoverlapping(data, into, len_bytes);
-        }
-        Ok(arrivals.address() + offset as u64)
-    }
-
-    /// Queues the fold of the sources into the destinations.
-    fn fold(&mut self, lane: usize, part: usize, completes: bool) -> Result<(), Fault> {
-        self.counters.from_host_bytes += self.host_sources * part as u64;
-        self.counters.from_peers_bytes += self.peer_sources * part as u64;
-        self.counters.to_host_bytes += self.host_destinations * part as u64;
-        let stream = &self.lanes[lane].stream;
-        let result = match (&self.sources[..], &self.destinations[..]) {
-            (_, destinations) if part == 0 || destinations.is_empty() => Ok(()),
-            (&[source], &[destination]) if source != destination => {
-                self.counters.copies += 1;
-                // SAFETY: see below.
-                unsafe { stream.copy(destination, source, part) }
-            }
-            (&[source], destinations) if destinations.iter().all(|d| *d == source) => Ok(()),
-            (&[_], destinations) => {
-                self.counters.kernels += 1;
-                // SAFETY: see below.
-                unsafe { self.copy.queue(stream, &self.sources, destinations, part) }
-            }
-            _ => {
-                self.counters.kernels += 1;
-                let fold = if completes { &self.completing } else { &self.partial };
-                // SAFETY: each source has `part` readable bytes (a slot's, a piece's or a span's), each
-                // destination room for as many; spans lie in memory that `start` vouched for, and the plan's proof
-                // says that nobody else writes them now. All stay until the batch is done.
-                unsafe { fold.queue(stream, &self.sources, &self.destinations, part) }
-            }
-        };
-        result.map_err(Fault::Device)
-    }
-
-    fn copy(
-        &self,
-        lane: usize,
-        from: DeviceAddress,
-        to: DeviceAddress,
-        len_bytes: usize,
-    ) -> Result<(), Fault> {
-        // SAFETY: as in `fold`: the span is not written before the copy is done, since it was taken from what
-        // waits only in this batch, and the lane's stream keeps the order.
-        unsafe { self.lanes[lane].stream.copy(to, from, len_bytes) }.map_err(Fault::Device)
+        self.begin_slice(lane, mv, own, links, gear)
     }
 
     /// The own span that a move writes, and whether it only backs sends.

@@ -1,0 +1,168 @@
+//! How messages leave: as loans of the GPU's memory, or from slots and pieces that the GPU has written.
+
+use ringtree_transport::Link;
+use ringtree_transport::cuda::DeviceAddress;
+
+use super::super::Fault;
+use super::gear::{Gear, PIECE_BYTES, Room};
+use super::lane::{Outgoing, Via, Waiting};
+use super::{Staged, link};
+
+impl Staged {
+    /// Sends what the device has put into a slot or a piece.
+    pub(super) fn send(
+        &mut self,
+        lane: usize,
+        outgoing: Outgoing,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<(), Fault> {
+        let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
+        let (channel, tag) = (lane.counter.channel, self.tag);
+        let Outgoing { peer, len_bytes, last, via } = outgoing;
+        let link = link(links, peer);
+        match via {
+            Via::Slot => link.commit(channel, tag, len_bytes, last),
+            Via::Piece(room) => {
+                // SAFETY: the piece stays as it is until the link has sent that much.
+                let posted = unsafe { link.post(channel, tag, room.data, len_bytes, last) };
+                gear.read_by(room, peer, link.posted_bytes(channel));
+                posted
+            }
+            Via::Nothing | Via::Own => {
+                // SAFETY: an empty message has no bytes.
+                unsafe { link.post(channel, tag, std::ptr::dangling(), 0, last) }
+            }
+        }
+        .map_err(Fault::Link)
+    }
+
+    /// Sends an own span, or a part of one: lends it, or has it wait for room.
+    pub(super) fn send_own(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        waiting: Waiting,
+        links: &mut [Option<Link>],
+    ) -> Result<(), Fault> {
+        let index = self.peers.binary_search(&peer).expect("a peer of the program");
+        let is_next = self.lanes[lane].sends[index].is_empty();
+        if !(is_next && self.lend(lane, peer, waiting, links)?) {
+            self.lanes[lane].sends[index].push_back(waiting);
+        }
+        Ok(())
+    }
+
+    /// Lends a part of an own span, all of which has been written, if the peer's GPU reads it in place.
+    fn lend(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        Waiting { address, len_bytes, last }: Waiting,
+        links: &mut [Option<Link>],
+    ) -> Result<bool, Fault> {
+        let link = link(links, peer);
+        if !self.may_lend(lane, link, address, len_bytes) {
+            return Ok(false);
+        }
+        let counter = &mut self.lanes[lane].counter;
+        let lent = link.lend_device(counter.channel, self.tag, address, len_bytes, last);
+        let lent = lent.map_err(Fault::Link)?;
+        if lent {
+            counter.posted(link, peer, address as *const u8, len_bytes);
+        }
+        Ok(lent)
+    }
+
+    pub(super) fn may_lend(
+        &self,
+        lane: usize,
+        link: &Link,
+        address: DeviceAddress,
+        len_bytes: usize,
+    ) -> bool {
+        let channel = self.lanes[lane].counter.channel;
+        self.lends && len_bytes > 0 && link.lends_device(channel, address, len_bytes)
+    }
+
+    /// Begins to copy what waits to be sent to where there is room now. Returns whether there is any such.
+    pub(super) fn begin_sends(
+        &mut self,
+        lane: usize,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<bool, Fault> {
+        for index in 0..self.peers.len() {
+            let peer = self.peers[index];
+            loop {
+                let Some(&waiting) = self.lanes[lane].sends[index].front() else { break };
+                if waiting.len_bytes == 0 {
+                    self.lanes[lane].sends[index].pop_front();
+                    let Waiting { len_bytes, last, .. } = waiting;
+                    let nothing = Outgoing { peer, len_bytes, last, via: Via::Nothing };
+                    self.send(lane, nothing, links, gear)?;
+                    continue;
+                }
+                if self.lend(lane, peer, waiting, links)? {
+                    self.lanes[lane].sends[index].pop_front();
+                    continue;
+                }
+                let room = self.room(lane, peer, waiting.len_bytes, None, links, gear)?;
+                let Some((via, address, room_bytes)) = room else { break };
+                let len_bytes = waiting.len_bytes.min(room_bytes);
+                let last = waiting.last && len_bytes == waiting.len_bytes;
+                copy(gear, lane, waiting.address, address, len_bytes)?;
+                self.counters.copies += 1;
+                self.counters.to_host_bytes += len_bytes as u64;
+                let lane = &mut self.lanes[lane];
+                lane.batch.copies.push(Outgoing { peer, len_bytes, last, via });
+                let rest = lane.sends[index].front_mut().expect("looked at above");
+                rest.address += len_bytes as u64;
+                rest.len_bytes -= len_bytes;
+                if rest.len_bytes == 0 {
+                    lane.sends[index].pop_front();
+                }
+                // One a peer and batch: a link has one slot reserved at a time.
+                break;
+            }
+        }
+        Ok(!self.lanes[lane].batch.copies.is_empty())
+    }
+
+    /// Room for bytes for a peer, which the GPU can write: a slot, or a piece, of which a slice has one for all
+    /// of its peers.
+    pub(super) fn room(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        wanted_bytes: usize,
+        piece: Option<Room>,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<Option<(Via, DeviceAddress, usize)>, Fault> {
+        let channel = self.lanes[lane].counter.channel;
+        if let Some(slot) = link(links, peer).reserve(channel, wanted_bytes) {
+            let len_bytes = slot.len.min(wanted_bytes);
+            if let Some(address) = gear.pins.address_of(peer, slot.data, len_bytes) {
+                return Ok(Some((Via::Slot, address, len_bytes)));
+            }
+        }
+        let piece = match piece {
+            Some(piece) => Some(piece),
+            None => gear.piece(lane, links, channel).map_err(Fault::Device)?,
+        };
+        Ok(piece.map(|room| (Via::Piece(room), room.address, PIECE_BYTES)))
+    }
+}
+
+fn copy(
+    gear: &Gear,
+    lane: usize,
+    from: DeviceAddress,
+    to: DeviceAddress,
+    len_bytes: usize,
+) -> Result<(), Fault> {
+    // SAFETY: the room is the message's. The span is not written before the copy is done: it is taken from what waits to
+    // be sent only in this batch, and the lane's stream keeps the order.
+    unsafe { gear.lanes[lane].stream.copy(to, from, len_bytes) }.map_err(Fault::Device)
+}

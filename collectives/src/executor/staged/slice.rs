@@ -1,0 +1,205 @@
+//! A slice: as much of a move as has arrived and has room, folded in one pass by the GPU.
+
+use ringtree_plan::{Destination, Source};
+use ringtree_transport::Link;
+use ringtree_transport::cuda::DeviceAddress;
+
+use super::super::Fault;
+use super::gear::{ARRIVALS_BYTES, Gear};
+use super::lane::{Outgoing, Slice, Via};
+use super::{Begun, LINE_BYTES, Move, Staged, link};
+
+impl Staged {
+    /// Begins the next slice of a move, if all that it takes is there.
+    pub(super) fn begin_slice(
+        &mut self,
+        lane: usize,
+        mv: &Move,
+        own: Option<(DeviceAddress, bool)>,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<Begun, Fault> {
+        let done = self.lanes[lane].counter.done_bytes;
+        let rest = mv.total_bytes - done;
+        let part = match self.arrived(lane, mv, rest, links, gear)? {
+            Ok(part) => part,
+            Err(peer) => return Ok(Begun::Waits(peer)),
+        };
+        let own_start = own.map(|(start, _)| start + done as u64);
+        let mut part = part;
+        if let (true, Some(start)) = (mv.guarded, own_start) {
+            let (writable, reader) = self.lanes[lane].writable(&self.peers, links, start, part);
+            match reader {
+                Some(peer) if writable < LINE_BYTES => return Ok(Begun::Waits(peer)),
+                Some(_) => part = writable / LINE_BYTES * LINE_BYTES,
+                None => {}
+            }
+        }
+        // Where the slice goes.
+        self.destinations.clear();
+        self.host_destinations = 0;
+        let mut own_needed = own.is_some_and(|(_, backing)| !backing);
+        let mut piece = None;
+        for index in mv.destinations.0..mv.destinations.1 {
+            let Destination::Send { peer, .. } = self.program.destinations[index] else { continue };
+            let position = self.peers.binary_search(&peer).expect("a peer of the program");
+            let lends = own_start.is_some_and(|s| self.may_lend(lane, link(links, peer), s, part));
+            let via = if lends || !self.lanes[lane].sends[position].is_empty() {
+                // In place, or behind what waits already.
+                Via::Own
+            } else if part == 0 {
+                Via::Nothing
+            } else {
+                match self.room(lane, peer, part, piece, links, gear)? {
+                    None => Via::Own,
+                    Some((via, address, room_bytes)) => {
+                        part = part.min(room_bytes);
+                        // One piece does for all.
+                        if !(matches!(via, Via::Piece(_)) && piece.is_some()) {
+                            self.destinations.push(address);
+                            self.host_destinations += 1;
+                        }
+                        if let Via::Piece(room) = via {
+                            piece = Some(room);
+                        }
+                        via
+                    }
+                }
+            };
+            own_needed |= matches!(via, Via::Own);
+            let outgoing = Outgoing { peer, len_bytes: 0, last: false, via };
+            self.lanes[lane].batch.outgoing.push(outgoing);
+        }
+        let last = part == rest;
+        for outgoing in &mut self.lanes[lane].batch.outgoing {
+            (outgoing.len_bytes, outgoing.last) = (part, last);
+        }
+        if let (true, Some(start)) = (own_needed, own_start) {
+            self.destinations.push(start);
+        }
+        self.gather(lane, mv, part, links, gear)?;
+        self.fold(lane, part, mv.completes, gear)?;
+        self.lanes[lane].batch.slice = Some(Slice {
+            len_bytes: part,
+            sources: mv.sources,
+            ends_action: last,
+            own: own_start,
+            piece,
+        });
+        Ok(Begun::Batch)
+    }
+
+    /// How much of the rest of a move can be done in one slice, by what has arrived; or who has not sent.
+    fn arrived(
+        &mut self,
+        lane: usize,
+        mv: &Move,
+        rest: usize,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<Result<usize, u32>, Fault> {
+        let channel = self.lanes[lane].counter.channel;
+        let (mut part, mut unpinned) = (rest, 0);
+        for index in mv.sources.0..mv.sources.1 {
+            let Source::Arrival { peer } = self.program.sources[index] else { continue };
+            let arrival = match link(links, peer).arrival(channel).map_err(Fault::Link)? {
+                None => return Ok(Err(peer)),
+                Some(arrival) if arrival.tag != self.tag => {
+                    return Err(Fault::Mismatch { peer, theirs: arrival.tag });
+                }
+                Some(arrival) => arrival,
+            };
+            let folds = mv.sources.1 - mv.sources.0 > 1;
+            let is_whole = !folds || arrival.len.is_multiple_of(self.element_bytes);
+            if arrival.len > rest || arrival.last != (arrival.len == rest) || !is_whole {
+                return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
+            }
+            part = part.min(arrival.len);
+            let is_reached = arrival.on_device
+                || gear.pins.address_of(peer, arrival.data, arrival.len).is_some();
+            unpinned += usize::from(!is_reached);
+        }
+        if unpinned > 0 {
+            part = part.min(ARRIVALS_BYTES / unpinned / LINE_BYTES * LINE_BYTES);
+        }
+        Ok(Ok(part))
+    }
+
+    /// Finds the sources of a slice where the GPU can read them.
+    fn gather(
+        &mut self,
+        lane: usize,
+        mv: &Move,
+        part: usize,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<(), Fault> {
+        let channel = self.lanes[lane].counter.channel;
+        let done = self.lanes[lane].counter.done_bytes;
+        let mut gathered_bytes = 0;
+        self.sources.clear();
+        (self.host_sources, self.peer_sources) = (0, 0);
+        for index in mv.sources.0..mv.sources.1 {
+            let address = match self.program.sources[index] {
+                Source::Own(span) => self.address(lane, span) + done as u64,
+                Source::Arrival { peer } => {
+                    let arrival = link(links, peer).arrival(channel).map_err(Fault::Link)?;
+                    let arrival = arrival.expect("looked at before");
+                    let data = arrival.data;
+                    self.host_sources += u64::from(!arrival.on_device);
+                    self.peer_sources += u64::from(arrival.on_device);
+                    match gear.pins.address_of(peer, data, part) {
+                        _ if arrival.on_device => data as DeviceAddress,
+                        Some(address) => address,
+                        None => {
+                            let address = gear.copy_arrival(lane, gathered_bytes, data, part);
+                            let address = address.map_err(Fault::Device)?;
+                            gathered_bytes += part.next_multiple_of(LINE_BYTES);
+                            self.counters.bounced_bytes += part as u64;
+                            address
+                        }
+                    }
+                }
+            };
+            self.sources.push(address);
+        }
+        Ok(())
+    }
+
+    /// Queues the fold of the sources into the destinations.
+    fn fold(
+        &mut self,
+        lane: usize,
+        part: usize,
+        completes: bool,
+        gear: &Gear,
+    ) -> Result<(), Fault> {
+        self.counters.from_host_bytes += self.host_sources * part as u64;
+        self.counters.from_peers_bytes += self.peer_sources * part as u64;
+        self.counters.to_host_bytes += self.host_destinations * part as u64;
+        let stream = &gear.lanes[lane].stream;
+        let result = match (&self.sources[..], &self.destinations[..]) {
+            (_, destinations) if part == 0 || destinations.is_empty() => Ok(()),
+            (&[source], &[destination]) if source != destination => {
+                self.counters.copies += 1;
+                // SAFETY: see below.
+                unsafe { stream.copy(destination, source, part) }
+            }
+            (&[source], destinations) if destinations.iter().all(|d| *d == source) => Ok(()),
+            (&[_], destinations) => {
+                self.counters.kernels += 1;
+                // SAFETY: see below.
+                unsafe { self.copy.queue(stream, &self.sources, destinations, part) }
+            }
+            _ => {
+                self.counters.kernels += 1;
+                let fold = if completes { &self.completing } else { &self.partial };
+                // SAFETY: each source has `part` readable bytes (a slot's, a piece's or a span's), each
+                // destination room for as many; spans lie in memory that `start` vouched for, and the plan's proof
+                // says that nobody else writes them now. All stay until the batch is done.
+                unsafe { fold.queue(stream, &self.sources, &self.destinations, part) }
+            }
+        };
+        result.map_err(Fault::Device)
+    }
+}
