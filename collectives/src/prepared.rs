@@ -150,16 +150,26 @@ impl Part {
 impl Entry {
     /// Sets the lengths of blocks that differ, for the next run.
     fn vary(&mut self, blocks: &Blocks, rank: u32) {
-        let Call { kind, data_type, root, .. } = self.call;
-        let collective = kind.collective(root).expect("blocks are of a collective");
-        if kind.has_known_lengths() {
-            self.record.count = blocks.given.iter().sum::<usize>() as u64;
-            let words = blocks.given.iter().flat_map(|length| (*length as u64).to_le_bytes());
-            self.record.root = fold(fnv1a(words));
-        }
-        self.part = Part::varied(collective, rank, blocks, data_type.size_bytes());
+        (self.record, self.part) = varied(&self.call, self.record, blocks, rank);
         self.operation.vary(&blocks.given, &blocks.got, self.record.digest());
     }
+}
+
+/// What peers see of a call on blocks that differ in length, and this rank's part of them.
+pub(crate) fn varied(
+    call: &Call,
+    mut record: CallRecord,
+    blocks: &Blocks,
+    rank: u32,
+) -> (CallRecord, Part) {
+    let Call { kind, data_type, root, .. } = *call;
+    let collective = kind.collective(root).expect("blocks are of a collective");
+    if kind.has_known_lengths() {
+        record.count = blocks.given.iter().sum::<usize>() as u64;
+        let words = blocks.given.iter().flat_map(|length| (*length as u64).to_le_bytes());
+        record.root = fold(fnv1a(words));
+    }
+    (record, Part::varied(collective, rank, blocks, data_type.size_bytes()))
 }
 
 impl Prepared {

@@ -285,6 +285,83 @@ fn messages_between_gpus() {
     });
 }
 
+/// The calls on blocks that differ in length, from and to every root.
+fn check_varied(communicator: &Communicator, gpu: &Gpu, scale: usize) {
+    let (rank, ranks) = (communicator.rank(), communicator.ranks());
+    // Some are empty.
+    let counts: Vec<usize> = (0..ranks as usize).map(|other| scale * (other * 7 % 5)).collect();
+    let counts = &counts[..];
+    let own = &values::<f32>(8, rank, counts[rank as usize])[..];
+    let all = &values::<f32>(9, rank, counts.iter().sum())[..];
+    let (c, on) = (communicator, communicator.on(&gpu.stream));
+    let ck = |what: &str,
+              input: Option<&[f32]>,
+              output: &[f32],
+              host: &dyn Fn(&[f32], &mut [f32]) -> Result<(), Error>,
+              device: &dyn Fn(
+        &DeviceMemory<f32>,
+        &mut DeviceMemory<f32>,
+    ) -> Result<Queued, Error>| {
+        check(c, gpu, what, input, output, host, device);
+    };
+    ck("all-gather-v", None, all, &|_, o| c.all_gather_v(o, counts), &|_, o| {
+        on.all_gather_v(o, counts)
+    });
+    ck(
+        "all-gather-v, out of place",
+        Some(own),
+        all,
+        &|i, o| c.all_gather_v_into(i, o, counts),
+        &|i, o| on.all_gather_v_into(i, o, counts),
+    );
+    for op in [Op::Sum, Op::PreMulSum(Factor::new(0.5))] {
+        ck("reduce-scatter-v", None, all, &|_, o| c.reduce_scatter_v(o, counts, op), &|_, o| {
+            on.reduce_scatter_v(o, counts, op)
+        });
+        ck(
+            "reduce-scatter-v, out of place",
+            Some(all),
+            own,
+            &|i, o| c.reduce_scatter_v_into(i, o, counts, op),
+            &|i, o| on.reduce_scatter_v_into(i, o, counts, op),
+        );
+    }
+    for root in 0..ranks {
+        ck("gather-v", Some(own), all, &|i, o| c.gather_v_into(i, o, counts, root), &|i, o| {
+            on.gather_v_into(i, o, counts, root)
+        });
+        ck("scatter-v", Some(all), own, &|i, o| c.scatter_v_into(i, o, counts, root), &|i, o| {
+            on.scatter_v_into(i, o, counts, root)
+        });
+    }
+    // What one gives the other gets.
+    let given: Vec<usize> = (0..ranks).map(|to| scale * ((rank + to) % 3) as usize).collect();
+    let blocks = &values::<f32>(10, rank, given.iter().sum())[..];
+    ck(
+        "all-to-all-v",
+        Some(blocks),
+        blocks,
+        &|i, o| c.all_to_all_v_into(i, &given, o, &given),
+        &|i, o| on.all_to_all_v_into(i, &given, o, &given),
+    );
+}
+
+#[test]
+fn blocks_that_differ_in_length() {
+    alone("blocks_that_differ_in_length", &[], || {
+        for transports in TRANSPORTS {
+            for ranks in 1..=4 {
+                each(communicators(ranks, transports), |communicator| {
+                    let gpu = Gpu::of(&communicator);
+                    for scale in [0, 1, 700, 9_001] {
+                        check_varied(&communicator, &gpu, scale);
+                    }
+                });
+            }
+        }
+    });
+}
+
 #[test]
 fn memory_that_is_dropped_is_given_back() {
     let settings = [("MEMORY_BYTES", "67108864")];

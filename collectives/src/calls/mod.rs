@@ -14,6 +14,7 @@ mod varied;
 pub use group::Group;
 pub use prepare::{Prepared, PreparedInto};
 pub use varied::Counted;
+pub(crate) use varied::Counts;
 
 use crate::communicator::Communicator;
 use crate::control::Stream;

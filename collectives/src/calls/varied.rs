@@ -279,7 +279,7 @@ impl Communicator {
         Ok(self.owner.progress.post(&self.inner, call, buffers, run))
     }
 
-    fn varied_call<'c, T: Element>(
+    pub(crate) fn varied_call<'c, T: Element>(
         &self,
         asked: Asked,
         lengths: Lengths,
@@ -320,18 +320,18 @@ impl<T: Element, A: AsRef<[T]>, B: AsMut<[T]>> VariedBuffers<T> for Counted<A, B
 
 /// How long blocks are, as the caller says.
 #[derive(Clone, Copy)]
-struct Counts<'a> {
+pub(crate) struct Counts<'a> {
     given: &'a [usize],
     got: &'a [usize],
 }
 
 impl<'a> Counts<'a> {
     /// Blocks of the input and of the output are alike.
-    fn of_all(counts: &'a [usize]) -> Counts<'a> {
+    pub(crate) fn of_all(counts: &'a [usize]) -> Counts<'a> {
         Counts { given: counts, got: counts }
     }
 
-    fn of_each(given: &'a [usize], got: &'a [usize]) -> Counts<'a> {
+    pub(crate) fn of_each(given: &'a [usize], got: &'a [usize]) -> Counts<'a> {
         Counts { given, got }
     }
 
@@ -339,7 +339,7 @@ impl<'a> Counts<'a> {
     ///
     /// # Errors
     /// [`Error::Argument`], where they are not as many as ranks, or the buffers not as long as they say.
-    fn blocks(
+    pub(crate) fn blocks(
         self,
         kind: CallKind,
         root: u32,

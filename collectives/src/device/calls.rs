@@ -7,7 +7,7 @@ use ringtree_transport::cuda::{Device, Event, Stream};
 
 use super::signal::Done;
 use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan};
-use crate::calls::{Asked, Lengths};
+use crate::calls::{Asked, Counts, Lengths};
 use crate::engine::{DevicePlace, Engine};
 use crate::prepared::Call;
 use crate::progress::Pending;
@@ -59,7 +59,7 @@ impl Communicator {
 /// all ranks, whichever stream they are queued in, and run one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct OnStream<'a> {
-    communicator: &'a Communicator,
+    pub(super) communicator: &'a Communicator,
     stream: &'a Stream,
 }
 
@@ -84,8 +84,16 @@ struct Job {
     /// When the stream has come to the call.
     ready: Event,
     place: DevicePlace,
+    varied: Option<Varied>,
     done: Done,
     _keep: Keep,
+}
+
+/// Blocks that differ in length, and how long the buffers are.
+#[derive(Debug)]
+pub(super) struct Varied {
+    pub(super) counts: [Vec<usize>; 2],
+    pub(super) lengths: Lengths,
 }
 
 /// What keeps the buffers.
@@ -275,7 +283,7 @@ impl OnStream<'_> {
         let span = buffer.span();
         let call = self.communicator.send_call::<T>(span.count, to)?;
         let place = DevicePlace::Into(span.address, 0);
-        self.queue(call, place, [span.keep, None])
+        self.queue(call, place, None, [span.keep, None])
     }
 
     /// As [`Communicator::receive`].
@@ -289,7 +297,7 @@ impl OnStream<'_> {
     ) -> Result<Queued, Error> {
         let span = buffer.span();
         let call = self.communicator.receive_call::<T>(span.count, from)?;
-        self.queue(call, DevicePlace::In(span.address), [span.keep, None])
+        self.queue(call, DevicePlace::In(span.address), None, [span.keep, None])
     }
 
     fn in_place<T: Element>(
@@ -299,7 +307,7 @@ impl OnStream<'_> {
     ) -> Result<Queued, Error> {
         let DeviceSpan { address, count, keep } = buffer.span();
         let call = self.communicator.call_in_place::<T>(asked, count)?;
-        self.queue(call, DevicePlace::In(address), [keep, None])
+        self.queue(call, DevicePlace::In(address), None, [keep, None])
     }
 
     fn into<T: Element>(
@@ -316,14 +324,16 @@ impl OnStream<'_> {
         self.queue(
             call,
             DevicePlace::Into(input.address, output.address),
+            None,
             [input.keep, output.keep],
         )
     }
 
-    fn queue(
+    pub(super) fn queue(
         &self,
         call: Call,
         place: DevicePlace,
+        varied: Option<Varied>,
         buffers: [Option<Arc<dyn Any + Send + Sync>>; 2],
     ) -> Result<Queued, Error> {
         let (stream, device) = (self.stream, self.stream.device());
@@ -336,7 +346,7 @@ impl OnStream<'_> {
         let signal = self.communicator.inner.signals().of(device)?;
         let pending = signal.queue(stream, |done| {
             let keep = Keep { _buffers: buffers };
-            let job = Job { device: device.clone(), ready, place, done, _keep: keep };
+            let job = Job { device: device.clone(), ready, place, varied, done, _keep: keep };
             self.communicator.owner.progress.post(&self.communicator.inner, call, job, run)
         })?;
         Ok(Queued(pending))
@@ -345,9 +355,15 @@ impl OnStream<'_> {
 
 /// Carries a call out, in its turn.
 fn run(engine: &mut Engine, call: &Call, job: &mut Job) -> Result<(), Error> {
-    // SAFETY: the buffers are memory of the device with room for what the call names, and stay: that is the promise of
-    // `DeviceBuffer`.
-    let result = unsafe { engine.run_on_device(call, &job.device, &job.ready, job.place) };
+    let (rank, ranks) = (engine.rank(), engine.ranks());
+    let blocks = job.varied.as_ref().map(|Varied { counts: [given, got], lengths }| {
+        Counts::of_each(given, got).blocks(call.kind, call.root, *lengths, rank, ranks)
+    });
+    let result = blocks.transpose().and_then(|blocks| {
+        // SAFETY: the buffers are memory of the device with room for what the call names, and stay: that is the promise
+        // of `DeviceBuffer`.
+        unsafe { engine.run_on_device(call, blocks.as_ref(), &job.device, &job.ready, job.place) }
+    });
     job.done.say(&result);
     result
 }

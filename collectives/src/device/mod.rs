@@ -26,11 +26,15 @@ mod counters;
 mod kernels;
 mod pins;
 mod signal;
+mod varied;
 
 pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
 pub use calls::{OnStream, Queued};
 pub use counters::DeviceCounters;
 pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Stream};
+
+/// What keeps memory of the program.
+pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
 pub(crate) use pins::Pins;

@@ -13,7 +13,7 @@ use crate::control::Operation as Named;
 use crate::device::Kernels;
 use crate::driver::OnDevice;
 use crate::executor::{Fault, Gear, Staged};
-use crate::prepared::{Call, Part, Planned, plan};
+use crate::prepared::{Blocks, Call, Part, Planned, plan, varied};
 use crate::record::CallRecord;
 use crate::reduce::Pass;
 use crate::{Error, Factor, Op};
@@ -53,13 +53,15 @@ pub(crate) enum DevicePlace {
 }
 
 impl Engine {
-    /// Runs a call on memory of a GPU to its end, from when the device has come to `ready`.
+    /// Runs a call on memory of a GPU to its end, from when the device has come to `ready`; `blocks` are those that differ
+    /// in length, if they do.
     ///
     /// # Safety
     /// What the call reads must be readable by the device, and what it writes writable, until this returns.
     pub(crate) unsafe fn run_on_device(
         &mut self,
         call: &Call,
+        blocks: Option<&Blocks>,
         device: &Device,
         ready: &Event,
         place: DevicePlace,
@@ -70,28 +72,31 @@ impl Engine {
             && factor != Factor::ONE
         {
             // SAFETY: the caller's promise is passed on.
-            return unsafe { self.run_multiplied_on_device(call, at, ready, factor, place) };
+            return unsafe {
+                self.run_multiplied_on_device(call, blocks, at, ready, factor, place)
+            };
         }
         // SAFETY: likewise.
-        unsafe { self.run_at(call, at, ready, place) }
+        unsafe { self.run_at(call, blocks, at, ready, place) }
     }
 
     /// As [`Engine::run_on_device`], on one of the devices in use.
     unsafe fn run_at(
         &mut self,
         call: &Call,
+        blocks: Option<&Blocks>,
         at: usize,
         ready: &Event,
         place: DevicePlace,
     ) -> Result<(), Error> {
-        if let Err(error) = self.prepare_on_device(call, at) {
+        if let Err(error) = self.prepare_on_device(call, blocks, at) {
             return Err(self.fail_on_device(error));
         }
         let entry = &self.devices[at].prepared[call];
         let (record, part) = (entry.record, entry.part);
         let Some(operation) = &entry.operation else {
             // SAFETY: the caller's promise is passed on.
-            return unsafe { self.run_on_host(call, at, ready, part, place) };
+            return unsafe { self.run_on_host(call, blocks, at, ready, part, place) };
         };
         let (peers, digest) = (operation.peers().to_vec(), operation.digest());
         let sequence = self.next_sequence(call.stream);
@@ -138,6 +143,7 @@ impl Engine {
     unsafe fn run_on_host(
         &mut self,
         call: &Call,
+        blocks: Option<&Blocks>,
         at: usize,
         ready: &Event,
         part: Part,
@@ -160,7 +166,12 @@ impl Engine {
         let host_place =
             if is_one { Place::In(host) } else { Place::Into(host.cast_const(), host_output) };
         // SAFETY: the host's memory is as long as the call says, and nobody else uses it.
-        unsafe { self.run(call, host_place)? };
+        unsafe {
+            match blocks {
+                None => self.run(call, host_place)?,
+                Some(blocks) => self.run_varied(call, blocks, host_place)?,
+            }
+        }
         // SAFETY: the caller's promise is passed on.
         let given = unsafe { self.devices[at].give(output, host_output, output_bytes) };
         given.map_err(|error| self.fail_on_device(error))
@@ -174,14 +185,22 @@ impl Engine {
     unsafe fn run_multiplied_on_device(
         &mut self,
         call: &Call,
+        blocks: Option<&Blocks>,
         at: usize,
         ready: &Event,
         factor: Factor,
         place: DevicePlace,
     ) -> Result<(), Error> {
-        let block_bytes = call.count as usize * call.data_type.size_bytes();
-        let collective = call.kind.collective(call.root);
-        let part = Part::of(collective, self.rank(), self.ranks(), block_bytes);
+        let element_bytes = call.data_type.size_bytes();
+        let (rank, ranks) = (self.rank(), self.ranks());
+        let part = match (call.kind.collective(call.root), blocks) {
+            (Some(collective), Some(blocks)) => {
+                Part::varied(collective, rank, blocks, element_bytes)
+            }
+            (collective, _) => {
+                Part::of(collective, rank, ranks, call.count as usize * element_bytes)
+            }
+        };
         let (input, own_output) = match place {
             DevicePlace::In(buffer) => (buffer, buffer + part.before_output as u64),
             DevicePlace::Into(input, output) => (input, output),
@@ -206,7 +225,9 @@ impl Engine {
         };
         match multiply() {
             // SAFETY: the caller's promise, with the multiplied elements for the input.
-            Ok((place, ready)) => unsafe { self.run_at(&call.without_factor(), at, &ready, place) },
+            Ok((place, ready)) => unsafe {
+                self.run_at(&call.without_factor(), blocks, at, &ready, place)
+            },
             Err(error) => Err(self.fail_on_device(error)),
         }
     }
@@ -235,12 +256,32 @@ impl Engine {
         }
     }
 
-    /// Makes a call's operation, if it is new.
-    fn prepare_on_device(&mut self, call: &Call, at: usize) -> Result<(), CudaError> {
-        let on = &mut self.devices[at];
-        if on.prepared.contains_key(call) {
-            return Ok(());
+    /// Makes a call's operation, if it is new, and sets the lengths of its blocks, if they differ.
+    fn prepare_on_device(
+        &mut self,
+        call: &Call,
+        blocks: Option<&Blocks>,
+        at: usize,
+    ) -> Result<(), CudaError> {
+        if !self.devices[at].prepared.contains_key(call) {
+            self.add_on_device(call, at)?;
         }
+        let Some(blocks) = blocks else { return Ok(()) };
+        let rank = self.wiring.rank;
+        let entry = self.devices[at].prepared.get_mut(call).expect("added above");
+        (entry.record, entry.part) = varied(call, entry.record, blocks, rank);
+        if let Some(operation) = &mut entry.operation
+            && operation.vary(&blocks.given, &blocks.got, entry.record.digest())?
+        {
+            let registration = operation.registration().clone();
+            self.wiring.share(&registration);
+        }
+        Ok(())
+    }
+
+    /// Makes a call's operation.
+    fn add_on_device(&mut self, call: &Call, at: usize) -> Result<(), CudaError> {
+        let on = &mut self.devices[at];
         let planned = plan(call, self.wiring.rank, &self.wiring.hosts, &self.shape);
         let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
             planned;

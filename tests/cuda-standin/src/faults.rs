@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::code::{Code, Result};
 use crate::{api, context};
@@ -16,6 +17,9 @@ pub struct Failure {
     /// What it returns.
     pub code: i32,
 }
+
+/// How long a failure waits for what runs, which may itself wait for a value that does not come.
+const MOST_WAIT: Duration = Duration::from_millis(200);
 
 static PLANNED: Mutex<Vec<Failure>> = Mutex::new(Vec::new());
 static ANY: AtomicBool = AtomicBool::new(false);
@@ -65,6 +69,12 @@ pub fn check(function: &str) -> Result {
         && let Ok(context) = context::current()
     {
         context.poison(code);
+        // Nothing runs on a device whose context is broken.
+        let began = Instant::now();
+        let is_running = || context.streams().iter().any(|stream| stream.is_running());
+        while is_running() && began.elapsed() < MOST_WAIT {
+            std::thread::yield_now();
+        }
     }
     Err(code)
 }

@@ -49,6 +49,7 @@ struct Queue {
     demanded: u64,
     released: u64,
     shared_records: usize,
+    is_running: bool,
     closing: bool,
     abandoned: bool,
     ended: bool,
@@ -200,6 +201,11 @@ impl Stream {
         }
     }
 
+    /// Whether the stream's thread is at work.
+    pub fn is_running(&self) -> bool {
+        self.lock().is_running
+    }
+
     fn run(self: Arc<Self>) {
         while let Some((operation, ticket)) = self.next() {
             for point in &operation.after {
@@ -218,6 +224,7 @@ impl Stream {
                 event.complete(generation);
             }
             let mut queue = self.lock();
+            queue.is_running = false;
             queue.completed = ticket;
             self.completed.notify_all();
         }
@@ -253,6 +260,7 @@ impl Stream {
                 || queue.is_demanded_elsewhere()
             {
                 let operation = queue.operations.pop_front()?;
+                queue.is_running = true;
                 queue.shared_records -= operation.shared.is_some() as usize;
                 return Some((operation, ticket));
             }

@@ -108,7 +108,10 @@ impl Staged {
         let element_bytes = data_type.size_bytes();
         let (chunks, scratch) = (program.chunks, &program.scratch);
         let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
-        let lanes = geometry.rounds().min(schedule.lanes as u64).max(1) as usize;
+        // How many rounds blocks of their own lengths take, each call tells.
+        let is_varied = extent == Extent::Varied;
+        let rounds = if is_varied { u64::MAX } else { geometry.rounds() };
+        let lanes = rounds.min(schedule.lanes as u64).max(1) as usize;
         let peers = peers(&program);
         let operands = operands(&program);
         if operands > MOST_OPERANDS {
@@ -158,6 +161,26 @@ impl Staged {
     /// The ranks that this rank exchanges messages with.
     pub(crate) fn peers(&self) -> &[u32] {
         &self.peers
+    }
+
+    /// Sets the lengths of blocks that differ, for the next run: as
+    /// [`Operation::vary`](super::Operation::vary). Returns whether there is other scratch memory then.
+    pub(crate) fn vary(
+        &mut self,
+        input: &[usize],
+        output: &[usize],
+        digest: u32,
+    ) -> Result<bool, CudaError> {
+        self.geometry.vary(input, output);
+        self.digest = digest;
+        let scratch_bytes = self.lanes.len() * self.geometry.scratch_bytes();
+        if scratch_bytes <= self.scratch.len_bytes() {
+            return Ok(false);
+        }
+        let scratch = DeviceMemory::alloc(self.scratch.device(), scratch_bytes)?;
+        self.scratch = Arc::new(scratch);
+        self.scratch_registration = Registration::of_device(self.scratch.clone());
+        Ok(true)
     }
 
     /// What its frames say about the call.
