@@ -78,7 +78,7 @@ pub struct Gpu {
 impl Gpu {
     /// The GPU of a rank: each has the next one, in turn.
     pub fn of(communicator: &Communicator) -> Gpu {
-        let devices = communicator.device(0).expect("a GPU").driver().devices();
+        let devices = communicator.devices().expect("a driver");
         let device = communicator.device(communicator.rank() % devices).expect("a GPU");
         let stream = Stream::new(&device).expect("a stream");
         Gpu { device, stream }

@@ -14,6 +14,10 @@ use ringtree_tests::sample::Sample;
 /// Nothing, one element, an exchange at once, a round, several slices.
 const COUNTS: [usize; 5] = [0, 1, 300, 5_003, 70_001];
 
+/// A call on buffers of the host, and the same on a GPU's.
+type OnHost<'a, T> = &'a dyn Fn(&[T], &mut [T]) -> Result<(), Error>;
+type OnGpu<'a, T> = &'a dyn Fn(&DeviceMemory<T>, &mut DeviceMemory<T>) -> Result<Queued, Error>;
+
 /// Unpleasant values among ordinary ones.
 fn values<T: Sample>(seed: u64, rank: u32, count: usize) -> Vec<T> {
     let value = |index: usize| {
@@ -61,14 +65,9 @@ fn check_all<T: Sample>(communicator: &Communicator, gpu: &Gpu, count: usize, op
     let own = &values::<T>(1, rank, count)[..];
     let blocks = &values::<T>(2, rank, all)[..];
     let (c, on) = (communicator, communicator.on(&gpu.stream));
-    let ck =
-        |what: &str,
-         input: Option<&[T]>,
-         output: &[T],
-         host: &dyn Fn(&[T], &mut [T]) -> Result<(), Error>,
-         device: &dyn Fn(&DeviceMemory<T>, &mut DeviceMemory<T>) -> Result<Queued, Error>| {
-            check(c, gpu, what, input, output, host, device);
-        };
+    let ck = |what: &str, input: Option<&[T]>, output: &[T], host: OnHost<T>, device: OnGpu<T>| {
+        check(c, gpu, what, input, output, host, device);
+    };
     ck("all-reduce", None, own, &|_, o| c.all_reduce(o, op), &|_, o| on.all_reduce(o, op));
     ck("all-reduce, out of place", Some(own), own, &|i, o| c.all_reduce_into(i, o, op), &|i, o| {
         on.all_reduce_into(i, o, op)
@@ -297,11 +296,8 @@ fn check_varied(communicator: &Communicator, gpu: &Gpu, scale: usize) {
     let ck = |what: &str,
               input: Option<&[f32]>,
               output: &[f32],
-              host: &dyn Fn(&[f32], &mut [f32]) -> Result<(), Error>,
-              device: &dyn Fn(
-        &DeviceMemory<f32>,
-        &mut DeviceMemory<f32>,
-    ) -> Result<Queued, Error>| {
+              host: OnHost<f32>,
+              device: OnGpu<f32>| {
         check(c, gpu, what, input, output, host, device);
     };
     ck("all-gather-v", None, all, &|_, o| c.all_gather_v(o, counts), &|_, o| {

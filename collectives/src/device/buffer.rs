@@ -51,7 +51,7 @@ struct Shared {
 
 impl<T: Element> DeviceMemory<T> {
     pub(crate) fn alloc(device: &Device, count: usize) -> Result<DeviceMemory<T>, Error> {
-        let len_bytes = count.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let len_bytes = count.saturating_mul(size_of::<T>());
         let memory = Arc::new(cuda::DeviceMemory::alloc(device, len_bytes)?);
         let registration = Registration::of_device(memory.clone());
         let memory = Arc::new(Shared { memory, registration });

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use ringtree_transport::cuda::{Device, Event, Stream};
+use ringtree_transport::cuda::{Device, Driver, Event, Stream};
 
 use super::signal::Done;
 use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan};
@@ -15,6 +15,14 @@ use crate::record::CallKind;
 use crate::{Communicator, Element, Error, Op};
 
 impl Communicator {
+    /// How many GPUs the driver shows to this process.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: there is no driver.
+    pub fn devices(&self) -> Result<u32, Error> {
+        Ok(Driver::open(self.settings().cuda_library.as_deref())?.devices())
+    }
+
     /// The GPU with a number, among those that the driver shows to this process.
     ///
     /// # Errors

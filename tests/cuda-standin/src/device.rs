@@ -27,6 +27,7 @@ pub struct Device {
     /// Which devices may touch memory of this one's pool. Enabling peer access does not open pools.
     pub pool_access: [AtomicBool; MAX_DEVICES],
     primary: Mutex<Primary>,
+    ending: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -44,6 +45,7 @@ impl Device {
             used_bytes: AtomicU64::new(0),
             pool_access: std::array::from_fn(|device| AtomicBool::new(device == ordinal)),
             primary: Mutex::default(),
+            ending: Mutex::default(),
         }
     }
 
@@ -80,6 +82,7 @@ impl Device {
 
     /// Retains the primary context, and makes it if it is not there.
     pub fn retain(&self) -> Arc<Context> {
+        let _ending = self.await_ending();
         let mut primary = self.lock();
         primary.retained += 1;
         primary.context.get_or_insert_with(|| Arc::new(Context::new(self.ordinal))).clone()
@@ -87,6 +90,7 @@ impl Device {
 
     /// Releases the primary context, which ends with the last release.
     pub fn release(&self) -> Result {
+        let _ending = self.await_ending();
         let mut primary = self.lock();
         // As documented for a context that is not retained.
         primary.retained = primary.retained.checked_sub(1).ok_or(Code::INVALID_CONTEXT)?;
@@ -101,6 +105,7 @@ impl Device {
     /// Ends the primary context and all that is in it. Who retained it still has to release it, and can use it again
     /// only after somebody retained it anew.
     pub fn reset(&self) {
+        let _ending = self.await_ending();
         let context = self.lock().context.take();
         if let Some(context) = context {
             destroy(&context);
@@ -116,6 +121,11 @@ impl Device {
     /// Sets the primary context's flags.
     pub fn set_flags(&self, flags: u32) {
         self.lock().flags = flags;
+    }
+
+    /// One context after the other: what the last one had is given back before the next one has anything.
+    fn await_ending(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Primary> {

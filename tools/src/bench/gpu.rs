@@ -21,8 +21,9 @@ impl Gpu {
         local_rank: u32,
         gpus: Option<u32>,
     ) -> Result<Gpu, Error> {
-        let all = communicator.device(0)?.driver().devices();
-        let device = communicator.device(local_rank % gpus.unwrap_or(all))?;
+        let all = communicator.devices()?;
+        // Without any, the error says so.
+        let device = communicator.device(local_rank % gpus.unwrap_or(all).max(1))?;
         let stream = Stream::new(&device)?;
         Ok(Gpu { device, stream })
     }

@@ -94,8 +94,7 @@ impl Staged {
     ) -> Result<bool, Fault> {
         for index in 0..self.peers.len() {
             let peer = self.peers[index];
-            loop {
-                let Some(&waiting) = self.lanes[lane].sends[index].front() else { break };
+            while let Some(&waiting) = self.lanes[lane].sends[index].front() {
                 if waiting.len_bytes == 0 {
                     self.lanes[lane].sends[index].pop_front();
                     let Waiting { len_bytes, last, .. } = waiting;

@@ -119,8 +119,8 @@ impl Staged {
                 || gear.pins.address_of(peer, arrival.data, arrival.len).is_some();
             unpinned += usize::from(!is_reached);
         }
-        if unpinned > 0 {
-            part = part.min(ARRIVALS_BYTES / unpinned / LINE_BYTES * LINE_BYTES);
+        if let Some(room_bytes) = ARRIVALS_BYTES.checked_div(unpinned) {
+            part = part.min(room_bytes / LINE_BYTES * LINE_BYTES);
         }
         Ok(Ok(part))
     }
