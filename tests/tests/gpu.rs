@@ -548,6 +548,7 @@ fn a_rank_that_leaves_in_the_midst_ends_the_call_of_the_others() {
                 on.all_reduce(&mut memory, Op::Sum)
                     .and_then(|queued| queued.wait())
                     .expect("a sum");
+                communicator.barrier().expect("all have the sum");
                 if communicator.rank() == 1 {
                     return;
                 }
