@@ -52,6 +52,8 @@ step "CUDA kernels: compiled again, compared, and assembled for every architectu
 bash collectives/src/device/kernels/check.sh
 step "tests; those named rdma in a virtual machine"
 cargo test --workspace --locked
+step "faults planted in a copy of the code for GPUs, which the tests must notice"
+bash tests/planted-faults.sh
 step "loom: every interleaving of the shared-memory ring"
 RUSTFLAGS="--cfg loom" cargo test -p ringtree-loom-tests --lib --locked --target-dir target/loom
 step "benchmarks, once each"

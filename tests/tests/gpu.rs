@@ -258,6 +258,52 @@ fn calls_keep_the_order_of_their_stream_and_outlive_their_buffers() {
 }
 
 #[test]
+fn a_call_begins_when_its_stream_has_come_to_it() {
+    alone("a_call_begins_when_its_stream_has_come_to_it", &[], || {
+        for transports in TRANSPORTS {
+            each(communicators(2, transports), |communicator| {
+                let gpu = Gpu::of(&communicator);
+                let on = communicator.on(&gpu.stream);
+                // An exchange at once, a slice, several.
+                for count in [100_usize, 30_000, 300_000] {
+                    let mut memory = gpu.memory(&communicator, &vec![0_u8; count]);
+                    for turn in 1..=4 {
+                        // SAFETY: the memory is as long, and what follows in the stream waits for it.
+                        let filled = unsafe { gpu.stream.fill(memory.address(), turn, count) };
+                        filled.expect("a fill");
+                        drop(on.all_reduce(&mut memory, Op::Sum).expect("an all-reduce"));
+                        assert_eq!(gpu.elements(&memory), vec![2 * turn; count], "turn {turn}");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn memory_that_is_lent_stays_as_it_is_until_it_has_been_read() {
+    alone("memory_that_is_lent_stays_as_it_is_until_it_has_been_read", &[], || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let on = communicator.on(&gpu.stream);
+            let count = 100_000_usize;
+            let mut memory = gpu.memory(&communicator, &vec![0_u8; count]);
+            for turn in 1..=20 {
+                if communicator.rank() == 0 {
+                    // SAFETY: the memory is as long, and what follows in the stream waits for it.
+                    unsafe { gpu.stream.fill(memory.address(), turn, count) }.expect("a fill");
+                    drop(on.broadcast(&mut memory, 0).expect("a broadcast"));
+                } else {
+                    drop(on.broadcast(&mut memory, 0).expect("a broadcast"));
+                    assert_eq!(gpu.elements(&memory), vec![turn; count], "turn {turn}");
+                }
+            }
+            gpu.stream.synchronize().expect("the end of all");
+        });
+    });
+}
+
+#[test]
 fn messages_between_gpus() {
     alone("messages_between_gpus", &[], || {
         for transports in TRANSPORTS {

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Plants faults in a copy of the code that moves buffers of GPUs, and sees whether the tests notice them: each in at
+# least 19 of 20 runs (RUNS says how many runs; 95 % is asked for). The tests run on the stand-in for the CUDA driver,
+# under its adversarial schedule. Without a fault, the same program must pass every time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+runs=${RUNS:-20}
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+copy=$target/planted
+rm -rf "$copy"
+mkdir -p "$copy"
+git ls-files -z | xargs -0 tar -cf - | tar -xf - -C "$copy"
+cd "$copy"
+
+# plant NAME FILE TEXT REPLACEMENT: where RINGTREE_PLANTED is NAME, PLANTED in the replacement is true.
+plant() {
+    python3 - "$@" <<'PYTHON'
+import sys
+name, path, line, replacement = sys.argv[1:]
+text = open(path).read()
+if text.count(line) != 1:
+    sys.exit(f"{path} must have once, and has {text.count(line)} times: {line}")
+is_planted = f'(std::env::var("RINGTREE_PLANTED").as_deref() == Ok("{name}"))'
+open(path, "w").write(text.replace(line, replacement.replace("PLANTED", is_planted)))
+PYTHON
+}
+staged=collectives/src/executor/staged
+# The lanes do not wait for what the stream does before the call.
+plant ready $staged/mod.rs 'gear.stream.wait_for(ready)?;' \
+    'if !PLANTED { gear.stream.wait_for(ready)?; }'
+# What the GPU is still writing is sent, and what it is still reading is given back.
+plant unfinished $staged/mod.rs 'if !gear.lanes[lane].event.is_done()' \
+    'if !PLANTED && !gear.lanes[lane].event.is_done()'
+# The stream goes on before the call is done.
+plant early collectives/src/device/calls.rs 'let (rank, ranks) = (engine.rank(), engine.ranks());
+    let blocks' 'if PLANTED { job.done.say(&Ok(())); }
+    let (rank, ranks) = (engine.rank(), engine.ranks());
+    let blocks'
+# A call is over although a peer still reads this rank's memory.
+plant lent $staged/mod.rs 'unsent.or_else(|| lane.counter.unsent(links))' \
+    'unsent.or_else(|| if PLANTED { None } else { lane.counter.unsent(links) })'
+plant lent $staged/mod.rs 'reader.or(waiting)' 'reader.or(if PLANTED { None } else { waiting })'
+
+CARGO_TARGET_DIR=$target cargo test --quiet --locked -p ringtree-tests --test gpu --no-run
+program=$(find "$target/debug/deps" -name 'gpu-*' -type f -executable -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2)
+
+# Says how many of the runs of a test fail.
+failures() { # failures PLANTED TEST
+    local failed=0
+    for _ in $(seq "$runs"); do
+        RINGTREE_PLANTED=$1 timeout 150 "$program" --exact "$2" >/dev/null 2>&1 || failed=$((failed + 1))
+    done
+    echo "$failed"
+}
+status=0
+check() { # check PLANTED TEST
+    local right noticed
+    right=$(failures none "$2")
+    noticed=$(failures "$1" "$2")
+    echo "$1: noticed in $noticed of $runs runs by $2; without it $right failed"
+    [ "$right" = 0 ] && [ $((noticed * 100)) -ge $((runs * 95)) ] || status=1
+}
+cd tests
+check ready a_call_begins_when_its_stream_has_come_to_it
+check unfinished every_algorithm_runs_on_gpus
+check early a_call_begins_when_its_stream_has_come_to_it
+check lent memory_that_is_lent_stays_as_it_is_until_it_has_been_read
+exit $status
