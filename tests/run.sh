@@ -41,7 +41,7 @@ cargo fmt --manifest-path tests/verbs-layout/Cargo.toml -- --check
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet --features ringtree/cudarc
 step "structures and constants of libibverbs, against rdma-core's header"
 if command -v cmake >/dev/null && [ -e /usr/include/infiniband/verbs.h ]; then
     cargo test --manifest-path tests/verbs-layout/Cargo.toml --locked --target-dir target/verbs-layout

@@ -23,10 +23,15 @@ pub fn driver() -> Option<PathBuf> {
     if std::env::var_os(REAL).is_some_and(|value| value == "real") {
         return None;
     }
+    Some(stand_in())
+}
+
+/// The stand-in's file.
+pub fn stand_in() -> PathBuf {
     let test = std::env::current_exe().expect("this test's own file");
     let beside = test.with_file_name("libringtree_cuda_standin.so");
     assert!(beside.exists(), "{} is not there: build the whole workspace", beside.display());
-    Some(beside)
+    beside
 }
 
 /// Runs a test in a process of its own, since a driver is a process's, with settings of the stand-in; on the real driver,

@@ -132,6 +132,29 @@ fn bandwidth_of_every_size() {
     }
 }
 
+/// On the stand-in for the CUDA driver, which has two GPUs.
+#[test]
+fn two_gpus_of_one_process_add_up_slices_of_cudarc() {
+    let mut command = Command::new(example("cudarc"));
+    command.env("RINGTREE_CUDA_LIBRARY", ringtree_tests::gpu::stand_in());
+    let ended = Program::start(command).await_end();
+    assert!(ended.status.success(), "{ended:#?}");
+    for (rank, given) in ["[1.0, 2.0, 3.0, 4.0]", "[2.0, 4.0, 6.0, 8.0]"].iter().enumerate() {
+        let line = ended.line(&format!("rank {rank} gives {given} on "));
+        assert_eq!(line, "Stand-in GPU");
+        assert_eq!(ended.line(&format!("rank {rank} has ")), "[3.0, 6.0, 9.0, 12.0]");
+    }
+}
+
+#[test]
+fn without_a_driver_the_example_on_gpus_says_so() {
+    let mut command = Command::new(example("cudarc"));
+    command.env("RINGTREE_CUDA_LIBRARY", "/nonexistent/libcuda.so.1");
+    let ended = Program::start(command).await_end();
+    assert!(!ended.status.success(), "{ended:#?}");
+    ended.line("Error: no CUDA driver: /nonexistent/libcuda.so.1: ");
+}
+
 #[test]
 fn examples_are_short_and_say_how_to_start_them() {
     let folder = workspace().join("collectives/examples");
@@ -143,12 +166,13 @@ fn examples_are_short_and_say_how_to_start_them() {
         let lines = text.lines().count();
         assert!(lines < LINES, "{name} has {lines} lines");
         let head: Vec<&str> = text.lines().take_while(|line| line.starts_with("//!")).collect();
-        let starts = |line: &&str| {
-            line.contains("ringtree run --ranks ") && line.ends_with(&format!("/examples/{name}"))
-        };
+        // All but those whose ranks are threads need a launcher.
+        let launcher = if name == "cudarc" { "//! target/" } else { "ringtree run --ranks " };
+        let starts =
+            |line: &&str| line.contains(launcher) && line.ends_with(&format!("/examples/{name}"));
         assert!(head.iter().any(starts), "{name} does not say how it is started: {head:#?}");
         names.push(name);
     }
     names.sort();
-    assert_eq!(names, ["asynchronous", "average", "bandwidth", "several_hosts", "split"]);
+    assert_eq!(names, ["asynchronous", "average", "bandwidth", "cudarc", "several_hosts", "split"]);
 }

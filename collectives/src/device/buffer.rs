@@ -1,6 +1,7 @@
 //! Buffers on GPUs: what the library allocates, and what the program has.
 
 use std::any::Any;
+use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -30,6 +31,18 @@ pub struct DeviceSpan {
     pub count: usize,
     /// Keeps them, where something must.
     pub keep: Option<Arc<dyn Any + Send + Sync>>,
+    /// The only stream (a `CUstream`) on which they may be used, where others would not be in order with those who
+    /// use them before and after.
+    pub only_on: Option<*mut c_void>,
+    /// Whether calls may only read them.
+    pub is_read_only: bool,
+}
+
+impl DeviceSpan {
+    /// Elements that calls may read and write on any stream.
+    pub fn new(address: DeviceAddress, count: usize) -> DeviceSpan {
+        DeviceSpan { address, count, keep: None, only_on: None, is_read_only: false }
+    }
 }
 
 /// Elements in memory that the library has allocated on a GPU, or a part of them. Made by
@@ -136,7 +149,8 @@ impl<T: Element> DeviceMemory<T> {
 // SAFETY: the span is the allocation's, which it keeps.
 unsafe impl<T: Element> DeviceBuffer<T> for DeviceMemory<T> {
     fn span(&self) -> DeviceSpan {
-        DeviceSpan { address: self.address(), count: self.count, keep: Some(self.memory.clone()) }
+        let keep: Arc<dyn Any + Send + Sync> = self.memory.clone();
+        DeviceSpan { keep: Some(keep), ..DeviceSpan::new(self.address(), self.count) }
     }
 }
 
@@ -171,6 +185,6 @@ impl<T: Element> DevicePointer<T> {
 // SAFETY: who made it vouches for it.
 unsafe impl<T: Element> DeviceBuffer<T> for DevicePointer<T> {
     fn span(&self) -> DeviceSpan {
-        DeviceSpan { address: self.address, count: self.count, keep: None }
+        DeviceSpan::new(self.address, self.count)
     }
 }

@@ -288,7 +288,7 @@ impl OnStream<'_> {
         buffer: &impl DeviceBuffer<T>,
         to: u32,
     ) -> Result<Queued, Error> {
-        let span = buffer.span();
+        let span = self.read(buffer)?;
         let call = self.communicator.send_call::<T>(span.count, to)?;
         let place = DevicePlace::Into(span.address, 0);
         self.queue(call, place, None, [span.keep, None])
@@ -303,7 +303,7 @@ impl OnStream<'_> {
         buffer: &mut impl DeviceBuffer<T>,
         from: u32,
     ) -> Result<Queued, Error> {
-        let span = buffer.span();
+        let span = self.written(buffer)?;
         let call = self.communicator.receive_call::<T>(span.count, from)?;
         self.queue(call, DevicePlace::In(span.address), None, [span.keep, None])
     }
@@ -313,7 +313,7 @@ impl OnStream<'_> {
         asked: Asked,
         buffer: &mut impl DeviceBuffer<T>,
     ) -> Result<Queued, Error> {
-        let DeviceSpan { address, count, keep } = buffer.span();
+        let DeviceSpan { address, count, keep, .. } = self.written(buffer)?;
         let call = self.communicator.call_in_place::<T>(asked, count)?;
         self.queue(call, DevicePlace::In(address), None, [keep, None])
     }
@@ -324,7 +324,7 @@ impl OnStream<'_> {
         input: &impl DeviceBuffer<T>,
         output: &mut impl DeviceBuffer<T>,
     ) -> Result<Queued, Error> {
-        let (input, output) = (input.span(), output.span());
+        let (input, output) = (self.read(input)?, self.written(output)?);
         let call = self.communicator.call_into::<T>(asked, input.count, output.count)?;
         let (rank, ranks) = (self.communicator.rank(), self.communicator.ranks());
         let lengths = Lengths::Into { input: input.count, output: output.count };
@@ -335,6 +335,32 @@ impl OnStream<'_> {
             None,
             [input.keep, output.keep],
         )
+    }
+
+    /// Where the elements of a buffer are that a call reads.
+    pub(super) fn read<T: Element>(
+        &self,
+        buffer: &impl DeviceBuffer<T>,
+    ) -> Result<DeviceSpan, Error> {
+        let span = buffer.span();
+        if span.only_on.is_some_and(|stream| stream != self.stream.raw()) {
+            let what = "the buffer was taken on another stream than the call is queued in: take it on that one";
+            return Err(Error::Argument(what.to_owned()));
+        }
+        Ok(span)
+    }
+
+    /// Where the elements of a buffer are that a call writes.
+    pub(super) fn written<T: Element>(
+        &self,
+        buffer: &impl DeviceBuffer<T>,
+    ) -> Result<DeviceSpan, Error> {
+        let span = self.read(buffer)?;
+        if span.is_read_only {
+            let what = "the call would write to a buffer that was lent to be read: lend it mutably";
+            return Err(Error::Argument(what.to_owned()));
+        }
+        Ok(span)
     }
 
     pub(super) fn queue(

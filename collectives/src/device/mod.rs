@@ -23,6 +23,8 @@
 mod buffer;
 mod calls;
 mod counters;
+#[cfg(feature = "cudarc")]
+pub mod cudarc;
 mod kernels;
 mod pins;
 mod signal;

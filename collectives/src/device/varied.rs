@@ -109,7 +109,7 @@ impl OnStream<'_> {
         buffer: &mut impl DeviceBuffer<T>,
         counts: &[usize],
     ) -> Result<Queued, Error> {
-        let DeviceSpan { address, count, keep } = buffer.span();
+        let DeviceSpan { address, count, keep, .. } = self.written(buffer)?;
         let (place, lengths) = (DevicePlace::In(address), Lengths::InPlace(count));
         self.queue_varied::<T>(asked, place, lengths, [counts; 2], [keep, None])
     }
@@ -121,7 +121,7 @@ impl OnStream<'_> {
         output: &mut impl DeviceBuffer<T>,
         counts: [&[usize]; 2],
     ) -> Result<Queued, Error> {
-        let (input, output) = (input.span(), output.span());
+        let (input, output) = (self.read(input)?, self.written(output)?);
         let place = DevicePlace::Into(input.address, output.address);
         let lengths = Lengths::Into { input: input.count, output: output.count };
         self.queue_varied::<T>(asked, place, lengths, counts, [input.keep, output.keep])

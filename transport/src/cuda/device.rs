@@ -1,7 +1,7 @@
 //! One GPU, as this process uses it: by its primary context, which it shares with whatever else in the process
 //! uses the runtime interface.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -55,6 +55,11 @@ impl Device {
     /// The driver that it belongs to.
     pub fn driver(&self) -> &'static Driver {
         self.0.driver
+    }
+
+    /// Its primary context, a `CUcontext`.
+    pub fn context(&self) -> *mut c_void {
+        self.0.context.cast()
     }
 
     /// What its maker calls it.

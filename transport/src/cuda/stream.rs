@@ -1,6 +1,8 @@
 //! Streams, in which a GPU does one thing after the other, and events, which tell how far it is.
 
+use std::any::Any;
 use std::ffi::{c_int, c_void};
+use std::sync::Arc;
 
 use super::device::Device;
 use super::error::CudaError;
@@ -11,8 +13,18 @@ use super::ffi::{self, DeviceAddress};
 pub struct Stream {
     device: Device,
     raw: *mut ffi::Stream,
-    /// Made here, and not lent by the program.
-    is_own: bool,
+    owner: Owner,
+}
+
+/// Whose a stream is.
+#[derive(Debug)]
+enum Owner {
+    /// It was made here.
+    This,
+    /// The program lends it, and keeps it as long.
+    Program,
+    /// Another library's, which lives as long as this.
+    Kept(#[allow(dead_code)] Arc<dyn Any + Send + Sync>),
 }
 
 // SAFETY: a stream may be used from any thread, and by several at once; the driver locks what needs it.
@@ -32,7 +44,7 @@ impl Stream {
         let code =
             unsafe { (device.functions().stream_create)(&raw mut raw, ffi::STREAM_NON_BLOCKING) };
         device.check("cuStreamCreate", code)?;
-        Ok(Stream { device: device.clone(), raw, is_own: true })
+        Ok(Stream { device: device.clone(), raw, owner: Owner::This })
     }
 
     /// A stream of the program: a `CUstream`, or a `cudaStream_t`, which is the same.
@@ -40,7 +52,19 @@ impl Stream {
     /// # Safety
     /// It must be a stream of the device, or null, and live as long as this.
     pub unsafe fn of_raw(device: &Device, raw: *mut c_void) -> Stream {
-        Stream { device: device.clone(), raw: raw.cast(), is_own: false }
+        Stream { device: device.clone(), raw: raw.cast(), owner: Owner::Program }
+    }
+
+    /// A stream of another library, which lives as long as `keep`.
+    ///
+    /// # Safety
+    /// It must be a stream of the device's primary context, or null, and live as long as `keep`.
+    pub unsafe fn kept(
+        device: &Device,
+        raw: *mut c_void,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Stream {
+        Stream { device: device.clone(), raw: raw.cast(), owner: Owner::Kept(keep) }
     }
 
     /// The `CUstream`.
@@ -186,7 +210,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.is_own
+        if matches!(self.owner, Owner::This)
             && let Ok(_entered) = self.device.enter()
         {
             // SAFETY: it was made here and is given back once; what is queued is done first.

@@ -1,0 +1,126 @@
+//! Streams and slices of the crate cudarc on calls: what cudarc queues on other streams is in order with them.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DeviceRepr, ValidAsZeroBits};
+use ringtree::device::cudarc::{Slice, stream_of};
+use ringtree::device::{Device, Stream};
+use ringtree::{Communicator, Element, Error, Op, Transports, bf16, f16};
+use ringtree_tests::gpu::communicators;
+use ringtree_tests::ranks::each;
+
+/// More than a round of slots.
+const COUNT: usize = 1_000_001;
+
+/// A rank's GPU, and two streams of cudarc on it, of which calls use the first.
+struct Gpu {
+    device: Device,
+    theirs: Arc<CudaStream>,
+    stream: Stream,
+    other: Arc<CudaStream>,
+}
+
+impl Gpu {
+    fn of(communicator: &Communicator) -> Gpu {
+        let devices = communicator.device(0).expect("a GPU").driver().devices();
+        let device = communicator.device(communicator.rank() % devices).expect("a GPU");
+        let context = CudaContext::new(device.ordinal() as usize).expect("a context");
+        let [theirs, other] = [(); 2].map(|()| context.new_stream().expect("a stream"));
+        let stream = stream_of(&device, &theirs).expect("a stream of the primary context");
+        Gpu { device, theirs, stream, other }
+    }
+}
+
+fn numbers<T>(count: usize, number: impl Fn(f32) -> T, factor: usize) -> Vec<T> {
+    (0..count).map(|index| number((index % 100 * factor) as f32)).collect()
+}
+
+/// What one stream of cudarc writes, a call on another adds up, and the first reads: cudarc's events, and nothing
+/// else, put them in order.
+fn sums<T>(number: fn(f32) -> T)
+where
+    T: Element + DeviceRepr + ValidAsZeroBits + PartialEq + std::fmt::Debug,
+{
+    each(communicators(2, Transports::Auto), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let on = communicator.on(&gpu.stream);
+        let given = numbers(COUNT, number, communicator.rank() as usize + 1);
+        for _ in 0..3 {
+            let mut slice = gpu.other.clone_htod(&given).unwrap();
+            on.all_reduce(&mut Slice::new(&mut slice, &gpu.theirs), Op::Sum).unwrap();
+            let got = gpu.other.clone_dtoh(&slice).unwrap();
+            assert!(got == numbers(COUNT, number, 3));
+        }
+    });
+}
+
+#[test]
+fn what_other_streams_queue_before_and_after_is_in_order() {
+    sums::<f32>(|number| number);
+    sums::<f16>(f16::from_f32);
+    sums::<bf16>(bf16::from_f32);
+}
+
+#[test]
+fn views_are_parts_and_may_be_read_only() {
+    each(communicators(2, Transports::Shm), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let (on, rank) = (communicator.on(&gpu.stream), communicator.rank() as usize);
+        let input = gpu.theirs.clone_htod(&vec![rank as u32 + 1; 1000]).unwrap();
+        let mut output = gpu.other.alloc_zeros::<u32>(3000).unwrap();
+        {
+            let part = input.slice(0..1000);
+            let mut place = output.slice_mut(500..2500);
+            let input = Slice::input(&part, &gpu.theirs);
+            on.all_gather_into(&input, &mut Slice::new(&mut place, &gpu.theirs)).unwrap();
+        }
+        let got = gpu.other.clone_dtoh(&output).unwrap();
+        let expected = [vec![0; 500], vec![1; 1000], vec![2; 1000], vec![0; 500]].concat();
+        assert!(got == expected, "rank {rank}");
+    });
+}
+
+/// cudarc frees behind the call: another slice, in memory that could be the same, is not written by it.
+#[test]
+fn a_slice_may_be_dropped_when_the_call_is_queued() {
+    each(communicators(2, Transports::Auto), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let on = communicator.on(&gpu.stream);
+        for _ in 0..5 {
+            let mut slice = gpu.other.clone_htod(&vec![1_i32; COUNT]).unwrap();
+            let queued = on.all_reduce(&mut Slice::new(&mut slice, &gpu.theirs), Op::Sum).unwrap();
+            drop(slice);
+            let next = gpu.other.clone_htod(&vec![7_i32; COUNT]).unwrap();
+            queued.wait().unwrap();
+            assert!(gpu.other.clone_dtoh(&next).unwrap().iter().all(|number| *number == 7));
+        }
+        // No kernel or copy has used memory that was gone.
+        gpu.theirs.synchronize().unwrap();
+    });
+}
+
+#[test]
+fn what_would_be_out_of_order_is_refused() {
+    let communicators = communicators(1, Transports::Auto);
+    let communicator = &communicators[0];
+    let gpu = Gpu::of(communicator);
+    let refused = |error: Error, why: &str| {
+        assert!(matches!(&error, Error::Argument(text) if text.contains(why)), "{error}");
+    };
+    let on = communicator.on(&gpu.stream);
+    let mut slice = gpu.theirs.alloc_zeros::<f32>(8).unwrap();
+    let other = on.all_reduce(&mut Slice::new(&mut slice, &gpu.other), Op::Sum);
+    refused(other.unwrap_err(), "another stream");
+    let input = on.all_reduce(&mut Slice::input(&slice, &gpu.theirs), Op::Sum);
+    refused(input.unwrap_err(), "lent to be read");
+    let sent = on.send(&Slice::input(&slice, &gpu.other), 0);
+    refused(sent.unwrap_err(), "another stream");
+    let own = gpu.theirs.context().per_thread_stream();
+    refused(stream_of(&gpu.device, &own).unwrap_err(), "each thread");
+    if gpu.device.driver().devices() > 1 {
+        let foreign = CudaContext::new(1).unwrap().new_stream().unwrap();
+        refused(stream_of(&gpu.device, &foreign).unwrap_err(), "primary context of GPU 0");
+    }
+    // The communicator goes on.
+    on.all_reduce(&mut Slice::new(&mut slice, &gpu.theirs), Op::Sum).unwrap().wait().unwrap();
+}
