@@ -8,7 +8,7 @@ use crate::counters::{count, count_copy};
 use crate::initialisation::driver;
 use crate::memory::{Allocation, Kind};
 use crate::stream::{Point, Stream};
-use crate::{HOST, host_memory};
+use crate::{HOST, host_memory, settings};
 
 /// One end of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +126,9 @@ pub fn copy(
             Source::Memory(end) => end.locate(len)?,
             Source::Snapshot(bytes) => (bytes.as_ptr().cast_mut(), HOST),
         };
+        if settings::get().loses(target_home, source_home) {
+            return Ok(());
+        }
         // SAFETY: both ranges are mapped as long as something runs, host memory because the caller promises it. They
         // may overlap, and others may change them meanwhile, as on a device.
         unsafe { target.copy_from(source, len_bytes) };

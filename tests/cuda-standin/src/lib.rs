@@ -22,6 +22,7 @@
 //! | `DRIVER_VERSION` | 12080 | what `cuDriverGetVersion` says; decides the newest PTX that loads |
 //! | `COMPUTE_CAPABILITY` | 8.0 | of each device; decides the highest PTX target that loads |
 //! | `NO_PEER` | none | pairs of devices without peer access, as `0-1,2-3`, or `all` |
+//! | `LOST_PEER` | none | pairs of devices, or `all`, between which copies are lost without an error, as an IOMMU that is set up wrongly loses them |
 //! | `NO_DMA_BUF` | 0 | 1: memory cannot be exported as a dma-buf |
 //! | `NO_IPC` | 0 | 1: no legacy IPC |
 //! | `NO_VMM` | 0 | 1: no virtual memory management |

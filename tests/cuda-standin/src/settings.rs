@@ -29,6 +29,8 @@ pub struct Settings {
     pub driver_version: i32,
     /// Pairs of devices that cannot reach each other's memory; `None` for all pairs.
     pub no_peer: Option<Vec<(usize, usize)>>,
+    /// Pairs of devices between which copies are lost; `None` for all pairs.
+    pub lost_peer: Option<Vec<(usize, usize)>>,
     /// When the work of a stream runs.
     pub schedule: Schedule,
     /// How long the adversarial schedule holds back what nothing waits for.
@@ -98,6 +100,7 @@ impl Default for Settings {
             memory_bytes: 1 << 30,
             driver_version: 12080,
             no_peer: Some(Vec::new()),
+            lost_peer: Some(Vec::new()),
             schedule: Schedule::Adversarial,
             hold: Duration::from_millis(20),
             seed: 1,
@@ -115,9 +118,12 @@ impl Default for Settings {
 impl Settings {
     /// Whether device `a` can reach the memory of device `b`.
     pub fn can_access_peer(&self, a: usize, b: usize) -> bool {
-        let apart =
-            |pairs: &Vec<(usize, usize)>| pairs.contains(&(a, b)) || pairs.contains(&(b, a));
-        a != b && self.no_peer.as_ref().is_some_and(|pairs| !apart(pairs))
+        a != b && !names(&self.no_peer, a, b)
+    }
+
+    /// Whether what is copied between devices `a` and `b` is lost.
+    pub fn loses(&self, a: usize, b: usize) -> bool {
+        a != b && a.max(b) < MAX_DEVICES && names(&self.lost_peer, a, b)
     }
 
     /// The newest PTX version that the driver takes. Versions rise with the driver's, but for 12.6, which added none.
@@ -139,6 +145,7 @@ impl Settings {
             "MEMORY_BYTES" => self.memory_bytes = number(value, 1, 1 << 40)?,
             "DRIVER_VERSION" => self.driver_version = number(value, 1000, 99_999)? as i32,
             "NO_PEER" => self.no_peer = pairs(value)?,
+            "LOST_PEER" => self.lost_peer = pairs(value)?,
             "SCHEDULE" => {
                 self.schedule = match value {
                     "adversarial" => Schedule::Adversarial,
@@ -165,6 +172,11 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Whether a pair is among those; `None` is all.
+fn names(pairs: &Option<Vec<(usize, usize)>>, a: usize, b: usize) -> bool {
+    pairs.as_ref().is_none_or(|pairs| pairs.contains(&(a, b)) || pairs.contains(&(b, a)))
 }
 
 fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {

@@ -11,7 +11,7 @@ use super::processors::Processors;
 use super::rdma::{Rdma, UsedPort, Wish};
 use super::system::System;
 use super::tcp::PortUse;
-use super::{Topic, clock, descriptors, memory, network, tcp};
+use super::{Topic, clock, descriptors, gpu, memory, network, tcp};
 
 /// A host, as one rank sees it.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Host {
         let processors = Processors::of_this_process(system);
         let settings = of_rank.as_ref().map(|of_rank| of_rank.settings);
         let rdma = Rdma::look(system, Wish::of(settings, topic));
+        let gpus = gpu::Probe::start(topic, gpu::Wish::of(settings, topic));
         let peers = settings.map_or(1, |settings| settings.ranks.saturating_sub(1));
         let mut findings = rdma.check(system);
         findings.extend(memory::check(system, rdma.locking(peers)));
@@ -82,6 +83,7 @@ impl Host {
         findings.extend(tcp::check(system, &ports));
         findings.push(descriptors::check(system, ranks, connections_of_link));
         findings.extend(clock::check(system));
+        findings.extend(gpus.check(system));
         let name = system.text("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".into());
         let machine = system.text("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let network = fs::read_link(system.path("/proc/self/ns/net")).unwrap_or_default();

@@ -90,7 +90,10 @@ pub fn judge(
     let advertised = introductions.iter().map(|one| (one.host.clone(), one.advertised.clone()));
     said.extend(compare_mtus(&advertised.collect::<Vec<_>>()).map(together));
     said.extend(rdma::compare_mtus(&introductions).map(together));
-    let astray = topic.map_or(Level::Warning, |Topic::Rdma| Level::Failure);
+    let astray = match topic {
+        Some(Topic::Rdma) => Level::Failure,
+        Some(Topic::Gpu) | None => Level::Warning,
+    };
     said.extend(rdma::links(&introductions, &pairs, astray).map(together));
     said.extend(reach(&introductions, &pairs).into_iter().map(together));
     said.extend(one_host(settings, &introductions, &pairs).map(together));

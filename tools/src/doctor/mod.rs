@@ -7,6 +7,7 @@ mod attach;
 mod clock;
 mod descriptors;
 mod finding;
+mod gpu;
 mod host;
 mod job;
 mod memory;
@@ -51,7 +52,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Looks for what slows ranks down here, or keeps them from reaching each other
 ///
 /// Started by itself it starts ranks on this host; under a launcher (`ringtree run`, torchrun) each of
-/// its ranks looks at its own host. They look at limits, memory, RDMA, processors, interfaces, TCP
+/// its ranks looks at its own host. They look at limits, memory, RDMA, GPUs, processors, interfaces, TCP
 /// and clocks, try the link between each pair as a job would, and time it. Each finding is ok, a note,
 /// a warning (slower than it could be) or a failure, and says why it matters and what to type.
 ///
@@ -61,7 +62,8 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ringtree doctor\n  \
                   ringtree run --ranks 4 --bind core -- ringtree doctor\n  \
-                  ringtree run --hosts a,b -- ringtree doctor rdma")]
+                  ringtree run --hosts a,b -- ringtree doctor rdma\n  \
+                  ringtree doctor gpu")]
 pub struct DoctorArguments {
     /// What to look at, instead of everything
     #[arg(value_name = "TOPIC")]
@@ -75,6 +77,9 @@ pub struct DoctorArguments {
     /// remedy, ranks), each pair of ranks (transport, time, clocks, error)
     #[arg(long)]
     json: bool,
+    /// Try what GPUs can do, for the doctor that has started this process
+    #[arg(long, hide = true)]
+    gpu_probe: bool,
 }
 
 /// What the doctor can be asked about alone.
@@ -83,28 +88,35 @@ enum Topic {
     /// Devices, ports and memory for RDMA; a host without any is a failure, and links are tried over
     /// it between ranks of one host, too
     Rdma,
+    /// The CUDA driver, GPUs and what they can reach; a host without any is a failure
+    Gpu,
 }
 
 impl Topic {
     /// Lets links be tried by what the topic is about.
     fn adapt(self, settings: &mut Settings) {
-        let Topic::Rdma = self;
-        if settings.transports == Transports::Auto {
+        if self == Topic::Rdma && settings.transports == Transports::Auto {
             settings.transports = Transports::RdmaOrTcp;
         }
     }
 
     /// Whether a finding belongs to it. Why nothing can be said of it always does.
     fn includes(self, finding: &Finding) -> bool {
-        let Topic::Rdma = self;
+        let (start, others): (_, &[&str]) = match self {
+            Topic::Rdma => ("rdma", &["memlock", "reachability"]),
+            Topic::Gpu => ("gpu", &["memlock"]),
+        };
         finding.level == Level::Failure
-            || finding.check.starts_with("rdma")
-            || ["memlock", "reachability"].contains(&finding.check.as_ref())
+            || finding.check.starts_with(start)
+            || others.contains(&finding.check.as_ref())
     }
 }
 
 /// Does what was asked for; a failure makes the status 1.
 pub fn run(arguments: &DoctorArguments) -> ExitCode {
+    if arguments.gpu_probe {
+        return gpu::probe(arguments.topic);
+    }
     if Settings::in_env() { take_part(arguments) } else { start_ranks(arguments) }
 }
 

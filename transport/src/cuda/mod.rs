@@ -13,6 +13,7 @@ mod memory;
 mod module;
 mod reaper;
 mod stream;
+mod trial;
 
 pub use device::Device;
 pub use driver::Driver;
