@@ -28,7 +28,8 @@ use std::thread;
 use std::time::Duration;
 
 use ringtree::{
-    Algorithm, Collective, Communicator, DataType, Explanation, F8E4M3, F8E5M2, Settings, bf16, f16,
+    Algorithm, Collective, Communicator, DataType, Explanation, F8E4M3, F8E5M2, Op, Settings, bf16,
+    f16,
 };
 use ringtree_transport::endpoint::Transports;
 
@@ -63,7 +64,7 @@ enum BenchError {
     File { path: PathBuf, source: io::Error },
     #[error("cannot read {}: {source}", path.display())]
     Baseline { path: PathBuf, source: io::Error },
-    #[error("rank 0 has ended the run")]
+    #[error("another rank has ended the run")]
     Ended,
 }
 
@@ -75,7 +76,7 @@ pub fn run(arguments: &BenchArguments) -> ExitCode {
             end_by_broken_pipe();
         }
         if matches!(error, BenchError::Ended) {
-            // Rank 0 says why, and its status is the job's.
+            // The other one says why, and its status is the job's.
             return ExitCode::SUCCESS;
         }
         report(&error.to_string());
@@ -95,6 +96,7 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let ranks = arguments.ranks.or(arguments.gpus).unwrap_or(processors.max(2) as u32);
     // A mistake is told once, and not by every rank.
+    Settings::from_env()?;
     let measurement = arguments.decide(ranks)?;
     for CutSize { bytes, measured_bytes, data_type, blocks } in measurement.cut_sizes(ranks) {
         let name = data_type.name();
@@ -143,7 +145,10 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let communicator = Communicator::with(settings)?;
     communicator.warm_up()?;
     let gpu = match measurement.memory {
-        Memory::Device => Some(Gpu::open(&communicator, local_rank, measurement.gpus)?),
+        Memory::Device => {
+            let opened = Gpu::open(&communicator, local_rank, measurement.gpus);
+            Some(all_together(&communicator, opened)?)
+        }
         Memory::Plain | Memory::Registered => None,
     };
     let summary = Summary::collect(&communicator, launcher, gpu.as_ref())?;
@@ -193,6 +198,21 @@ fn together<T>(communicator: &Communicator, mine: Result<T, BenchError>) -> Resu
     if is_done == [1] { Ok(mine) } else { Err(BenchError::Ended) }
 }
 
+/// What this rank could do, if all could: else the first that could not says why, and all end.
+fn all_together<T>(
+    communicator: &Communicator,
+    mine: Result<T, ringtree::Error>,
+) -> Result<T, BenchError> {
+    let (rank, ranks) = (communicator.rank(), communicator.ranks());
+    let mut first_to_fail = [if mine.is_ok() { ranks } else { rank }];
+    communicator.all_reduce(&mut first_to_fail, Op::Min)?;
+    match mine {
+        Ok(mine) if first_to_fail == [ranks] => Ok(mine),
+        Err(error) if first_to_fail == [rank] => Err(error.into()),
+        _ => Err(BenchError::Ended),
+    }
+}
+
 /// All sizes of one element type.
 struct Sweep<'a> {
     communicator: &'a Communicator,
@@ -205,7 +225,8 @@ impl Sweep<'_> {
     fn run<T: Patterned>(&self, mut output: Option<&mut Output>) -> Result<u64, BenchError> {
         let cases = Case::all(self.measurement, T::DATA_TYPE, self.communicator.ranks());
         let largest = cases.iter().map(|case| case.blocks * case.count).max().unwrap_or(0);
-        let mut meter = Meter::<T>::new(self.communicator, self.measurement, self.gpu, largest)?;
+        let meter = Meter::<T>::new(self.communicator, self.measurement, self.gpu, largest);
+        let mut meter = all_together(self.communicator, meter)?;
         let mut wrong = 0;
         for case in cases {
             let algorithm = self.algorithm(case);

@@ -1,0 +1,178 @@
+//! `ringtree bench --memory device` on the stand-in for the CUDA driver, and without any driver.
+
+use std::process::{Command, Output, Stdio};
+
+use ringtree_tests::gpu::stand_in;
+use serde_json::Value;
+
+/// What is offered on GPUs.
+const CALLS: [&str; 9] = [
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "broadcast",
+    "reduce",
+    "gather",
+    "scatter",
+    "all-to-all",
+    "send-receive",
+];
+
+#[test]
+fn the_table_names_the_gpu_and_says_what_gpus_did() {
+    let output = bench("all-reduce --ranks 2 --sizes 4,4096,1000004 -n 3 -w 1", &[]);
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:#?}");
+    assert_eq!(text(&output.stderr), "");
+    let gpu = format!(
+        "# rank 0 uses GPU 0: Stand-in GPU, bus id 0000:10:00.0, driver of CUDA 12.8 ({})",
+        stand_in().display()
+    );
+    assert!(table.lines().any(|line| line == gpu), "{table}");
+    assert!(table.contains(", GPU memory\n"), "{table}");
+    let rows = table.lines().filter(|line| !line.starts_with('#'));
+    let rows: Vec<Vec<&str>> = rows.map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 3, "{table}");
+    for (row, bytes) in rows.iter().zip(["4", "4096", "1000004"]) {
+        assert_eq!((row.len(), row[0]), (13, bytes), "{table}");
+        assert_eq!((row[8], row[12]), ("0", "0"), "nothing is wrong");
+    }
+    assert!(table.contains("\n# Out of bounds values : 0 OK\n"), "{table}");
+    let work = table.lines().find_map(|line| line.strip_prefix("# GPUs, all ranks and calls: "));
+    let work = work.unwrap_or_else(|| panic!("{table}"));
+    let numbers = work.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+    let [kernels, copies, to_hosts, from_hosts, _] = numbers.collect::<Vec<_>>()[..] else {
+        panic!("{work}")
+    };
+    assert!(kernels > 0 && copies > 0, "{work}");
+    // Six calls at least, in which each of two ranks sends as much as it has.
+    assert!(to_hosts.min(from_hosts) >= 6 * 2 * 1_000_004, "{work}");
+}
+
+#[test]
+fn every_collective_is_verified_among_ranks_with_gpus() {
+    for call in CALLS {
+        for (ranks, transport) in [(2, "shm"), (2, "tcp"), (3, "shm"), (3, "tcp")] {
+            for data_type in ["f32", "bf16"] {
+                let options = format!(
+                    "{call} --ranks {ranks} --transport {transport} -d {data_type} -r -1 \
+                     --sizes 0,12,100K -n 1 -w 0 --jsonl"
+                );
+                let output = bench(&options, &[]);
+                assert_eq!(output.status.code(), Some(0), "{options}: {output:#?}");
+                let lines = text(&output.stdout);
+                assert!(lines.lines().count() >= 3, "{options}: {lines}");
+                for line in lines.lines() {
+                    let record: Value = serde_json::from_str(line).unwrap();
+                    assert_eq!(record["ok"], true, "{line}");
+                    assert_eq!(
+                        (&record["collective"], &record["transport"]),
+                        (&call.into(), &transport.into())
+                    );
+                    assert_eq!(record["peer"], "ringtree-gpu");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn more_ranks_than_gpus_share_them() {
+    let output = bench("all-reduce --gpus 1 --ranks 3 --sizes 4,40000 -n 1", &[("DEVICES", "1")]);
+    assert_eq!(output.status.code(), Some(0), "{output:#?}");
+    assert!(text(&output.stdout).contains("# Out of bounds values : 0 OK"), "{output:#?}");
+}
+
+#[test]
+fn what_ranks_cannot_have_is_told_once() {
+    let absent = "--cuda-library /nonexistent/libcuda.so.1";
+    let all = [
+        (
+            format!("--ranks 3 --sizes 4 {absent}"),
+            "",
+            "no CUDA driver: /nonexistent/libcuda.so.1: ",
+        ),
+        ("--ranks 2 --sizes 4".into(), "DEVICES=0", "there is no GPU 0: the driver finds none; "),
+        (
+            "--gpus 3 --sizes 4".into(),
+            "DEVICES=2",
+            "there is no GPU 2: there are 2, GPU 0 to GPU 1",
+        ),
+        (
+            "--ranks 2 --sizes 4M".into(),
+            "MEMORY_BYTES=1000000",
+            "GPU 0 has no room for 4194560 more bytes",
+        ),
+    ];
+    for (options, setting, start) in all {
+        let settings: Vec<(&str, &str)> = setting.split_once('=').into_iter().collect();
+        let output = bench(&format!("all-reduce {options}"), &settings);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{options}: {output:#?}");
+        // The launcher's line is the other one; ranks other than the first are named in front.
+        let is_of_launcher = |line: &&str| line.contains(" failed first: exit status 1");
+        let (of_launcher, of_ranks): (Vec<&str>, Vec<&str>) =
+            error.lines().partition(is_of_launcher);
+        let said: Vec<&str> =
+            of_ranks.iter().filter_map(|line| line.split("ringtree: ").nth(1)).collect();
+        assert!(matches!(said[..], [said] if said.starts_with(start)), "{options}: {error}");
+        assert_eq!((of_launcher.len(), of_ranks.len()), (1, 1), "{options}: {error}");
+    }
+}
+
+#[test]
+fn what_is_not_offered_on_gpus_is_refused() {
+    for (arguments, refusal) in [
+        (
+            "barrier --memory device",
+            "barrier is not offered on memory of a GPU: leave --memory device out",
+        ),
+        (
+            "all-gather-v --memory device",
+            "all-gather-v is not offered on memory of a GPU: leave --memory device out",
+        ),
+        (
+            "all-reduce --memory device --async 2",
+            "--async is not offered on memory of a GPU: leave --memory device out",
+        ),
+        ("all-reduce --gpus 2", "--gpus is for --memory device"),
+        ("all-reduce --cuda-library x", "--cuda-library is for --memory device"),
+    ] {
+        let output = ringtree(&format!("bench {arguments} --sizes 4"), &[]);
+        assert_eq!(text(&output.stderr), format!("ringtree: {refusal}\n"), "{arguments}");
+        assert_eq!(output.status.code(), Some(2), "{arguments}");
+        assert_eq!(text(&output.stdout), "", "{arguments}");
+    }
+}
+
+#[test]
+fn a_setting_that_is_wrong_is_told_once() {
+    let output = ringtree("bench all-reduce --ranks 2 --sizes 4", &[("RINGTREE_TIMEOUT", "x")]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.starts_with("ringtree: RINGTREE_TIMEOUT"), "{error}");
+}
+
+/// Runs `bench` on the stand-in, unless the options name another driver, with settings of the stand-in.
+fn bench(options: &str, settings: &[(&str, &str)]) -> Output {
+    let library = match options.contains("--cuda-library") {
+        true => String::new(),
+        false => format!("--cuda-library {}", stand_in().display()),
+    };
+    let settings: Vec<(String, &str)> =
+        settings.iter().map(|(name, value)| (format!("RINGTREE_STANDIN_{name}"), *value)).collect();
+    let settings: Vec<(&str, &str)> =
+        settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    ringtree(&format!("bench {options} --memory device {library}"), &settings)
+}
+
+fn ringtree(arguments: &str, environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtree"));
+    command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    command.envs(environment.iter().copied()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
