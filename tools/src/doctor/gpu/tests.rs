@@ -24,7 +24,7 @@ fn a_driver_that_does_not_answer_is_not_waited_for() {
 
 #[test]
 fn what_was_found_before_a_driver_ends_the_process_is_said() {
-    let found = json_of(&Line::Found(DRIVER.ok("of CUDA 12.8")));
+    let found = json_of(&Line::Found(DRIVER.ok("of CUDA 12.8"))).replace('\'', r"'\''");
     let script = format!("echo 'noise'; echo '{found}'; kill -SEGV $$");
     let findings = of_script(&script, Level::Failure, Duration::from_secs(60));
     let [driver, failure] = &findings[..] else { panic!("{findings:?}") };
