@@ -120,7 +120,6 @@ functions! {
     release_context: c"cuDevicePrimaryCtxRelease_v2", fn(DeviceNumber);
     push_context: c"cuCtxPushCurrent_v2", fn(*mut Context);
     pop_context: c"cuCtxPopCurrent_v2", fn(*mut *mut Context);
-    enable_peer: c"cuCtxEnablePeerAccess", fn(*mut Context, c_uint);
     memory_info: c"cuMemGetInfo_v2", fn(*mut usize, *mut usize);
     alloc: c"cuMemAlloc_v2", fn(*mut DeviceAddress, usize);
     free: c"cuMemFree_v2", fn(DeviceAddress);

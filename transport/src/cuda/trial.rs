@@ -2,7 +2,6 @@
 
 use super::device::Device;
 use super::error::CudaError;
-use super::ffi;
 use super::memory::{DeviceMemory, PinnedMemory, RegisteredMemory};
 use super::stream::Stream;
 use crate::memory::SharedMemory;
@@ -17,7 +16,8 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub fn delivers_to(&self, other: &Device) -> Result<bool, CudaError> {
-        self.enable_peer(other)?;
+        // Without this, the driver copies through the host.
+        self.reach(other.ordinal())?;
         let [from, to] = [self, other].map(|device| DeviceMemory::alloc(device, TRIAL_BYTES));
         let (from, to) = (from?, to?);
         let [here, there] = [self, other].map(Stream::new);
@@ -37,17 +37,6 @@ impl Device {
             there.synchronize()?;
         }
         Ok(got == given)
-    }
-
-    /// Lets this one use the memory of another, from now on: without that, the driver copies through the host.
-    fn enable_peer(&self, other: &Device) -> Result<(), CudaError> {
-        let _entered = self.enter()?;
-        // SAFETY: the other's context is retained; no flags are defined.
-        let code = unsafe { (self.functions().enable_peer)(other.context().cast(), 0) };
-        match code {
-            ffi::PEER_ACCESS_ALREADY_ENABLED => Ok(()),
-            code => self.check("cuCtxEnablePeerAccess", code),
-        }
     }
 
     /// Whether memory of the host can be allocated for it.
