@@ -1,7 +1,7 @@
 //! Collectives on memory of GPUs, by the stand-in for the CUDA driver or on real ones (`tests/src/gpu.rs`): every
 //! result has the bits that the host gives.
 
-use ringtree::device::{DeviceCounters, DeviceMemory, Queued};
+use ringtree::device::{DeviceCounters, DeviceMemory, DevicePointer, Queued};
 use ringtree::{
     Algorithm, Collective, Communicator, DataType, Error, F8E4M3, F8E5M2, Factor, Op, Transports,
     bf16, f16,
@@ -605,5 +605,32 @@ fn a_rank_that_leaves_in_the_midst_ends_the_call_of_the_others() {
                 assert!(error.to_string().contains("rank 1"), "{error}");
             });
         }
+    });
+}
+
+#[test]
+fn a_buffer_of_another_gpu_than_the_stream_is_refused() {
+    alone("a_buffer_of_another_gpu_than_the_stream_is_refused", &[], || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let other = communicator.device(1 - communicator.rank()).expect("the other GPU");
+            let mut memory = communicator.alloc_device::<f32>(&other, 10_000).expect("memory");
+            let error =
+                communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum).expect_err("no");
+            assert!(
+                error.to_string().contains("queue the call in a stream of the buffer's"),
+                "{error}"
+            );
+            let mut host = vec![0_f32; 10_000];
+            // SAFETY: it is none of a GPU, which is what is found out.
+            let mut host = unsafe { DevicePointer::<f32>::new(host.as_mut_ptr() as u64, 10_000) };
+            let error =
+                communicator.on(&gpu.stream).all_reduce(&mut host, Op::Sum).expect_err("no");
+            assert!(error.to_string().contains("no address of a GPU's memory"), "{error}");
+            // The communicator goes on.
+            let mut memory = gpu.memory(&communicator, &vec![1_f32; 10_000]);
+            let queued = communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum);
+            queued.and_then(|queued| queued.wait()).expect("a sum");
+        });
     });
 }

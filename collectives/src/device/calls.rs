@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use ringtree_transport::cuda::{Device, Driver, Event, Stream};
+use ringtree_transport::cuda::{Device, Driver, Event, Stream, device_of};
 
 use super::signal::Done;
 use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan};
@@ -346,6 +346,16 @@ impl OnStream<'_> {
         if span.only_on.is_some_and(|stream| stream != self.stream.raw()) {
             let what = "the buffer was taken on another stream than the call is queued in: take it on that one";
             return Err(Error::Argument(what.to_owned()));
+        }
+        let device = self.stream.device();
+        if span.count > 0 {
+            let (mine, theirs) = (device.ordinal(), device_of(device, span.address)?);
+            if theirs != mine {
+                return Err(Error::Argument(format!(
+                    "the buffer is memory of GPU {theirs}, and the stream one of GPU {mine}: queue the call in a stream \
+                     of the buffer's"
+                )));
+            }
         }
         Ok(span)
     }

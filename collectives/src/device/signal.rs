@@ -13,15 +13,12 @@ use crate::Error;
 pub(crate) struct Signal {
     device: Device,
     word: PinnedMemory,
-    queued: Mutex<Queued>,
-}
-
-#[derive(Debug, Default)]
-struct Queued {
+    /// Held while a call is queued.
+    order: Mutex<()>,
     /// The number of the last call that was queued, wrapping.
-    last: u32,
+    last: AtomicU32,
     /// Why calls fail from now on.
-    error: Option<Error>,
+    error: Mutex<Option<Error>>,
 }
 
 /// Says that a call is done when it is dropped, if not before: a stream must not wait for ever.
@@ -61,9 +58,7 @@ impl Signals {
     /// Lets all streams go on: the calls that they wait for have failed, and no later one will be queued.
     pub(crate) fn release(&self, error: &Error) {
         for signal in lock(&self.0).iter() {
-            let mut queued = signal.lock();
-            queued.error.get_or_insert_with(|| error.clone());
-            signal.word().store(queued.last, Ordering::Release);
+            signal.fail(error);
         }
     }
 }
@@ -71,7 +66,7 @@ impl Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         for signal in lock(&self.0).drain(..) {
-            signal.lock().error = None;
+            *lock(&signal.error) = None;
             lock(&FREE).push(signal);
         }
     }
@@ -82,7 +77,9 @@ impl Signal {
         let signal = Signal {
             device: device.clone(),
             word: PinnedMemory::alloc(device, size_of::<u32>())?,
-            queued: Mutex::default(),
+            order: Mutex::default(),
+            last: AtomicU32::new(0),
+            error: Mutex::default(),
         };
         signal.word().store(0, Ordering::Release);
         Ok(signal)
@@ -97,24 +94,26 @@ impl Signal {
         stream: &Stream,
         post: impl FnOnce(Done) -> P,
     ) -> Result<P, Error> {
-        let mut queued = self.lock();
-        if let Some(error) = &queued.error {
+        let _order = lock(&self.order);
+        if let Some(error) = &*lock(&self.error) {
             return Err(error.clone());
         }
-        let number = queued.last.wrapping_add(1);
+        let number = self.last.load(Ordering::Relaxed).wrapping_add(1);
         // First, so that no call is under way that the stream does not wait for. SAFETY: the word is never given back.
         unsafe { stream.wait_for_word(self.word.address(), number)? };
-        queued.last = number;
+        self.last.store(number, Ordering::Relaxed);
         Ok(post(Done { signal: self.clone(), number, is_said: false }))
+    }
+
+    /// From now on calls fail, and all that were queued count as done.
+    fn fail(&self, error: &Error) {
+        lock(&self.error).get_or_insert_with(|| error.clone());
+        self.word().store(self.last.load(Ordering::Relaxed), Ordering::Release);
     }
 
     fn word(&self) -> &AtomicU32 {
         // SAFETY: the memory is pinned, aligned and as long as a word; the device only reads it.
         unsafe { AtomicU32::from_ptr(self.word.start().cast()) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queued> {
-        lock(&self.queued)
     }
 }
 
@@ -125,16 +124,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Done {
     /// The call is done: what it has written is there for what follows in the stream.
     pub(crate) fn say(&mut self, result: &Result<(), Error>) {
-        let mut queued = self.signal.lock();
-        if let Err(error) = result {
-            queued.error.get_or_insert_with(|| error.clone());
-        }
         self.is_said = true;
-        // After an error all calls have been said to be done: see `Signals::release`.
-        if queued.error.is_none() {
-            self.signal.word().store(self.number, Ordering::Release);
-        } else {
-            self.signal.word().store(queued.last, Ordering::Release);
+        match result {
+            Ok(()) if lock(&self.signal.error).is_none() => {
+                self.signal.word().store(self.number, Ordering::Release);
+            }
+            Ok(()) => {}
+            Err(error) => self.signal.fail(error),
         }
     }
 }

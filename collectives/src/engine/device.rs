@@ -18,8 +18,10 @@ use crate::record::CallRecord;
 use crate::reduce::Pass;
 use crate::{Error, Factor, Op};
 
-/// Operations that are kept prepared on a GPU, whose lanes hold streams and pinned memory.
-const PREPARED_MOST: usize = 16;
+/// Operations that are kept prepared on a GPU, and their scratch memory there at most, unless one alone needs more: as on
+/// the host.
+const PREPARED_MOST: usize = 256;
+const PREPARED_MOST_BYTES: usize = 64 << 20;
 
 /// What the engine has on one GPU.
 #[derive(Debug)]
@@ -301,7 +303,11 @@ impl Engine {
                 &on.kernels,
             )?)
         };
-        if on.prepared.len() >= PREPARED_MOST {
+        let scratch_bytes = |operation: &Staged| operation.scratch_bytes();
+        let of_entry = |entry: &Entry| entry.operation.as_ref().map_or(0, scratch_bytes);
+        let all_bytes = on.prepared.values().map(of_entry).sum::<usize>()
+            + operation.as_ref().map_or(0, scratch_bytes);
+        if on.prepared.len() >= PREPARED_MOST || all_bytes > PREPARED_MOST_BYTES {
             on.prepared.clear();
         }
         let registration = operation.as_ref().map(|operation| operation.registration().clone());

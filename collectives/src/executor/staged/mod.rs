@@ -158,6 +158,11 @@ impl Staged {
         &self.scratch_registration
     }
 
+    /// Memory of the GPU that it holds for what arrives before it can be reduced.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        self.scratch.len_bytes()
+    }
+
     /// The ranks that this rank exchanges messages with.
     pub(crate) fn peers(&self) -> &[u32] {
         &self.peers
