@@ -60,8 +60,9 @@ impl Gpu {
         let input = &input.memory.part(0..layout.input_count);
         let output = &mut output.memory.part(0..layout.output_count);
         let in_place = placement == Placement::InPlace;
-        let queued = match called.collective() {
-            None => {
+        let counts = &layout.lengths[..];
+        let queued = match called {
+            Called::SendReceive => {
                 let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
                 // One after the other, so that not all wait for one that sends.
                 let [one, other] = if rank.is_multiple_of(2) {
@@ -72,19 +73,38 @@ impl Gpu {
                 one.wait()?;
                 other
             }
-            Some(Collective::AllReduce) if in_place => on.all_reduce(output, op)?,
-            Some(Collective::AllReduce) => on.all_reduce_into(input, output, op)?,
-            Some(Collective::Broadcast { root }) if in_place => on.broadcast(output, root)?,
-            Some(Collective::Broadcast { root }) => on.broadcast_into(input, output, root)?,
-            Some(Collective::Reduce { root }) if in_place => on.reduce(output, op, root)?,
-            Some(Collective::Reduce { root }) => on.reduce_into(input, output, op, root)?,
-            Some(Collective::AllGather) if in_place => on.all_gather(output)?,
-            Some(Collective::AllGather) => on.all_gather_into(input, output)?,
-            Some(Collective::ReduceScatter) if in_place => on.reduce_scatter(output, op)?,
-            Some(Collective::ReduceScatter) => on.reduce_scatter_into(input, output, op)?,
-            Some(Collective::Gather { root }) => on.gather_into(input, output, root)?,
-            Some(Collective::Scatter { root }) => on.scatter_into(input, output, root)?,
-            Some(_) => on.all_to_all_into(input, output)?,
+            Called::Even(Collective::AllReduce) if in_place => on.all_reduce(output, op)?,
+            Called::Even(Collective::AllReduce) => on.all_reduce_into(input, output, op)?,
+            Called::Even(Collective::Broadcast { root }) if in_place => {
+                on.broadcast(output, root)?
+            }
+            Called::Even(Collective::Broadcast { root }) => {
+                on.broadcast_into(input, output, root)?
+            }
+            Called::Even(Collective::Reduce { root }) if in_place => on.reduce(output, op, root)?,
+            Called::Even(Collective::Reduce { root }) => on.reduce_into(input, output, op, root)?,
+            Called::Even(Collective::AllGather) if in_place => on.all_gather(output)?,
+            Called::Even(Collective::AllGather) => on.all_gather_into(input, output)?,
+            Called::Even(Collective::ReduceScatter) if in_place => on.reduce_scatter(output, op)?,
+            Called::Even(Collective::ReduceScatter) => on.reduce_scatter_into(input, output, op)?,
+            Called::Even(Collective::Gather { root }) => on.gather_into(input, output, root)?,
+            Called::Even(Collective::Scatter { root }) => on.scatter_into(input, output, root)?,
+            Called::Even(_) => on.all_to_all_into(input, output)?,
+            Called::Varied(Collective::AllGather) if in_place => on.all_gather_v(output, counts)?,
+            Called::Varied(Collective::AllGather) => on.all_gather_v_into(input, output, counts)?,
+            Called::Varied(Collective::ReduceScatter) if in_place => {
+                on.reduce_scatter_v(output, counts, op)?
+            }
+            Called::Varied(Collective::ReduceScatter) => {
+                on.reduce_scatter_v_into(input, output, counts, op)?
+            }
+            Called::Varied(Collective::Gather { root }) => {
+                on.gather_v_into(input, output, counts, root)?
+            }
+            Called::Varied(Collective::Scatter { root }) => {
+                on.scatter_v_into(input, output, counts, root)?
+            }
+            Called::Varied(_) => on.all_to_all_v_into(input, counts, output, counts)?,
         };
         queued.wait()
     }

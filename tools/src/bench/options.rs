@@ -409,7 +409,7 @@ impl BenchArguments {
             return Err(OptionError::Asynchronous { name: called.name() });
         }
         if self.memory == Memory::Device {
-            if matches!(called, Called::Varied(_) | Called::Even(Collective::Barrier)) {
+            if matches!(called, Called::Even(Collective::Barrier)) {
                 return Err(OptionError::Device { what: called.name() });
             }
             if self.asynchronous.is_some() {
