@@ -22,7 +22,7 @@ struct Gpu {
 
 impl Gpu {
     fn of(communicator: &Communicator) -> Gpu {
-        let devices = communicator.device(0).expect("a GPU").driver().devices();
+        let devices = communicator.devices().expect("a driver");
         let device = communicator.device(communicator.rank() % devices).expect("a GPU");
         let context = CudaContext::new(device.ordinal() as usize).expect("a context");
         let [theirs, other] = [(); 2].map(|()| context.new_stream().expect("a stream"));
@@ -123,4 +123,56 @@ fn what_would_be_out_of_order_is_refused() {
     }
     // The communicator goes on.
     on.all_reduce(&mut Slice::new(&mut slice, &gpu.theirs), Op::Sum).unwrap().wait().unwrap();
+}
+
+/// The library's own declarations of the driver's interface.
+#[allow(dead_code, missing_docs)]
+#[path = "../../transport/src/cuda/ffi.rs"]
+mod ffi;
+
+#[test]
+fn constants_and_structures_are_those_of_the_header() {
+    use cudarc::driver::sys::{self as header, CUdevice_attribute_enum as Attribute, CUresult};
+    for (ours, theirs) in [
+        (ffi::SUCCESS, CUresult::CUDA_SUCCESS),
+        (ffi::OUT_OF_MEMORY, CUresult::CUDA_ERROR_OUT_OF_MEMORY),
+        (ffi::NO_DEVICE, CUresult::CUDA_ERROR_NO_DEVICE),
+        (ffi::UNSUPPORTED_PTX_VERSION, CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION),
+        (ffi::NOT_READY, CUresult::CUDA_ERROR_NOT_READY),
+        (ffi::PEER_ACCESS_ALREADY_ENABLED, CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED),
+    ] {
+        assert_eq!(ours, theirs as i32);
+    }
+    for (ours, theirs) in [
+        (ffi::ATTRIBUTE_CAPABILITY_MAJOR, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+        (ffi::ATTRIBUTE_CAPABILITY_MINOR, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+        (ffi::ATTRIBUTE_DMA_BUF, Attribute::CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED),
+        (
+            ffi::ATTRIBUTE_READ_ONLY_HOST_REGISTER,
+            Attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED,
+        ),
+    ] {
+        assert_eq!(ours, theirs as i32);
+    }
+    let alloc = header::CU_MEMHOSTALLOC_PORTABLE | header::CU_MEMHOSTALLOC_DEVICEMAP;
+    assert_eq!(ffi::HOST_ALLOC_PORTABLE_MAPPED, alloc);
+    let register = header::CU_MEMHOSTREGISTER_PORTABLE | header::CU_MEMHOSTREGISTER_DEVICEMAP;
+    assert_eq!(ffi::HOST_REGISTER_PORTABLE_MAPPED, register);
+    assert_eq!(ffi::HOST_REGISTER_READ_ONLY, header::CU_MEMHOSTREGISTER_READ_ONLY);
+    let stream = header::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+    assert_eq!(ffi::STREAM_NON_BLOCKING, stream);
+    let event = header::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+    assert_eq!(ffi::EVENT_DISABLE_TIMING, event);
+    let wait = header::CUstreamWaitValue_flags_enum::CU_STREAM_WAIT_VALUE_GEQ as u32;
+    assert_eq!(ffi::STREAM_WAIT_VALUE_GEQ, wait);
+    let lazy = header::CUipcMem_flags_enum::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+    assert_eq!(ffi::IPC_LAZY_ENABLE_PEER_ACCESS, lazy);
+    let kind = header::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_MEMORY_TYPE as i32;
+    assert_eq!(ffi::POINTER_MEMORY_TYPE, kind);
+    let ordinal = header::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL as i32;
+    assert_eq!(ffi::POINTER_DEVICE_ORDINAL, ordinal);
+    let device = header::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
+    assert_eq!(ffi::MEMORY_TYPE_DEVICE, device);
+    let handle = size_of::<header::CUipcMemHandle>();
+    assert_eq!((size_of::<ffi::IpcHandle>(), size_of::<ffi::DeviceAddress>()), (handle, 8));
 }
