@@ -25,9 +25,9 @@ open(path, "w").write(text.replace(line, replacement.replace("PLANTED", is_plant
 PYTHON
 }
 staged=collectives/src/executor/staged
-# The lanes do not wait for what the stream does before the call.
-plant ready $staged/mod.rs 'gear.stream.wait_for(ready)?;' \
-    'if !PLANTED { gear.stream.wait_for(ready)?; }'
+# Nobody waits for what the stream does before the call.
+plant ready collectives/src/engine/device.rs 'self.await_device(ready)?;' \
+    'if !PLANTED { self.await_device(ready)?; }'
 # What the GPU is still writing is sent, and what it is still reading is given back.
 plant unfinished $staged/mod.rs 'if !gear.lanes[lane].event.is_done()' \
     'if !PLANTED && !gear.lanes[lane].event.is_done()'

@@ -11,6 +11,7 @@ use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
 use ringtree_transport::rdma::Counters as RdmaCounters;
 use ringtree_transport::wait::restore_slices;
+use rustc_hash::FxHashSet;
 
 use crate::bootstrap::{self, Joined, Origin};
 use crate::control::Control;
@@ -18,6 +19,7 @@ use crate::device::Signals;
 use crate::engine::{self, Engine};
 use crate::hosting::Hosted;
 use crate::memory::{Memory, Registered, Registrable};
+use crate::prepared::Call;
 use crate::progress::Progress;
 use crate::selection::{self, Explanation, Shape};
 use crate::settings::Settings;
@@ -85,6 +87,8 @@ pub(crate) struct Inner {
     control: Arc<Control>,
     settings: Settings,
     origin: Origin,
+    /// Calls that are ready on a GPU.
+    known_on_device: Mutex<FxHashSet<(u32, Call)>>,
     /// What streams of GPUs wait by, one for each.
     signals: Arc<Signals>,
     /// How often it was split.
@@ -105,6 +109,10 @@ impl Inner {
 
     pub(crate) fn engine(&self) -> &Mutex<Engine> {
         &self.engine
+    }
+
+    pub(crate) fn known(&self) -> &Mutex<FxHashSet<(u32, Call)>> {
+        &self.known_on_device
     }
 
     pub(crate) fn signals(&self) -> &Signals {
@@ -167,6 +175,7 @@ impl Communicator {
             control: joined.control,
             settings: joined.settings,
             origin: joined.origin,
+            known_on_device: Mutex::default(),
             signals: joined.engine.signals().clone(),
             engine: Mutex::new(joined.engine),
             splits: AtomicU64::new(0),

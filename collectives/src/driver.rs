@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringtree_transport::cuda::Event;
 use ringtree_transport::memory::Bell;
 use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
 use ringtree_transport::{Link, LinkError, TransportKind};
@@ -21,6 +22,11 @@ const STALL: Duration = Duration::from_millis(100);
 
 /// How long a thread sleeps that waits for a device, until it looks again: a slice takes about as long.
 const DEVICE_LOOK: Duration = Duration::from_micros(20);
+
+/// So often it looks without sleeping before an operation, and so long it sleeps at most: little beside what a device computes
+/// that takes so long.
+const DEVICE_QUICK_LOOKS: u32 = 100;
+const DEVICE_LONGEST_LOOK: Duration = Duration::from_micros(500);
 
 /// How long a rank waits for the arbiter's verdict once it knows that something is wrong.
 const VERDICT_WAIT: Duration = Duration::from_secs(3);
@@ -207,6 +213,30 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Waits until a device has come to where its program has queued a call, however long that computes.
+    ///
+    /// # Errors
+    /// The communicator has ended meanwhile, or what the driver says.
+    pub(crate) fn await_device(&self, ready: &Event) -> Result<(), Error> {
+        let mut pause = DEVICE_LOOK;
+        let mut looks = 0_u32;
+        while !ready.is_done()? {
+            if self.abort.is_set()
+                && let Some(verdict) = self.abort.verdict()
+            {
+                return Err(Error::Verdict(verdict));
+            }
+            looks += 1;
+            if looks > DEVICE_QUICK_LOOKS {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(DEVICE_LONGEST_LOOK);
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
     }
 
     /// Sleeps until something may have moved. Returns whether `poll` moved something before that.

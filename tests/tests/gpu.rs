@@ -1,7 +1,7 @@
 //! Collectives on memory of GPUs, by the stand-in for the CUDA driver or on real ones (`tests/src/gpu.rs`): every
 //! result has the bits that the host gives.
 
-use ringtree::device::{DeviceCounters, DeviceMemory, DevicePointer, Queued};
+use ringtree::device::{DeviceCounters, DeviceMemory, DevicePointer, Queued, Stream};
 use ringtree::{
     Algorithm, Collective, Communicator, DataType, Error, F8E4M3, F8E5M2, Factor, Op, Transports,
     bf16, f16,
@@ -609,8 +609,8 @@ fn a_rank_that_leaves_in_the_midst_ends_the_call_of_the_others() {
 }
 
 #[test]
-fn a_buffer_of_another_gpu_than_the_stream_is_refused() {
-    alone("a_buffer_of_another_gpu_than_the_stream_is_refused", &[], || {
+fn buffers_that_a_call_cannot_use_are_refused() {
+    alone("buffers_that_a_call_cannot_use_are_refused", &[], || {
         each(communicators(2, Transports::Shm), |communicator| {
             let gpu = Gpu::of(&communicator);
             let other = communicator.device(1 - communicator.rank()).expect("the other GPU");
@@ -627,10 +627,61 @@ fn a_buffer_of_another_gpu_than_the_stream_is_refused() {
             let error =
                 communicator.on(&gpu.stream).all_reduce(&mut host, Op::Sum).expect_err("no");
             assert!(error.to_string().contains("no address of a GPU's memory"), "{error}");
+            let all = gpu.memory(&communicator, &vec![1_f32; 10_000]);
+            let (input, mut output) = (all.part(0..6_000), all.part(4_000..10_000));
+            let error = communicator.on(&gpu.stream).all_reduce_into(&input, &mut output, Op::Sum);
+            let error = error.expect_err("no").to_string();
+            assert!(error.contains("have elements in common"), "{error}");
             // The communicator goes on.
             let mut memory = gpu.memory(&communicator, &vec![1_f32; 10_000]);
             let queued = communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum);
             queued.and_then(|queued| queued.wait()).expect("a sum");
         });
+    });
+}
+
+#[test]
+fn calls_in_streams_of_two_gpus_of_one_communicator() {
+    alone("calls_in_streams_of_two_gpus_of_one_communicator", &[], || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let (mine, devices) =
+                (Gpu::of(&communicator), communicator.devices().expect("a driver"));
+            let device = communicator.device((communicator.rank() + 2) % devices).expect("a GPU");
+            let stream = Stream::new(&device).expect("a stream");
+            let other = Gpu { device, stream };
+            for turn in 1..=4 {
+                for gpu in [&mine, &mine, &other] {
+                    let mut memory = gpu.memory(&communicator, &vec![turn; 70_001]);
+                    let on = communicator.on(&gpu.stream);
+                    drop(on.all_reduce(&mut memory, Op::Sum).expect("an all-reduce"));
+                    assert_eq!(gpu.elements(&memory), vec![2 * turn; 70_001], "turn {turn}");
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn a_call_waits_for_its_stream_beyond_the_deadline() {
+    alone("a_call_waits_for_its_stream_beyond_the_deadline", &[("HOLD_MS", "600000")], || {
+        let driver = ringtree_tests::gpu::driver();
+        let alone = Communicator::in_process_with(1, |settings| {
+            settings.cuda_library = driver.clone();
+            settings.timeout = std::time::Duration::from_millis(300);
+        });
+        let communicator = &alone.expect("a communicator")[0];
+        let gpu = Gpu::of(communicator);
+        let mut memory = gpu.memory(communicator, &vec![1_f32; 10_000]);
+        // Work of the program that takes a second.
+        let word = ringtree_transport::cuda::PinnedMemory::alloc(&gpu.device, 4).expect("memory");
+        // SAFETY: it has four bytes, which nobody else uses now.
+        let word_now = unsafe { std::sync::atomic::AtomicU32::from_ptr(word.start().cast()) };
+        word_now.store(0, std::sync::atomic::Ordering::Release);
+        // SAFETY: the word outlives the wait.
+        unsafe { gpu.stream.wait_for_word(word.address(), 1) }.expect("a wait");
+        let queued = communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum).expect("a call");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        word_now.store(1, std::sync::atomic::Ordering::Release);
+        queued.wait().expect("a sum");
     });
 }

@@ -16,7 +16,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::cuda::{DeviceAddress, Probe};
-use crate::memory::Registration;
+use crate::memory::{Registration, SharedMemory};
 use crate::{rdma, shm, sim, tcp};
 
 /// Number of a channel on a link: a lane of a collective, or [`POINT_TO_POINT`].
@@ -96,13 +96,11 @@ pub struct Slot {
     pub len: usize,
 }
 
-/// Memory of this process that a link's slots lie in, whole pages.
-#[derive(Clone, Copy, Debug)]
+/// A mapping that a link's slots lie in.
+#[derive(Clone, Debug)]
 pub struct SlotMemory {
-    /// First byte.
-    pub start: *mut u8,
-    /// How long it is.
-    pub len_bytes: usize,
+    /// The mapping.
+    pub mapping: Arc<SharedMemory>,
     /// Whether this process writes there.
     pub is_writable: bool,
 }

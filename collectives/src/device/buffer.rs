@@ -39,6 +39,13 @@ pub struct DeviceSpan {
 }
 
 impl DeviceSpan {
+    /// Whether some of its elements, of so many bytes each, are those of another span.
+    pub(super) fn overlaps(&self, other: &DeviceSpan, element_bytes: usize) -> bool {
+        let end = |span: &DeviceSpan| span.address + (span.count * element_bytes) as u64;
+        let has_any = self.count > 0 && other.count > 0;
+        has_any && self.address < end(other) && other.address < end(self)
+    }
+
     /// Elements that calls may read and write on any stream.
     pub fn new(address: DeviceAddress, count: usize) -> DeviceSpan {
         DeviceSpan { address, count, keep: None, only_on: None, is_read_only: false }

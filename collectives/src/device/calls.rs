@@ -1,12 +1,12 @@
 //! Calls on buffers of a GPU, which are queued in a stream.
 
-use std::any::Any;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::PoisonError;
 
-use ringtree_transport::cuda::{Device, Driver, Event, Stream, device_of};
+use ringtree_transport::cuda::{CudaError, Device, Driver, Event, Relaxed, Stream, device_of};
 
 use super::signal::Done;
-use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan};
+use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan, KeepAlive};
 use crate::calls::{Asked, Counts, Lengths};
 use crate::engine::{DevicePlace, Engine};
 use crate::prepared::Call;
@@ -106,7 +106,7 @@ pub(super) struct Varied {
 
 /// What keeps the buffers.
 struct Keep {
-    _buffers: [Option<Arc<dyn Any + Send + Sync>>; 2],
+    _buffers: [Option<KeepAlive>; 2],
 }
 
 impl std::fmt::Debug for Keep {
@@ -324,7 +324,7 @@ impl OnStream<'_> {
         input: &impl DeviceBuffer<T>,
         output: &mut impl DeviceBuffer<T>,
     ) -> Result<Queued, Error> {
-        let (input, output) = (self.read(input)?, self.written(output)?);
+        let (input, output) = self.apart(input, output)?;
         let call = self.communicator.call_into::<T>(asked, input.count, output.count)?;
         let (rank, ranks) = (self.communicator.rank(), self.communicator.ranks());
         let lengths = Lengths::Into { input: input.count, output: output.count };
@@ -335,6 +335,20 @@ impl OnStream<'_> {
             None,
             [input.keep, output.keep],
         )
+    }
+
+    /// Where the elements are that a call reads, and those that it writes.
+    pub(super) fn apart<T: Element>(
+        &self,
+        input: &impl DeviceBuffer<T>,
+        output: &impl DeviceBuffer<T>,
+    ) -> Result<(DeviceSpan, DeviceSpan), Error> {
+        let (input, output) = (self.read(input)?, self.written(output)?);
+        if input.overlaps(&output, size_of::<T>()) {
+            let what = "the input and the output have elements in common: make the call in place, or give it others";
+            return Err(Error::Argument(what.to_owned()));
+        }
+        Ok((input, output))
     }
 
     /// Where the elements of a buffer are that a call reads.
@@ -349,7 +363,18 @@ impl OnStream<'_> {
         }
         let device = self.stream.device();
         if span.count > 0 {
-            let (mine, theirs) = (device.ordinal(), device_of(device, span.address)?);
+            if !span.address.is_multiple_of(size_of::<T>() as u64) {
+                let (address, name) = (span.address, T::DATA_TYPE.name());
+                let what = format!(
+                    "{address:#x} is no address of {name}, which kernels read by multiples of its size"
+                );
+                return Err(Error::Argument(what));
+            }
+            let theirs = match device_of(device, span.address) {
+                Err(CudaError::Argument(what)) => return Err(Error::Argument(what)),
+                theirs => theirs?,
+            };
+            let mine = device.ordinal();
             if theirs != mine {
                 return Err(Error::Argument(format!(
                     "the buffer is memory of GPU {theirs}, and the stream one of GPU {mine}: queue the call in a stream \
@@ -378,13 +403,15 @@ impl OnStream<'_> {
         call: Call,
         place: DevicePlace,
         varied: Option<Varied>,
-        buffers: [Option<Arc<dyn Any + Send + Sync>>; 2],
+        buffers: [Option<KeepAlive>; 2],
     ) -> Result<Queued, Error> {
         let (stream, device) = (self.stream, self.stream.device());
         if stream.is_capturing()? {
             let what = "a stream that is being captured into a graph takes no collectives: make them outside";
             return Err(Error::Argument(what.to_owned()));
         }
+        let _relaxed = Relaxed::new(device.driver());
+        self.communicator.prepare_on_device(&call, device)?;
         let ready = Event::new(device)?;
         ready.record(stream)?;
         let signal = self.communicator.inner.signals().of(device)?;
@@ -397,8 +424,40 @@ impl OnStream<'_> {
     }
 }
 
-/// Carries a call out, in its turn.
+impl Communicator {
+    /// Makes a call ready, the first time that it is made: see [`Engine::prepare_call_on_device`].
+    fn prepare_on_device(&self, call: &Call, device: &Device) -> Result<(), Error> {
+        let key = (device.ordinal(), call.without_factor());
+        let known = || self.inner.known().lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(&key) {
+            return Ok(());
+        }
+        self.engine().prepare_call_on_device(call, device)?;
+        let mut known = known();
+        if known.len() >= KNOWN_MOST {
+            known.clear();
+        }
+        known.insert(key);
+        Ok(())
+    }
+}
+
+/// Calls that are known to be ready: as many as are kept prepared.
+const KNOWN_MOST: usize = 256;
+
+/// Carries a call out, in its turn. Should that panic, the device is left before the stream goes on.
 fn run(engine: &mut Engine, call: &Call, job: &mut Job) -> Result<(), Error> {
+    let _relaxed = Relaxed::new(job.device.driver());
+    match catch_unwind(AssertUnwindSafe(|| carry_out(engine, call, job))) {
+        Ok(result) => result,
+        Err(panic) => {
+            engine.abandon();
+            resume_unwind(panic)
+        }
+    }
+}
+
+fn carry_out(engine: &mut Engine, call: &Call, job: &mut Job) -> Result<(), Error> {
     let (rank, ranks) = (engine.rank(), engine.ranks());
     let blocks = job.varied.as_ref().map(|Varied { counts: [given, got], lengths }| {
         Counts::of_each(given, got).blocks(call.kind, call.root, *lengths, rank, ranks)

@@ -2,7 +2,7 @@
 //! (`kernels/generate.py`), which the driver compiles for the device when a type is first used.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Kernel, Module, Stream};
 
@@ -63,18 +63,28 @@ struct Argument {
     pass: u32,
 }
 
+impl Argument {
+    const NOTHING: Argument = Argument {
+        source: [0; MOST_OPERANDS],
+        destination: [0; MOST_OPERANDS],
+        count: 0,
+        scalar: 1.0,
+        sources: 0,
+        destinations: 0,
+        pass: 0,
+    };
+}
+
 impl Kernels {
-    /// Those of a device, which all communicators of the process share.
+    /// Those of a device, which all communicators of the process share, and which stay loaded.
     pub(crate) fn of(device: &Device) -> Arc<Kernels> {
-        static ALL: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
+        static ALL: Mutex<Vec<Arc<Kernels>>> = Mutex::new(Vec::new());
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|kernels| kernels.strong_count() > 0);
-        let mut known = all.iter().filter_map(Weak::upgrade);
-        if let Some(kernels) = known.find(|kernels| kernels.device == *device) {
-            return kernels;
+        if let Some(kernels) = all.iter().find(|kernels| kernels.device == *device) {
+            return kernels.clone();
         }
         let kernels = Arc::new(Kernels { device: device.clone(), loaded: Mutex::default() });
-        all.push(Arc::downgrade(&kernels));
+        all.push(kernels.clone());
         kernels
     }
 
@@ -112,6 +122,13 @@ impl Kernels {
         let module = Module::load(&self.device, ptx(data_type))?;
         let fold = module.kernel(c"fold")?;
         let copy = (data_type == DataType::U8).then(|| module.kernel(c"copy")).transpose()?;
+        // Many drivers load a kernel when it first runs, and wait for all streams then: it is to be now.
+        let stream = Stream::new(&self.device)?;
+        for kernel in [Some(fold), copy].into_iter().flatten() {
+            // SAFETY: it has nothing to do.
+            unsafe { stream.launch(kernel, 1, 32, &Argument::NOTHING)? };
+        }
+        stream.synchronize()?;
         let loaded = Arc::new(Loaded { fold, copy, _module: module });
         all.insert(data_type, loaded.clone());
         Ok(loaded)
@@ -139,13 +156,12 @@ impl Fold {
             return Ok(());
         }
         let mut argument = Argument {
-            source: [0; MOST_OPERANDS],
-            destination: [0; MOST_OPERANDS],
             count: (len_bytes / self.element_bytes) as u64,
             scalar: self.scalar,
             sources: sources.len() as u32,
             destinations: destinations.len() as u32,
             pass: self.pass,
+            ..Argument::NOTHING
         };
         argument.source[..sources.len()].copy_from_slice(sources);
         argument.destination[..destinations.len()].copy_from_slice(destinations);

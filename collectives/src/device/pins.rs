@@ -3,7 +3,7 @@
 use ringtree_transport::Link;
 use ringtree_transport::cuda::{Device, DeviceAddress, RegisteredMemory};
 
-/// See the file's description. Dropped before the links whose memory it locks.
+/// See the file's description.
 #[derive(Debug)]
 pub(crate) struct Pins {
     device: Device,
@@ -24,15 +24,7 @@ impl Pins {
         }
         let mut registered = Vec::new();
         for slots in link.slot_memory() {
-            // SAFETY: the memory stays mapped as long as the link, before which these are dropped.
-            let memory = unsafe {
-                RegisteredMemory::register(
-                    &self.device,
-                    slots.start,
-                    slots.len_bytes,
-                    slots.is_writable,
-                )
-            };
+            let memory = RegisteredMemory::register(&self.device, slots.mapping, slots.is_writable);
             match memory {
                 Ok(memory) => registered.push(memory),
                 Err(error) => tracing::info!(

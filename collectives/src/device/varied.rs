@@ -121,7 +121,7 @@ impl OnStream<'_> {
         output: &mut impl DeviceBuffer<T>,
         counts: [&[usize]; 2],
     ) -> Result<Queued, Error> {
-        let (input, output) = (self.read(input)?, self.written(output)?);
+        let (input, output) = self.apart(input, output)?;
         let place = DevicePlace::Into(input.address, output.address);
         let lengths = Lengths::Into { input: input.count, output: output.count };
         self.queue_varied::<T>(asked, place, lengths, counts, [input.keep, output.keep])

@@ -12,7 +12,7 @@ use super::{Engine, Place, drive};
 use crate::control::Operation as Named;
 use crate::device::Kernels;
 use crate::driver::OnDevice;
-use crate::executor::{Fault, Gear, Staged};
+use crate::executor::{Exchange, Fault, Gear, Geometry, Staged};
 use crate::prepared::{Blocks, Call, Part, Planned, plan, varied};
 use crate::record::CallRecord;
 use crate::reduce::Pass;
@@ -70,25 +70,72 @@ impl Engine {
     ) -> Result<(), Error> {
         self.check()?;
         let at = self.on_device(device)?;
+        self.await_device(ready)?;
         if let Some(Op::PreMulSum(factor)) = call.op
             && factor != Factor::ONE
         {
             // SAFETY: the caller's promise is passed on.
-            return unsafe {
-                self.run_multiplied_on_device(call, blocks, at, ready, factor, place)
-            };
+            return unsafe { self.run_multiplied_on_device(call, blocks, at, factor, place) };
         }
         // SAFETY: likewise.
-        unsafe { self.run_at(call, blocks, at, ready, place) }
+        unsafe { self.run_at(call, blocks, at, place) }
     }
 
-    /// As [`Engine::run_on_device`], on one of the devices in use.
+    /// Waits until the device has come to an event, however long that takes.
+    fn await_device(&mut self, event: &Event) -> Result<(), Error> {
+        self.driver.await_device(event).map_err(|error| match error {
+            Error::Device(error) => self.fail_on_device((*error).clone()),
+            error => self.fail(error),
+        })
+    }
+
+    /// Makes a call's operation and what it takes ready, before a stream waits for it: the driver may wait for all streams
+    /// while it allocates, or loads a kernel for the first time.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it cannot be carried out on a GPU; or what ends the communicator.
+    pub(crate) fn prepare_call_on_device(
+        &mut self,
+        call: &Call,
+        device: &Device,
+    ) -> Result<(), Error> {
+        self.check()?;
+        let at = self.on_device(device)?;
+        let call = &call.without_factor();
+        if self.devices[at].prepared.contains_key(call) {
+            return Ok(());
+        }
+        match self.add_on_device(call, at) {
+            Ok(()) => {}
+            Err(CudaError::Argument(what)) => return Err(Error::Argument(what)),
+            Err(error) => return Err(self.fail_on_device(error)),
+        }
+        let operation = self.devices[at].prepared[call].operation.as_ref();
+        let Some(peers) = operation.map(|operation| operation.peers().to_vec()) else {
+            return Ok(());
+        };
+        // Of two ranks that exchange messages, one may come much later.
+        if call.stream == crate::control::Stream::Collective {
+            self.connect(&peers, None)?;
+            self.pin(at, &peers);
+        }
+        Ok(())
+    }
+
+    /// Locks the slots of links for a GPU.
+    fn pin(&mut self, at: usize, peers: &[u32]) {
+        let gear = &mut self.devices[at].gear;
+        for peer in peers {
+            self.wiring.links[*peer as usize].iter().for_each(|link| gear.pins.pin(link));
+        }
+    }
+
+    /// As [`Engine::run_on_device`], on one of the devices in use, which has come to the call.
     unsafe fn run_at(
         &mut self,
         call: &Call,
         blocks: Option<&Blocks>,
         at: usize,
-        ready: &Event,
         place: DevicePlace,
     ) -> Result<(), Error> {
         if let Err(error) = self.prepare_on_device(call, blocks, at) {
@@ -98,13 +145,14 @@ impl Engine {
         let (record, part) = (entry.record, entry.part);
         let Some(operation) = &entry.operation else {
             // SAFETY: the caller's promise is passed on.
-            return unsafe { self.run_on_host(call, blocks, at, ready, part, place) };
+            return unsafe { self.run_on_host(call, blocks, at, part, place) };
         };
         let (peers, digest) = (operation.peers().to_vec(), operation.digest());
         let sequence = self.next_sequence(call.stream);
         let named = Named { stream: call.stream, sequence, record };
         let ticket = self.driver.recorder.begin(call.stream, sequence, &record);
         self.connect(&peers, Some(named))?;
+        self.pin(at, &peers);
         let (input, output) = match place {
             DevicePlace::In(buffer) => (buffer, buffer),
             DevicePlace::Into(input, output) => (
@@ -116,12 +164,9 @@ impl Engine {
         let operation = prepared.get_mut(call).and_then(|entry| entry.operation.as_mut());
         let operation = operation.expect("prepared above");
         let links = &mut self.wiring.links;
-        for peer in peers {
-            links[peer as usize].iter().for_each(|link| gear.pins.pin(link));
-        }
         // SAFETY: the caller's promise is passed on; after an error, the operation settles below.
         let started =
-            unsafe { operation.start(Tag { sequence, digest }, input, output, ready, gear, links) };
+            unsafe { operation.start(Tag { sequence, digest }, input, output, gear, links) };
         let result = match started {
             Ok(()) => {
                 let mut driven = OnDevice { operation, gear, named };
@@ -147,7 +192,6 @@ impl Engine {
         call: &Call,
         blocks: Option<&Blocks>,
         at: usize,
-        ready: &Event,
         part: Part,
         place: DevicePlace,
     ) -> Result<(), Error> {
@@ -162,7 +206,7 @@ impl Engine {
         let output_at = if is_one { 0 } else { input_bytes.next_multiple_of(64) };
         let len_bytes = output_at + output_bytes;
         // SAFETY: the caller's promise is passed on.
-        let taken = unsafe { self.devices[at].take(ready, input, input_bytes, len_bytes) };
+        let taken = unsafe { self.devices[at].take(input, input_bytes, len_bytes) };
         let host = taken.map_err(|error| self.fail_on_device(error))?;
         let host_output = host.wrapping_add(output_at);
         let host_place =
@@ -189,7 +233,6 @@ impl Engine {
         call: &Call,
         blocks: Option<&Blocks>,
         at: usize,
-        ready: &Event,
         factor: Factor,
         place: DevicePlace,
     ) -> Result<(), Error> {
@@ -217,7 +260,6 @@ impl Engine {
                 (address, DevicePlace::Into(address, own_output))
             };
             let fold = on.kernels.fold(call.data_type, Pass::Scale { factor: factor.get() })?;
-            on.stream.wait_for(ready)?;
             // SAFETY: the caller vouches for the input and the output, which are the same or do not overlap; a copy
             // has room for the input.
             unsafe { fold.queue(&on.stream, &[input], &[multiplied], part.input)? };
@@ -225,13 +267,13 @@ impl Engine {
             multiplied.record(&on.stream)?;
             Ok((place, multiplied))
         };
-        match multiply() {
-            // SAFETY: the caller's promise, with the multiplied elements for the input.
-            Ok((place, ready)) => unsafe {
-                self.run_at(&call.without_factor(), blocks, at, &ready, place)
-            },
-            Err(error) => Err(self.fail_on_device(error)),
-        }
+        let (place, multiplied) = match multiply() {
+            Ok(done) => done,
+            Err(error) => return Err(self.fail_on_device(error)),
+        };
+        self.await_device(&multiplied)?;
+        // SAFETY: the caller's promise, with the multiplied elements for the input.
+        unsafe { self.run_at(&call.without_factor(), blocks, at, place) }
     }
 
     /// Where the engine keeps what it has on a GPU.
@@ -245,7 +287,7 @@ impl Engine {
                 prepared: FxHashMap::default(),
                 gear: Gear::new(device, self.shape.ranks)?,
                 kernels: Kernels::of(device),
-                stream: Stream::new(device)?,
+                stream: Stream::urgent(device)?,
                 host: None,
             })
         };
@@ -288,6 +330,13 @@ impl Engine {
         let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
             planned;
         // What runs several times in a row is a barrier of no bytes.
+        let is_exchange = is_exchange && {
+            let element_bytes = call.data_type.size_bytes();
+            let (chunks, scratch) = (program.chunks, &program.scratch);
+            let geometry =
+                Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
+            Exchange::at_once(&program, &geometry).is_some()
+        };
         let operation = if is_exchange || runs > 1 {
             None
         } else {
@@ -323,6 +372,9 @@ impl Engine {
     pub(super) fn leave_devices(&mut self, error: &Error) {
         for on in &self.devices {
             on.gear.settle();
+            if let Err(error) = on.stream.synchronize() {
+                tracing::debug!("after an error: {error}");
+            }
         }
         // Before anything is given back, which may wait for all streams.
         self.signals.release(error);
@@ -346,20 +398,17 @@ impl DeviceEngine {
         Ok(self.host.as_ref().expect("allocated above").start())
     }
 
-    /// Copies what a call reads to the host, from when the device has come to `ready`. Returns where there is room
-    /// for `len_bytes`.
+    /// Copies what a call reads to the host. Returns where there is room for `len_bytes`.
     ///
     /// # Safety
     /// The device must be able to read `input_bytes` there.
     unsafe fn take(
         &mut self,
-        ready: &Event,
         input: DeviceAddress,
         input_bytes: usize,
         len_bytes: usize,
     ) -> Result<*mut u8, CudaError> {
         let host = self.host_memory(len_bytes)?;
-        self.stream.wait_for(ready)?;
         if input_bytes > 0 {
             // SAFETY: the caller's promise; the host's memory has room, and nobody else uses it.
             unsafe { self.stream.copy_to_host(host, input, input_bytes)? };

@@ -9,11 +9,11 @@ use ringtree_plan::{Action, Destination, Program, Source, Span};
 use ringtree_transport::shm::{BOARD_BYTES, Board, Published};
 use ringtree_transport::{Link, Tag};
 
-use super::{Fault, Operation, Status};
+use super::{Fault, Geometry, Operation, Status};
 
 /// An exchange, and how far it is.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(crate) struct Exchange {
     given: Span,
     /// Where the fold goes; `None` where nothing is folded.
     result: Option<Span>,
@@ -35,6 +35,12 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
+    /// The exchange that a program is on buffers that are cut so, if they are so short that a board has room.
+    pub(crate) fn at_once(program: &Program, geometry: &Geometry) -> Option<Exchange> {
+        let is_one_round = geometry.rounds() == 1;
+        is_one_round.then(|| Exchange::of(program, geometry.longest_chunk_bytes())).flatten()
+    }
+
     /// The exchange that a program is, if it is one of so few bytes that a board has room.
     pub(super) fn of(program: &Program, bytes: usize) -> Option<Exchange> {
         if program.ranks < 2 || bytes > BOARD_BYTES {
@@ -84,10 +90,7 @@ impl Operation {
     /// Carries the program out as an exchange, if it is one. All ranks must: see
     /// [`Algorithm::is_one_exchange`](ringtree_plan::Algorithm::is_one_exchange).
     pub fn exchange_at_once(&mut self) {
-        if self.geometry.rounds() == 1 {
-            let bytes = self.geometry.longest_chunk_bytes();
-            self.exchange = Exchange::of(&self.program, bytes).map(Box::new);
-        }
+        self.exchange = Exchange::at_once(&self.program, &self.geometry).map(Box::new);
     }
 
     /// Begins a run as [`Operation::start`] does. What this rank gives in an exchange goes onto

@@ -13,6 +13,7 @@ mod staged;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use exchange::Exchange;
 pub use geometry::{ByteSpan, Extent, Geometry};
 pub(crate) use staged::{Gear, Staged};
 
@@ -22,7 +23,6 @@ use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
 
 use crate::reduce::{self, Kernel};
 use crate::{DataType, Op};
-use exchange::Exchange;
 use lane::Lane;
 
 /// How a collective is cut: how many rounds are in flight at once, and how long one is.

@@ -10,6 +10,9 @@ use super::driver::Driver;
 use super::error::CudaError;
 use super::ffi::{self, Code, DeviceNumber, Functions};
 
+/// What the kernels are compiled for (`collectives/src/device/kernels/generate.py`).
+const LEAST_CAPABILITY: (u32, u32) = (7, 5);
+
 /// A handle of a GPU. Clones are of the same one.
 #[derive(Clone)]
 pub struct Device(Arc<Open>);
@@ -44,7 +47,13 @@ impl Device {
             let code = (driver.functions.retain_context)(&raw mut context, number);
             driver.check("cuDevicePrimaryCtxRetain", ordinal, code)?;
         }
-        Ok(Device(Arc::new(Open { driver, ordinal, number, context })))
+        let device = Device(Arc::new(Open { driver, ordinal, number, context }));
+        let capability = device.compute_capability()?;
+        if capability < LEAST_CAPABILITY {
+            let name = device.name();
+            return Err(CudaError::OldDevice { ordinal, name, capability });
+        }
+        Ok(device)
     }
 
     /// Its number.

@@ -35,6 +35,19 @@ pub enum CudaError {
         /// How many there are.
         count: u32,
     },
+    /// The device is too old for the kernels of the library.
+    #[error(
+        "GPU {ordinal} ({name}) has compute capability {}.{}: Ringtree's kernels need 7.5 or later; use another GPU, or \
+         buffers on the host", .capability.0, .capability.1
+    )]
+    OldDevice {
+        /// The device.
+        ordinal: u32,
+        /// What its maker calls it.
+        name: String,
+        /// What it has.
+        capability: (u32, u32),
+    },
     /// The driver is too old for what the library needs.
     #[error(
         "the CUDA driver is of version {}.{}: {needs}; update NVIDIA's driver", .version / 1000, .version % 1000 / 10

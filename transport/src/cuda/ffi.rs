@@ -33,14 +33,20 @@ pub const IPC_HANDLE_BYTES: usize = 64;
 pub struct IpcHandle(pub [u8; IPC_HANDLE_BYTES]);
 
 pub const SUCCESS: Code = 0;
+pub const INVALID_VALUE: Code = 1;
 pub const OUT_OF_MEMORY: Code = 2;
 pub const NO_DEVICE: Code = 100;
 pub const UNSUPPORTED_PTX_VERSION: Code = 222;
 pub const NOT_READY: Code = 600;
 pub const PEER_ACCESS_ALREADY_ENABLED: Code = 704;
+pub const HOST_MEMORY_ALREADY_REGISTERED: Code = 712;
 
 /// `CU_STREAM_NON_BLOCKING`: apart from the null stream.
 pub const STREAM_NON_BLOCKING: c_uint = 1;
+/// Below every priority that there is, and taken for the highest.
+pub const STREAM_HIGHEST_PRIORITY: c_int = -1000;
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: calls of this thread have nothing to do with what other threads capture.
+pub const CAPTURE_MODE_RELAXED: c_uint = 2;
 /// `CU_EVENT_DISABLE_TIMING`.
 pub const EVENT_DISABLE_TIMING: c_uint = 2;
 /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`: for all contexts, at a device address.
@@ -137,7 +143,8 @@ functions! {
     copy_to_host: c"cuMemcpyDtoHAsync_v2", fn(*mut c_void, DeviceAddress, usize, *mut Stream);
     copy: c"cuMemcpyAsync", fn(DeviceAddress, DeviceAddress, usize, *mut Stream);
     fill: c"cuMemsetD8Async", fn(DeviceAddress, u8, usize, *mut Stream);
-    stream_create: c"cuStreamCreate", fn(*mut *mut Stream, c_uint);
+    stream_create: c"cuStreamCreateWithPriority", fn(*mut *mut Stream, c_uint, c_int);
+    exchange_capture_mode: c"cuThreadExchangeStreamCaptureMode", fn(*mut c_uint);
     stream_destroy: c"cuStreamDestroy_v2", fn(*mut Stream);
     stream_synchronize: c"cuStreamSynchronize", fn(*mut Stream);
     stream_is_capturing: c"cuStreamIsCapturing", fn(*mut Stream, *mut c_int);
@@ -148,7 +155,6 @@ functions! {
     event_record: c"cuEventRecord", fn(*mut Event, *mut Stream);
     event_query: c"cuEventQuery", fn(*mut Event);
     module_load: c"cuModuleLoadData", fn(*mut *mut Module, *const c_void);
-    module_unload: c"cuModuleUnload", fn(*mut Module);
     module_function: c"cuModuleGetFunction", fn(*mut *mut Function, *mut Module, *const c_char);
     launch: c"cuLaunchKernel", fn(
         *mut Function,

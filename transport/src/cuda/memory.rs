@@ -2,11 +2,13 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use super::device::Device;
 use super::error::CudaError;
 use super::ffi::{self, DeviceAddress};
 use super::reaper::{self, Freed};
+use crate::memory::SharedMemory;
 
 /// Memory of a GPU. It is not of a pool, so that it can be exported. It is given back some time after this is dropped,
 /// when nothing that was queued on the device before uses it any more.
@@ -130,13 +132,14 @@ impl Drop for PinnedMemory {
     }
 }
 
-/// Memory of the host that is somebody else's, and that a GPU may use as long as this lives.
+/// A mapping of the host's that a GPU may use.
 #[derive(Debug)]
 pub struct RegisteredMemory {
     device: Device,
-    start: usize,
+    mapping: Arc<SharedMemory>,
     address: DeviceAddress,
-    len_bytes: usize,
+    /// It was registered here, and not for another GPU of this process.
+    is_own: bool,
 }
 
 impl RegisteredMemory {
@@ -144,13 +147,9 @@ impl RegisteredMemory {
     ///
     /// # Errors
     /// What the driver says: it cannot do so with every mapping.
-    ///
-    /// # Safety
-    /// The range must stay mapped as long as this lives; it begins and ends with a page.
-    pub unsafe fn register(
+    pub fn register(
         device: &Device,
-        start: *mut u8,
-        len_bytes: usize,
+        mapping: Arc<SharedMemory>,
         is_writable: bool,
     ) -> Result<RegisteredMemory, CudaError> {
         let mut flags = ffi::HOST_REGISTER_PORTABLE_MAPPED;
@@ -162,35 +161,31 @@ impl RegisteredMemory {
             flags |= ffi::HOST_REGISTER_READ_ONLY;
         }
         let _entered = device.enter()?;
-        // SAFETY: the caller's promise.
-        let code = unsafe { (device.functions().host_register)(start.cast(), len_bytes, flags) };
-        device.check("cuMemHostRegister", code)?;
-        let (device, start) = (device.clone(), start as usize);
-        let mut memory = RegisteredMemory { device, start, address: 0, len_bytes };
-        memory.address = mapped(&memory.device, start as *mut c_void)?;
+        let (start, len_bytes) = (mapping.start().cast(), mapping.len_bytes());
+        // SAFETY: the mapping stays as long as this, and until the reaper has ended the registration.
+        let code = unsafe { (device.functions().host_register)(start, len_bytes, flags) };
+        let is_own = code != ffi::HOST_MEMORY_ALREADY_REGISTERED;
+        if is_own {
+            device.check("cuMemHostRegister", code)?;
+        }
+        let device = device.clone();
+        let mut memory = RegisteredMemory { device, mapping, address: 0, is_own };
+        memory.address = mapped(&memory.device, start)?;
         Ok(memory)
     }
 
     /// Where a GPU finds a byte of the host, if it and the `len_bytes` from there on are of this memory.
     pub fn address_of(&self, data: *const u8, len_bytes: usize) -> Option<DeviceAddress> {
-        let offset = (data as usize).checked_sub(self.start)?;
-        let is_within = offset.checked_add(len_bytes)? <= self.len_bytes;
+        let offset = (data as usize).checked_sub(self.mapping.start() as usize)?;
+        let is_within = offset.checked_add(len_bytes)? <= self.mapping.len_bytes();
         is_within.then(|| self.address + offset as u64)
     }
 }
 
 impl Drop for RegisteredMemory {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.device.enter() {
-            // SAFETY: it was registered there, and is unregistered once.
-            let code =
-                unsafe { (self.device.functions().host_unregister)(self.start as *mut c_void) };
-            if code != ffi::SUCCESS {
-                tracing::debug!(
-                    "cuMemHostUnregister on GPU {}: code {code}",
-                    self.device.ordinal()
-                );
-            }
+        if self.is_own {
+            reaper::free(&self.device, Freed::Registered(self.mapping.clone()));
         }
     }
 }
@@ -219,7 +214,11 @@ pub fn device_of(device: &Device, address: DeviceAddress) -> Result<u32, CudaErr
             attribute((&raw mut ordinal).cast(), ffi::POINTER_DEVICE_ORDINAL, address),
         ]
     };
-    if codes != [ffi::SUCCESS; 2] || kind != ffi::MEMORY_TYPE_DEVICE {
+    let is_unknown = codes.contains(&ffi::INVALID_VALUE);
+    for code in codes.into_iter().filter(|_| !is_unknown) {
+        device.check("cuPointerGetAttribute", code)?;
+    }
+    if is_unknown || kind != ffi::MEMORY_TYPE_DEVICE {
         return Err(CudaError::Argument(format!("{address:#x} is no address of a GPU's memory")));
     }
     Ok(ordinal as u32)

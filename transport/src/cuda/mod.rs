@@ -4,6 +4,7 @@
 //! everything else. All calls pass through one checked layer, so that each failure says which call, on which GPU,
 //! and what the driver means by its code. Nothing here knows of ranks.
 
+mod capture;
 mod device;
 mod driver;
 mod error;
@@ -15,6 +16,7 @@ mod reaper;
 mod stream;
 mod trial;
 
+pub use capture::Relaxed;
 pub use device::Device;
 pub use driver::Driver;
 pub use error::CudaError;

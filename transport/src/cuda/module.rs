@@ -7,7 +7,7 @@ use super::error::CudaError;
 use super::ffi;
 use super::stream::Stream;
 
-/// Compiled kernels.
+/// Compiled kernels. They stay loaded: unloading them would wait for all that is queued on the device.
 #[derive(Debug)]
 pub struct Module {
     device: Device,
@@ -19,7 +19,7 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-/// A kernel of a module, which must outlive it.
+/// A kernel of a module.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     raw: *mut ffi::Function,
@@ -62,15 +62,6 @@ impl Module {
     }
 }
 
-impl Drop for Module {
-    fn drop(&mut self) {
-        if let Ok(_entered) = self.device.enter() {
-            // SAFETY: it was loaded once, and nothing of it runs any more.
-            unsafe { (self.device.functions().module_unload)(self.raw) };
-        }
-    }
-}
-
 impl Stream {
     /// Queues a kernel, of `blocks` blocks of `threads` threads, with one argument.
     ///
@@ -79,7 +70,7 @@ impl Stream {
     ///
     /// # Safety
     /// The argument must be of the kernel's type; what the kernel reads and writes must stay, and nobody else use
-    /// it in another way, until it is done. The kernel's module is of this device, and loaded until then.
+    /// it in another way, until it is done. The kernel's module is of this device.
     pub unsafe fn launch<A: Copy>(
         &self,
         kernel: Kernel,

@@ -1,12 +1,14 @@
 //! Gives memory back on a thread of its own. The driver waits for all that is queued on the device before it frees,
 //! and a stream may wait there for a call that the freeing thread is to carry out.
 
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::capture::Relaxed;
 use super::device::Device;
 use super::ffi::{self, Code, DeviceAddress};
+use crate::memory::SharedMemory;
 
 /// How long an allocation waits for memory to be given back, before it fails.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -17,6 +19,8 @@ pub(super) enum Freed {
     Device(DeviceAddress),
     /// Pinned memory of the host, by its first byte.
     Pinned(usize),
+    /// The registration of a mapping of the host's.
+    Registered(Arc<SharedMemory>),
     /// Memory of another process, which is mapped there.
     Mapped(DeviceAddress),
 }
@@ -68,12 +72,16 @@ fn carry_out(order: Order) {
             return;
         }
     };
+    let _relaxed = Relaxed::new(device.driver());
     let Ok(_entered) = device.enter() else { return };
     let functions = device.functions();
     // SAFETY: it was allocated there, nobody has it any more, and it is freed once.
     let (call, code): (_, Code) = unsafe {
         match freed {
             Freed::Device(address) => ("cuMemFree", (functions.free)(address)),
+            Freed::Registered(mapping) => {
+                ("cuMemHostUnregister", (functions.host_unregister)(mapping.start().cast()))
+            }
             Freed::Mapped(address) => ("cuIpcCloseMemHandle", (functions.ipc_close)(address)),
             Freed::Pinned(start) => {
                 ("cuMemFreeHost", (functions.host_free)(start as *mut std::ffi::c_void))

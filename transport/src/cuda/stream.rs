@@ -38,12 +38,24 @@ impl Stream {
     /// # Errors
     /// What the driver says.
     pub fn new(device: &Device) -> Result<Stream, CudaError> {
+        Stream::with_priority(device, 0)
+    }
+
+    /// As [`Stream::new`], before all others. A device has few queues in hardware, which streams share, and not with those
+    /// of another priority: what other streams wait for must not come to lie behind them.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn urgent(device: &Device) -> Result<Stream, CudaError> {
+        Stream::with_priority(device, ffi::STREAM_HIGHEST_PRIORITY)
+    }
+
+    fn with_priority(device: &Device, priority: c_int) -> Result<Stream, CudaError> {
         let _entered = device.enter()?;
-        let mut raw = std::ptr::null_mut();
+        let (mut raw, flags) = (std::ptr::null_mut(), ffi::STREAM_NON_BLOCKING);
         // SAFETY: the address is of a variable that outlives the call.
-        let code =
-            unsafe { (device.functions().stream_create)(&raw mut raw, ffi::STREAM_NON_BLOCKING) };
-        device.check("cuStreamCreate", code)?;
+        let code = unsafe { (device.functions().stream_create)(&raw mut raw, flags, priority) };
+        device.check("cuStreamCreateWithPriority", code)?;
         Ok(Stream { device: device.clone(), raw, owner: Owner::This })
     }
 

@@ -1,5 +1,7 @@
 //! Tries of what GPUs and their driver say that they can do, for those who want to know before they rely on it.
 
+use std::sync::Arc;
+
 use super::device::Device;
 use super::error::CudaError;
 use super::memory::{DeviceMemory, PinnedMemory, RegisteredMemory};
@@ -53,13 +55,10 @@ impl Device {
     /// What the driver says.
     pub fn try_registered(
         &self,
-        memory: &SharedMemory,
+        memory: &Arc<SharedMemory>,
         is_writable: bool,
     ) -> Result<(), CudaError> {
-        // SAFETY: the memory is mapped, in whole pages, until the registration is dropped here.
-        let registered = unsafe {
-            RegisteredMemory::register(self, memory.start(), memory.len_bytes(), is_writable)
-        };
+        let registered = RegisteredMemory::register(self, memory.clone(), is_writable);
         registered.map(drop)
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use std::io;
+use std::sync::Arc;
 
 use super::frame::{HEADER_BYTES, Header, parse};
 use super::{MAX_QUEUES, SLICE_BYTES};
@@ -61,17 +62,21 @@ impl Place {
 
 /// Memory with places: the peer writes to one of a side's arenas, and that side writes from the other.
 #[derive(Debug)]
-pub(super) struct Arena(SharedMemory);
+pub(super) struct Arena(Arc<SharedMemory>);
 
 impl Arena {
     /// Where the peer writes.
     pub(super) fn landing() -> io::Result<Arena> {
-        SharedMemory::create(LANDING_BYTES).map(Arena)
+        SharedMemory::create(LANDING_BYTES).map(|memory| Arena(Arc::new(memory)))
     }
 
     /// What this side writes from.
     pub(super) fn staging() -> io::Result<Arena> {
-        SharedMemory::create(STAGING_BYTES).map(Arena)
+        SharedMemory::create(STAGING_BYTES).map(|memory| Arena(Arc::new(memory)))
+    }
+
+    pub(super) fn mapping(&self) -> &Arc<SharedMemory> {
+        &self.0
     }
 
     pub(super) fn start(&self) -> *mut u8 {

@@ -179,11 +179,8 @@ pub(super) struct Parts {
 impl RdmaLink {
     /// The arenas: the peer writes to one, and this side sends from the other.
     pub(crate) fn slot_memory(&self) -> Vec<SlotMemory> {
-        let memory = |arena: &Arena| SlotMemory {
-            start: arena.start(),
-            len_bytes: arena.len_bytes(),
-            is_writable: true,
-        };
+        let memory =
+            |arena: &Arena| SlotMemory { mapping: arena.mapping().clone(), is_writable: true };
         vec![memory(&self.landing.arena), memory(&self.staging.arena)]
     }
 

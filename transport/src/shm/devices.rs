@@ -3,7 +3,8 @@
 //! Each side tells the other of its GPU, once its program has used one, with some exported memory; the other looks
 //! whether its own GPU finds there what it should, and says so. From then on memory of the library on that GPU is lent
 //! as shared memory is: named on the socket before the first frame that lends some of it. A rank whose buffers are on
-//! the host for once copies what is lent to it. Memory must not be freed while another process has it mapped: what the
+//! the host for once copies what is lent to it, and so does one whose buffers are on another GPU than the first that it
+//! used: a link serves one of each side. Memory must not be freed while another process has it mapped: what the
 //! peer has been told of is kept until that has unmapped it, which the next calls bring about, or the link ends.
 
 use std::os::unix::net::UnixStream;
@@ -55,6 +56,8 @@ pub(super) struct Devices {
     returned: Vec<(u32, Receiver<()>)>,
     /// By which what is lent is copied, for buffers of the host.
     stream: Option<Stream>,
+    /// Why a message of the peer could not be taken in, where that is this side's matter.
+    pub(super) failure: Option<String>,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,8 @@ struct Lent {
     registration: Weak<Registration>,
     start: DeviceAddress,
     len_bytes: u64,
+    /// Its GPU.
+    ordinal: u32,
     /// What the peer has been told of.
     kept: Option<Arc<DeviceMemory>>,
     /// The peer has been told to unmap it.
@@ -83,13 +88,12 @@ impl Devices {
 
     /// Tells the peer of this side's GPU, once, and looks whether it reads the peer's memory.
     pub(super) fn use_device(&mut self, probe: &Arc<Probe>, socket: &UnixStream) {
-        if self.own.as_ref().is_none_or(|own| own.device() != probe.device()) {
+        if self.own.is_none() {
             let (exported, nonce) = probe.told();
             let message = [&[GPU][..], &exported.to_bytes(), &nonce.to_le_bytes()].concat();
             // Where it cannot be sent now, it is the next time.
             if send(socket, &message, None).is_some() {
                 self.own = Some(probe.clone());
-                (self.reads, self.is_read) = (None, false);
             }
         }
         self.look(socket);
@@ -99,6 +103,11 @@ impl Devices {
             let message = [&[WITHDRAWN][..], &id.to_le_bytes()].concat();
             !(is_unmapped && send(socket, &message, None).is_some())
         });
+    }
+
+    /// Whether this is the GPU that it serves, or may come to serve.
+    pub(super) fn serves(&self, probe: &Probe) -> bool {
+        self.own.as_ref().is_none_or(|own| own.device() == probe.device())
     }
 
     /// Whether there is nothing to tell the peer, nor to be told by it.
@@ -128,6 +137,7 @@ impl Devices {
             registration: Arc::downgrade(registration),
             start: memory.address(),
             len_bytes: memory.len_bytes() as u64,
+            ordinal: memory.device().ordinal(),
             kept: None,
             is_withdrawn: false,
         });
@@ -136,7 +146,13 @@ impl Devices {
 
     /// Whether a range lies in memory that may be lent to this peer.
     pub(super) fn lends(&self, address: DeviceAddress, len_bytes: usize) -> bool {
-        self.is_read && self.lent.iter().any(|lent| lent.holds(address, len_bytes))
+        self.is_read && self.lent.iter().any(|lent| self.may_lend(lent, address, len_bytes))
+    }
+
+    /// Whether a range is of a memory, and that of the GPU that the peer's reads.
+    fn may_lend(&self, lent: &Lent, address: DeviceAddress, len_bytes: usize) -> bool {
+        let own = self.own.as_ref().map(|own| own.device().ordinal());
+        own == Some(lent.ordinal) && lent.holds(address, len_bytes)
     }
 
     /// The place of a range, announced to the peer; `None` where it cannot be lent now.
@@ -150,7 +166,8 @@ impl Devices {
             return None;
         }
         let announced = self.lent.iter().filter(|lent| lent.kept.is_some()).count();
-        let lent = self.lent.iter_mut().find(|lent| lent.holds(address, len_bytes))?;
+        let at = self.lent.iter().position(|lent| self.may_lend(lent, address, len_bytes))?;
+        let lent = &mut self.lent[at];
         if lent.kept.is_none() {
             if announced >= MOST_BORROWED {
                 return None;
@@ -210,9 +227,8 @@ impl Devices {
             GPU => {
                 let Some((exported, nonce)) = message.split_first_chunk() else { return false };
                 let Ok(nonce) = nonce.try_into().map(u64::from_le_bytes) else { return false };
-                self.theirs = Some((Exported::from_bytes(exported), nonce));
-                self.reads = None;
-                true
+                // It tells of one.
+                self.theirs.replace((Exported::from_bytes(exported), nonce)).is_none()
             }
             READS => {
                 self.is_read = self.own.is_some();
@@ -228,9 +244,8 @@ impl Devices {
                 match PeerMemory::open(own.device(), &exported, self.is_one_process) {
                     Ok(memory) => self.borrowed.push((u32::from_le_bytes(*id), memory)),
                     Err(error) => {
-                        tracing::error!(
-                            "memory of a peer's GPU, which could be reached before: {error}"
-                        );
+                        self.failure =
+                            Some(format!("memory that its GPU lends cannot be used: {error}"));
                         return false;
                     }
                 }

@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,7 @@ fn establish(
     tracing::debug!("rank {peer} shares memory; the way to its ordinary memory: {reach:?}");
     stream.set_read_timeout(None)?;
     stream.set_nonblocking(true)?;
+    let (mine, theirs) = (Arc::new(mine), Arc::new(theirs));
     let halves = Halves { mine, theirs, board: their_board };
     let fenced = !(can_order && they_can_order);
     Ok(ShmLink::new(peer, stream, halves, fenced, reach, attach, process))

@@ -36,8 +36,8 @@ const MOST_ATTACHED_OPERATIONS: u32 = 64;
 
 /// The memory of a link.
 pub(super) struct Halves {
-    pub(super) mine: SharedMemory,
-    pub(super) theirs: SharedMemory,
+    pub(super) mine: Arc<SharedMemory>,
+    pub(super) theirs: Arc<SharedMemory>,
     /// What the peer publishes for all.
     pub(super) board: SharedMemory,
 }
@@ -48,8 +48,8 @@ pub struct ShmLink {
     pub(super) peer: u32,
     /// Wakes a sleeping peer, and ends when its process ends.
     pub(super) socket: UnixStream,
-    pub(super) mine: SharedMemory,
-    pub(super) theirs: SharedMemory,
+    pub(super) mine: Arc<SharedMemory>,
+    pub(super) theirs: Arc<SharedMemory>,
     /// What the peer publishes for all.
     pub(super) board: SharedMemory,
     pub(super) sends: Box<[SendChannel]>,
@@ -90,9 +90,8 @@ unsafe impl Send for ShmLink {}
 impl ShmLink {
     /// Where slots and lines lie: this side writes its own half, and reads the peer's.
     pub(crate) fn slot_memory(&self) -> Vec<SlotMemory> {
-        let memory = |half: &SharedMemory, is_writable| SlotMemory {
-            start: half.start(),
-            len_bytes: half.len_bytes(),
+        let memory = |half: &Arc<SharedMemory>, is_writable| SlotMemory {
+            mapping: half.clone(),
             is_writable,
         };
         vec![memory(&self.mine, true), memory(&self.theirs, false)]
@@ -257,8 +256,8 @@ impl ShmLink {
     }
 
     pub(crate) fn use_device(&mut self, probe: &Arc<Probe>) {
-        self.takes_device_loans = true;
-        if !self.borrower.devices.is_settled() {
+        self.takes_device_loans = self.borrower.devices.serves(probe);
+        if self.takes_device_loans && !self.borrower.devices.is_settled() {
             self.take_in();
             self.borrower.devices.use_device(probe, &self.socket);
         }
@@ -605,6 +604,9 @@ impl ShmLink {
     }
 
     pub(super) fn closed(&self) -> LinkError {
+        if let Some(reason) = &self.borrower.devices.failure {
+            return self.failed(reason.clone());
+        }
         LinkError::Closed { peer: self.peer, transport: TransportKind::Shm }
     }
 

@@ -19,7 +19,7 @@ typedef long long i64;
 
 #define MOST_OPERANDS 64
 
-// What a fold does: `FoldArgument` of `kernels.rs`.
+// What a fold does: `Argument` of `kernels.rs`.
 struct Fold {
     u64 source[MOST_OPERANDS];
     u64 destination[MOST_OPERANDS];
@@ -30,7 +30,7 @@ struct Fold {
     u32 pass;
 };
 
-// `Pass::number` of `kernels.rs`.
+// The numbers that `number` of `kernels.rs` gives passes.
 enum { SUM, PRODUCT, MIN, MAX, BIT_AND, BIT_OR, BIT_XOR, AVERAGE, SCALE };
 
 #define INLINE static __device__ __forceinline__

@@ -71,7 +71,7 @@ def main():
             path.write_text(text)
             continue
         if path.read_text() != text:
-            sys.exit(f"{path.name} is not what fold.cu compiles to: run generate.py without --check")
+            sys.exit(f"{path.name} is not what fold.cu compiles to: run check.sh --write")
         with tempfile.TemporaryDirectory() as folder:
             ptxas = [
                 subprocess.Popen([

@@ -84,7 +84,7 @@ impl Gear {
     pub(super) fn provide(&mut self, lanes: usize) -> Result<(), CudaError> {
         while self.lanes.len() < lanes {
             self.lanes.push(LaneGear {
-                stream: Stream::new(&self.device)?,
+                stream: Stream::urgent(&self.device)?,
                 event: Event::new(&self.device)?,
                 memory: None,
                 pieces: Default::default(),

@@ -19,7 +19,7 @@ mod slice;
 use std::sync::Arc;
 
 use ringtree_plan::{Action, Destination, Program, Source, Space, Span};
-use ringtree_transport::cuda::{CudaError, DeviceAddress, DeviceMemory, Event};
+use ringtree_transport::cuda::{CudaError, DeviceAddress, DeviceMemory};
 use ringtree_transport::memory::Registration;
 use ringtree_transport::{Channel, Link, Tag};
 
@@ -116,8 +116,8 @@ impl Staged {
         let operands = operands(&program);
         if operands > MOST_OPERANDS {
             return Err(CudaError::Argument(format!(
-                "a GPU folds at most {MOST_OPERANDS} buffers at once, and this algorithm {operands}: name \
-                 another one, such as ring"
+                "a GPU folds at most {MOST_OPERANDS} buffers at once, and the algorithm that is chosen or named {operands}: \
+                 name another one, such as ring, or in the reproducible mode use buffers of the host"
             )));
         }
         let lanes = (0..lanes).map(|lane| {
@@ -193,7 +193,7 @@ impl Staged {
         self.digest
     }
 
-    /// Begins a run, when the device has come to `ready`.
+    /// Begins a run. All that the device is to have done before it has.
     ///
     /// # Safety
     /// As of [`Operation::start`](super::Operation::start), with addresses of the device; after an error, until
@@ -203,7 +203,6 @@ impl Staged {
         tag: Tag,
         input: DeviceAddress,
         output: DeviceAddress,
-        ready: &Event,
         gear: &mut Gear,
         links: &mut [Option<Link>],
     ) -> Result<(), CudaError> {
@@ -214,10 +213,6 @@ impl Staged {
         for (lane, gear) in self.lanes.iter_mut().zip(&mut gear.lanes) {
             lane.restart();
             gear.restart();
-            gear.stream.wait_for(ready)?;
-            // Nothing is lent before the device has come to it.
-            gear.event.record(&gear.stream)?;
-            lane.is_busy = true;
         }
         let lanes = self.lanes.len();
         for &peer in &self.peers {
@@ -259,9 +254,10 @@ impl Staged {
         Ok(Status::Blocked { moved: false })
     }
 
-    /// Whether the device works on something, whose end no descriptor tells of.
+    /// Whether the device works on something, whose end no descriptor tells of, or a span waits for room, of which links
+    /// do not know.
     pub(crate) fn waits_for_device(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.is_busy)
+        self.lanes.iter().any(|lane| lane.is_busy || lane.unsent(&self.peers).is_some())
     }
 
     /// The peers that lanes wait for, each once.

@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -159,7 +160,7 @@ fn host_memory(wish: &Wish, devices: &[Device]) {
         Ok((ours, SharedMemory::open(file, SLOTS_BYTES)?))
     });
     let (ours, theirs) = match halves {
-        Ok(halves) => halves,
+        Ok((ours, theirs)) => (Arc::new(ours), Arc::new(theirs)),
         Err(error) => {
             let seen = format!("no memory that ranks share can be made: {error}");
             return found(HOST_MEMORY.found(wish.trouble(), seen));
