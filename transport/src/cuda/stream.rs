@@ -114,17 +114,6 @@ impl Stream {
         Ok(status != 0)
     }
 
-    /// What is queued from now on waits for the event.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
-        let _entered = self.device.enter()?;
-        // SAFETY: both live; the driver keeps what it needs of the event.
-        let code = unsafe { (self.device.functions().stream_wait_event)(self.raw, event.raw, 0) };
-        self.device.check("cuStreamWaitEvent", code)
-    }
-
     /// What is queued from now on waits until the word at an address is at least `value`, cyclically.
     ///
     /// # Errors
