@@ -19,6 +19,10 @@
 //! Ranks with buffers on GPUs and ranks with buffers on the host may be in one communicator, and every rank gets the
 //! same bits. NVIDIA's driver is opened when a GPU is first asked for. Tested against a stand-in driver that executes
 //! the real kernels.
+//!
+//! The first call of its kind makes ready what it takes, and may wait for the other ranks to do so; later ones only queue.
+//! While a call is queued, the driver must not be made to wait for all streams, which allocating, and starting a kernel
+//! that it has not loaded yet, may do: a program does these before, or sets `CUDA_MODULE_LOADING=EAGER`.
 
 mod buffer;
 mod calls;
