@@ -236,16 +236,7 @@ impl Engine {
         factor: Factor,
         place: DevicePlace,
     ) -> Result<(), Error> {
-        let element_bytes = call.data_type.size_bytes();
-        let (rank, ranks) = (self.rank(), self.ranks());
-        let part = match (call.kind.collective(call.root), blocks) {
-            (Some(collective), Some(blocks)) => {
-                Part::varied(collective, rank, blocks, element_bytes)
-            }
-            (collective, _) => {
-                Part::of(collective, rank, ranks, call.count as usize * element_bytes)
-            }
-        };
+        let part = self.part(call, blocks);
         let (input, own_output) = match place {
             DevicePlace::In(buffer) => (buffer, buffer + part.before_output as u64),
             DevicePlace::Into(input, output) => (input, output),

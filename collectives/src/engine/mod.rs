@@ -264,15 +264,8 @@ impl Engine {
         factor: Factor,
         place: Place,
     ) -> Result<(), Error> {
-        let (rank, ranks) = (self.rank(), self.ranks());
         let element_bytes = call.data_type.size_bytes();
-        let collective = call.kind.collective(call.root);
-        let part = match (collective, blocks) {
-            (Some(collective), Some(blocks)) => {
-                Part::varied(collective, rank, blocks, element_bytes)
-            }
-            _ => Part::of(collective, rank, ranks, call.count as usize * element_bytes),
-        };
+        let part = self.part(call, blocks);
         let (input, own_output) = match place {
             Place::In(buffer) => (buffer.cast_const(), buffer.wrapping_add(part.before_output)),
             Place::Into(input, output) => (input, output),
@@ -296,6 +289,20 @@ impl Engine {
             match blocks {
                 None => self.run(&call, place),
                 Some(blocks) => self.run_varied(&call, blocks, place),
+            }
+        }
+    }
+
+    /// Which part of all ranks' blocks this rank's buffers are, in bytes.
+    fn part(&self, call: &Call, blocks: Option<&Blocks>) -> Part {
+        let element_bytes = call.data_type.size_bytes();
+        match (call.kind.collective(call.root), blocks) {
+            (Some(collective), Some(blocks)) => {
+                Part::varied(collective, self.rank(), blocks, element_bytes)
+            }
+            (collective, _) => {
+                let block_bytes = call.count as usize * element_bytes;
+                Part::of(collective, self.rank(), self.ranks(), block_bytes)
             }
         }
     }

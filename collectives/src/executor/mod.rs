@@ -133,10 +133,8 @@ impl Operation {
         };
         let (chunks, scratch) = (program.chunks, &program.scratch);
         let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
-        // How many rounds blocks of their own lengths take, each call tells.
         let is_varied = extent == Extent::Varied;
-        let rounds = if is_varied { u64::MAX } else { geometry.rounds() };
-        let lanes = rounds.min(schedule.lanes as u64).max(1) as usize;
+        let lanes = lanes(extent, &geometry, schedule);
         let peers = peers(&program);
         let lends = !program.actions.iter().any(is_guard);
         let longest = geometry.longest_chunk_bytes();
@@ -334,6 +332,13 @@ impl Kernels {
     fn of(&self, completes: bool) -> &Kernel {
         if completes { &self.completing } else { &self.partial }
     }
+}
+
+/// How many lanes a schedule has use for.
+fn lanes(extent: Extent, geometry: &Geometry, schedule: Schedule) -> usize {
+    // How many rounds blocks of their own lengths take, each call tells.
+    let rounds = if extent == Extent::Varied { u64::MAX } else { geometry.rounds() };
+    rounds.min(schedule.lanes as u64).max(1) as usize
 }
 
 /// Whether an action waits until peers have consumed what was sent.

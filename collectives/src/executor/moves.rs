@@ -9,12 +9,12 @@ use crate::reduce;
 
 /// A move of the action in hand, taken apart.
 #[derive(Clone, Copy)]
-struct Move {
-    sources: (usize, usize),
-    destinations: (usize, usize),
-    total_bytes: usize,
-    guarded: bool,
-    completes: bool,
+pub(super) struct Move {
+    pub(super) sources: (usize, usize),
+    pub(super) destinations: (usize, usize),
+    pub(super) total_bytes: usize,
+    pub(super) guarded: bool,
+    pub(super) completes: bool,
 }
 
 /// What became of an attempt.
@@ -475,6 +475,6 @@ impl Operation {
 
 /// The link to a peer of the program.
 #[inline]
-fn link(links: &mut [Option<Link>], peer: u32) -> &mut Link {
+pub(super) fn link(links: &mut [Option<Link>], peer: u32) -> &mut Link {
     links[peer as usize].as_mut().expect("links to a program's peers are made before it starts")
 }

@@ -24,7 +24,8 @@ use ringtree_transport::memory::Registration;
 use ringtree_transport::{Channel, Link, Tag};
 
 use super::geometry::{Extent, Geometry};
-use super::{Fault, LinkError, Schedule, Status, is_guard, peers};
+use super::moves::{Move, link};
+use super::{Fault, LinkError, Schedule, Status, is_guard, lanes, peers};
 use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS};
 use crate::{DataType, Op};
 pub(crate) use gear::Gear;
@@ -71,16 +72,6 @@ pub(crate) struct Staged {
 // SAFETY: the addresses of the host are of pinned memory that it owns, and are used only inside `poll`.
 unsafe impl Send for Staged {}
 
-/// A move of the action in hand.
-#[derive(Clone, Copy)]
-struct Move {
-    sources: (usize, usize),
-    destinations: (usize, usize),
-    total_bytes: usize,
-    guarded: bool,
-    completes: bool,
-}
-
 /// What became of an attempt to begin something.
 enum Begun {
     /// The batch has work.
@@ -108,10 +99,7 @@ impl Staged {
         let element_bytes = data_type.size_bytes();
         let (chunks, scratch) = (program.chunks, &program.scratch);
         let geometry = Geometry::new(extent, element_bytes, chunks, scratch, schedule.round_bytes);
-        // How many rounds blocks of their own lengths take, each call tells.
-        let is_varied = extent == Extent::Varied;
-        let rounds = if is_varied { u64::MAX } else { geometry.rounds() };
-        let lanes = rounds.min(schedule.lanes as u64).max(1) as usize;
+        let lanes = lanes(extent, &geometry, schedule);
         let peers = peers(&program);
         let operands = operands(&program);
         if operands > MOST_OPERANDS {
@@ -197,7 +185,7 @@ impl Staged {
     ///
     /// # Safety
     /// As of [`Operation::start`](super::Operation::start), with addresses of the device; after an error, until
-    /// [`Staged::settle`] has returned.
+    /// [`Gear::settle`] has returned.
     pub(crate) unsafe fn start(
         &mut self,
         tag: Tag,
@@ -491,9 +479,4 @@ fn operands(program: &Program) -> usize {
         Action::Flush { .. } => 0,
     };
     program.actions.iter().map(operands).max().unwrap_or(0)
-}
-
-/// The link to a peer of the program.
-fn link(links: &mut [Option<Link>], peer: u32) -> &mut Link {
-    links[peer as usize].as_mut().expect("links to a program's peers are made before it starts")
 }

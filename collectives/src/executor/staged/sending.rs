@@ -4,9 +4,10 @@ use ringtree_transport::Link;
 use ringtree_transport::cuda::DeviceAddress;
 
 use super::super::Fault;
+use super::super::moves::link;
+use super::Staged;
 use super::gear::{Gear, PIECE_BYTES, Room};
 use super::lane::{Outgoing, Via, Waiting};
-use super::{Staged, link};
 
 impl Staged {
     /// Sends what the device has put into a slot or a piece.

@@ -5,9 +5,10 @@ use ringtree_transport::Link;
 use ringtree_transport::cuda::DeviceAddress;
 
 use super::super::Fault;
+use super::super::moves::{Move, link};
 use super::gear::{ARRIVALS_BYTES, Gear};
 use super::lane::{Outgoing, Slice, Via};
-use super::{Begun, LINE_BYTES, Move, Staged, link};
+use super::{Begun, LINE_BYTES, Staged};
 
 impl Staged {
     /// Begins the next slice of a move, if all that it takes is there.
