@@ -294,6 +294,8 @@ fn memory_that_is_lent_stays_as_it_is_until_it_has_been_read() {
                     unsafe { gpu.stream.fill(memory.address(), turn, count) }.expect("a fill");
                     drop(on.broadcast(&mut memory, 0).expect("a broadcast"));
                 } else {
+                    // It comes late, so that whoever does not wait for it has written what is next.
+                    std::thread::sleep(std::time::Duration::from_millis(5));
                     drop(on.broadcast(&mut memory, 0).expect("a broadcast"));
                     assert_eq!(gpu.elements(&memory), vec![turn; count], "turn {turn}");
                 }
