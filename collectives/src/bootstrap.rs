@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use ringtree_plan::Places;
 use ringtree_transport::endpoint::{Endpoint, EndpointConfig, Transports};
 use ringtree_transport::memory::Bell;
 use ringtree_transport::pages;
@@ -189,7 +190,7 @@ fn meet_as(
         rank,
         endpoint,
         board,
-        hosts,
+        places: Places::on(&hosts),
         links: (0..ranks).map(|_| None).collect(),
         registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use ringtree_plan::{Action, Collective, Destination, Program, Source, Span, lower};
+use ringtree_plan::{Action, Collective, Destination, Places, Program, Source, Span, lower};
 use ringtree_transport::{Channel, POINT_TO_POINT};
 use rustc_hash::FxHashMap;
 
@@ -210,7 +210,7 @@ impl Prepared {
     }
 
     fn add(&mut self, call: &Call, wiring: &Wiring, shape: &Shape) -> usize {
-        let entry = entry(call, wiring.rank, &wiring.hosts, shape);
+        let entry = entry(call, wiring.rank, &wiring.places, shape);
         let scratch_bytes = entry.operation.scratch_bytes();
         self.scratch_bytes += scratch_bytes;
         if self.operations.len() >= PREPARED_MOST || self.scratch_bytes > PREPARED_MOST_BYTES {
@@ -241,9 +241,9 @@ pub(crate) struct Planned {
 }
 
 /// A call's operation on memory of the host.
-pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Entry {
+pub(crate) fn entry(call: &Call, rank: u32, places: &Places, shape: &Shape) -> Entry {
     let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
-        plan(call, rank, hosts, shape);
+        plan(call, rank, places, shape);
     let digest = record.digest();
     let mut operation =
         Operation::new(program, call.data_type, op, extent, schedule, channel, digest);
@@ -254,7 +254,7 @@ pub(crate) fn entry(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Ent
 }
 
 /// Chooses how to carry a call out, plans and lowers it.
-pub(crate) fn plan(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Planned {
+pub(crate) fn plan(call: &Call, rank: u32, places: &Places, shape: &Shape) -> Planned {
     let collective = call.kind.collective(call.root);
     let block_bytes = call.count * call.data_type.size_bytes() as u64;
     let (extent, bytes) = match collective {
@@ -288,7 +288,7 @@ pub(crate) fn plan(call: &Call, rank: u32, hosts: &[u32], shape: &Shape) -> Plan
     };
     let (program, schedule, channel) = match choice {
         Some((collective, Choice { algorithm, schedule })) => {
-            (lower(&algorithm.plan_on(collective, rank, hosts)), schedule, 0)
+            (lower(&algorithm.plan_on(collective, rank, places)), schedule, 0)
         }
         None => (point_to_point(call.stream, rank, shape.ranks), selection::WHOLE, POINT_TO_POINT),
     };

@@ -3,7 +3,7 @@
 
 use ringtree::executor::{Extent, Fault, Operation, Schedule, Status};
 use ringtree::{Algorithm, Collective, DataType, Op};
-use ringtree_plan::lower;
+use ringtree_plan::{Places, lower};
 use ringtree_transport::shm::{BOARD_BYTES, Board};
 use ringtree_transport::sim::Network;
 use ringtree_transport::{Link, LinkError, Tag};
@@ -216,7 +216,8 @@ struct Rank {
 
 impl Rank {
     fn new(case: &Case, rank: u32, network: &Network, value: impl Fn(usize, usize) -> f32) -> Rank {
-        let program = lower(&case.algorithm.plan_on(case.collective, rank, &case.hosts));
+        let program =
+            lower(&case.algorithm.plan_on(case.collective, rank, &Places::on(&case.hosts)));
         let count = case.buffer_count();
         let extent = match case.collective.is_of_blocks() {
             true => Extent::Blocks(case.count as u64),

@@ -81,6 +81,17 @@ impl Collective {
         }
     }
 
+    /// The same with another root, if it has one.
+    pub(crate) const fn with_root(self, root: u32) -> Collective {
+        match self {
+            Collective::Broadcast { .. } => Collective::Broadcast { root },
+            Collective::Reduce { .. } => Collective::Reduce { root },
+            Collective::Gather { .. } => Collective::Gather { root },
+            Collective::Scatter { .. } => Collective::Scatter { root },
+            other => other,
+        }
+    }
+
     /// Whether it is the root that gets, and not the one that gives.
     pub const fn is_to_root(self) -> bool {
         matches!(self, Collective::Reduce { .. } | Collective::Gather { .. })

@@ -14,6 +14,7 @@ mod collective;
 mod cost;
 mod lower;
 mod notation;
+mod places;
 mod plan;
 
 pub use action::{Action, Destination, Program, Source};
@@ -24,4 +25,5 @@ pub use checker::{
 pub use collective::Collective;
 pub use cost::{Local, Machine, Representatives, Sent, Transfer, Work, predict, trace};
 pub use lower::lower;
+pub use places::Places;
 pub use plan::{Plan, Space, Span, Step};

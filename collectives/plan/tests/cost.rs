@@ -1,7 +1,8 @@
 //! The cost model agrees with the closed formulas to 1 %, and a few ranks stand for all.
 
 use ringtree_plan::{
-    Algorithm, Collective, Local, Machine, Program, Representatives, Work, lower, predict, trace,
+    Algorithm, Collective, Local, Machine, Places, Program, Representatives, Work, lower, predict,
+    trace,
 };
 
 /// Where latency counts most, where bandwidth does, and where reduction does.
@@ -293,8 +294,9 @@ fn representatives_take_as_long_as_all() {
             for flat in MACHINES {
                 let machine = on_hosts(flat, locals);
                 let hosts: Vec<u32> = (0..ranks).map(|rank| rank / locals).collect();
+                let places = Places::on(&hosts);
                 let programs: Vec<Program> = (0..ranks)
-                    .map(|rank| lower(&algorithm.plan_on(collective, rank, &hosts)))
+                    .map(|rank| lower(&algorithm.plan_on(collective, rank, &places)))
                     .collect();
                 let representatives =
                     Representatives::new(algorithm, collective, ranks, machine).expect("few");

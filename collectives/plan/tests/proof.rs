@@ -1,6 +1,6 @@
 //! The checker's verdict on every algorithm, for all ranks from 1 to 64 and every root.
 
-use ringtree_plan::{Algorithm, Collective, Plan, Step, prove};
+use ringtree_plan::{Algorithm, Collective, Places, Plan, Step, prove};
 
 fn plans(algorithm: Algorithm, collective: Collective, ranks: u32) -> Vec<Plan> {
     (0..ranks).map(|rank| algorithm.plan(collective, rank, ranks)).collect()
@@ -85,8 +85,9 @@ fn hierarchical_is_proved_on_any_hosts() {
     ]);
     places.push((0..64).map(|rank| rank / 8).collect());
     for hosts in places {
+        let on = Places::on(&hosts);
         let plans: Vec<Plan> = (0..hosts.len() as u32)
-            .map(|rank| Algorithm::Hierarchical.plan_on(Collective::AllReduce, rank, &hosts))
+            .map(|rank| Algorithm::Hierarchical.plan_on(Collective::AllReduce, rank, &on))
             .collect();
         let verdict = prove(Collective::AllReduce, &plans);
         assert!(verdict.is_ok(), "{hosts:?}: {}", verdict.unwrap_err());
@@ -97,7 +98,8 @@ fn hierarchical_is_proved_on_any_hosts() {
 #[test]
 fn hierarchical_crosses_between_hosts_no_more_than_needed() {
     for (locals, hosts) in [(1, 2), (2, 2), (4, 2), (3, 5), (8, 4)] {
-        let places: Vec<u32> = (0..locals * hosts).map(|rank| rank / locals).collect();
+        let of_ranks: Vec<u32> = (0..locals * hosts).map(|rank| rank / locals).collect();
+        let places = Places::on(&of_ranks);
         for host in 0..hosts {
             let mut crossing = 0;
             let mut chunks = 0;
@@ -117,6 +119,48 @@ fn hierarchical_crosses_between_hosts_no_more_than_needed() {
             );
         }
     }
+}
+
+/// Backwards, dealt out to hosts like cards, and from the middle on.
+#[test]
+fn plans_from_neighbour_to_neighbour_are_proved_in_any_order() {
+    for ranks in 2..=17 {
+        let orders = [
+            (0..ranks).rev().collect(),
+            Places::on(&(0..ranks).map(|rank| rank % 3).collect::<Vec<_>>()).order().to_vec(),
+            (0..ranks).map(|place| (place * 5 + ranks / 2) % ranks).collect::<Vec<_>>(),
+        ];
+        let in_order = |order| Places::in_order(&vec![0; ranks as usize], order);
+        for places in orders.into_iter().filter_map(in_order) {
+            for collective in Collective::all(ranks / 3) {
+                let follow = |a: &Algorithm| a.serves(collective) && a.has_neighbours(collective);
+                for algorithm in Algorithm::ALL.into_iter().filter(follow) {
+                    let plans: Vec<Plan> = (0..ranks)
+                        .map(|rank| algorithm.plan_on(collective, rank, &places))
+                        .collect();
+                    let verdict = prove(collective, &plans);
+                    let order = places.order();
+                    assert!(verdict.is_ok(), "{algorithm}, {order:?}: {}", verdict.unwrap_err());
+                }
+            }
+        }
+    }
+}
+
+/// A ring of ranks that were dealt out to hosts like cards leaves each host once.
+#[test]
+fn a_ring_leaves_each_host_once() {
+    let hosts: Vec<u32> = (0..12).map(|rank| rank % 3).collect();
+    let places = Places::on(&hosts);
+    let mut leaving = 0;
+    for rank in 0..12 {
+        let plan = Algorithm::Ring.plan_on(Collective::AllReduce, rank, &places);
+        let host = |rank: u32| hosts[rank as usize];
+        let leaves =
+            |step: &Step| matches!(step, Step::Send { peer, .. } if host(*peer) != host(rank));
+        leaving += u32::from(plan.steps.iter().any(leaves));
+    }
+    assert_eq!(leaving, 3);
 }
 
 /// What of the algorithms the reproducible mode relies on, and that none is left out for no reason.

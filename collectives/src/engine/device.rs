@@ -317,7 +317,7 @@ impl Engine {
     /// Makes a call's operation.
     fn add_on_device(&mut self, call: &Call, at: usize) -> Result<(), CudaError> {
         let on = &mut self.devices[at];
-        let planned = plan(call, self.wiring.rank, &self.wiring.hosts, &self.shape);
+        let planned = plan(call, self.wiring.rank, &self.wiring.places, &self.shape);
         let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
             planned;
         // What runs several times in a row is a barrier of no bytes.

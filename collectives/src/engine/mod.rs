@@ -6,6 +6,7 @@ mod device;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use ringtree_plan::Places;
 use ringtree_transport::endpoint::Endpoint;
 use ringtree_transport::memory::Registration;
 use ringtree_transport::pages::LargePages;
@@ -51,8 +52,8 @@ pub(crate) struct Wiring {
     pub(crate) rank: u32,
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
-    /// The host of each rank.
-    pub(crate) hosts: Vec<u32>,
+    /// Where the ranks are.
+    pub(crate) places: Places,
     pub(crate) links: Vec<Option<Link>>,
     pub(crate) board: Board,
     /// What links may lend, those that are yet to be made too.
@@ -237,7 +238,7 @@ impl Engine {
                 Place::Into(input, output) => (input, output),
             };
             let Entry { record, operation, .. } =
-                entry(&call, self.wiring.rank, &self.wiring.hosts, &self.shape);
+                entry(&call, self.wiring.rank, &self.wiring.places, &self.shape);
             let sequence = self.next_sequence(call.stream);
             let named = Named { stream: call.stream, sequence, record };
             first.get_or_insert(named);

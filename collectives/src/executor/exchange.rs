@@ -19,6 +19,8 @@ pub(crate) struct Exchange {
     result: Option<Span>,
     /// What is folded, in this order: a peer's message, or, as `None`, what this rank gives.
     operands: Vec<Option<u32>>,
+    /// Bytes of each message of this run.
+    len: usize,
     /// What this rank gives. It is folded from here and not from the board, since reading what was
     /// just written for others waits until the processor owns that cache line.
     mine: *const u8,
@@ -75,6 +77,7 @@ impl Exchange {
             given: given?,
             result,
             operands,
+            len: 0,
             mine: std::ptr::null(),
             published: Published { number: 0, data: std::ptr::null(), is_next: false },
             is_posted: false,
@@ -114,6 +117,7 @@ impl Operation {
         let given = self.address(0, exchange.given);
         // SAFETY: `given` is a span of the input, or nothing; an exchange before this one is complete.
         exchange.published = unsafe { board.publish(tag, given, len) };
+        exchange.len = len;
         exchange.mine = given;
         exchange.is_posted = false;
         exchange.is_folded = false;
@@ -137,7 +141,7 @@ impl Operation {
         if self.lanes[0].is_done(1) {
             return Ok(Status::Done);
         }
-        let len = self.geometry.bytes(0, exchange.given).len;
+        let len = exchange.len;
         let mut moved = false;
         if !exchange.is_posted {
             exchange.is_posted = true;

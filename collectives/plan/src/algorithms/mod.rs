@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Collective, Machine, Plan, Space, Span, Step, Work};
+use crate::{Collective, Machine, Places, Plan, Space, Span, Step, Work};
 
 pub(crate) use symmetry::Symmetry;
 
@@ -227,20 +227,37 @@ impl Algorithm {
         }
     }
 
-    /// As [`Algorithm::plan`], for ranks of which it is known that `hosts[r]` is the host of rank `r`:
-    /// any numbers that are equal for ranks of one host. Where hosts matter to an algorithm, `plan`
-    /// assumes pairs of neighbours.
+    /// As [`Algorithm::plan`], for ranks of which it is known where they are. Where hosts matter to an
+    /// algorithm, `plan` assumes pairs of neighbours, and else that ranks stand in the order of their
+    /// numbers.
     ///
     /// # Panics
     /// As of [`Algorithm::plan`].
-    pub fn plan_on(self, collective: Collective, rank: u32, hosts: &[u32]) -> Plan {
-        let ranks = hosts.len() as u32;
+    pub fn plan_on(self, collective: Collective, rank: u32, places: &Places) -> Plan {
+        let ranks = places.ranks();
         match self {
             Algorithm::Hierarchical if ranks > 1 && self.serves(collective) => {
                 assert!(rank < ranks, "rank {rank} of {ranks}");
-                hierarchical::plan(rank, hosts)
+                hierarchical::plan(rank, places.hosts())
+            }
+            _ if self.has_neighbours(collective) && !places.are_numbers() => {
+                assert!(rank < ranks, "rank {rank} of {ranks}");
+                let plan = self.plan(places.seen(collective), places.of(rank), ranks);
+                places.at(plan, collective)
             }
             _ => self.plan(collective, rank, ranks),
+        }
+    }
+
+    /// Whether a rank speaks with few others, which should be near, so that plans follow an order of the
+    /// ranks. Not where a span is of several blocks: in another order they do not lie in a row.
+    pub const fn has_neighbours(self, collective: Collective) -> bool {
+        match self {
+            Algorithm::Ring | Algorithm::DoubleTree | Algorithm::Doubling | Algorithm::Chain => {
+                true
+            }
+            Algorithm::HalvingDoubling | Algorithm::Tree => !collective.is_of_blocks(),
+            _ => false,
         }
     }
 

@@ -52,7 +52,7 @@ mod tests {
     use super::super::after;
     use super::*;
     use crate::action::Move;
-    use crate::{Program, lower};
+    use crate::{Places, Program, lower};
 
     /// For each action: its length, from whom it takes messages, and to whom it sends.
     fn outline(program: &Program, image: impl Fn(u32) -> u32) -> Vec<(u32, Vec<u32>, Vec<u32>)> {
@@ -70,6 +70,7 @@ mod tests {
     fn plans_of_other_ranks_are_images_of_the_first_ones() {
         for (ranks, locals) in [(2, 1), (7, 1), (8, 1), (12, 3), (16, 4), (24, 2)] {
             let hosts: Vec<u32> = (0..ranks).map(|rank| rank / locals).collect();
+            let places = Places::on(&hosts);
             for collective in Collective::all(0) {
                 for algorithm in Algorithm::ALL.into_iter().filter(|a| a.serves(collective)) {
                     let symmetry = algorithm.symmetry(collective, ranks);
@@ -78,7 +79,7 @@ mod tests {
                     }
                     for rank in 0..ranks {
                         let first = rank % locals;
-                        let program = |rank| lower(&algorithm.plan_on(collective, rank, &hosts));
+                        let program = |rank| lower(&algorithm.plan_on(collective, rank, &places));
                         let image = |peer| match symmetry {
                             Symmetry::Exchange => peer ^ rank ^ first,
                             _ => after(peer, rank - first, ranks),

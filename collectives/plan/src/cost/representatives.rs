@@ -4,7 +4,7 @@
 use super::run::{self, predict_images};
 use super::{Machine, Work};
 use crate::algorithms::Symmetry;
-use crate::{Algorithm, Collective, Program, lower};
+use crate::{Algorithm, Collective, Places, Program, lower};
 
 /// More messages are not run: it would take longer than some seconds.
 const MOST_MESSAGES: u64 = 6_000_000;
@@ -47,12 +47,13 @@ impl Representatives {
         let locals = machine.ranks_of_host();
         assert!(ranks.is_multiple_of(locals), "{ranks} ranks on hosts of {locals}");
         let hosts: Vec<u32> = (0..ranks).map(|rank| rank / locals).collect();
+        let places = Places::on(&hosts);
         let symmetry = algorithm.symmetry(collective, ranks);
         let representatives = if symmetry == Symmetry::None { ranks } else { locals };
         let mut messages = 0;
         let mut programs = vec![];
         for rank in 0..representatives {
-            let program = lower(&algorithm.plan_on(collective, rank, &hosts));
+            let program = lower(&algorithm.plan_on(collective, rank, &places));
             messages += run::sends(&program).count() as u64;
             if messages > MOST_MESSAGES {
                 return None;
