@@ -45,8 +45,10 @@ pub enum NodeKind {
         #[allow(missing_docs)]
         bus_id: BusId,
     },
-    /// A switch of NVLinks.
+    /// All NVSwitches of the machine as one; the bus id is that of the lowest.
     NvSwitch(BusId),
+    /// A network card: what its ports share is its PCIe link.
+    Card(BusId),
     /// A port of a network card; the number is the port's in the machine.
     Port(u32),
 }
@@ -60,6 +62,9 @@ pub struct Edge {
     pub to: NodeId,
     /// What it is.
     pub kind: EdgeKind,
+    /// How many equal links the bundle has, of which `bandwidth_bytes_per_s` is the sum; 1 for all but
+    /// links of GPUs.
+    pub links: u32,
     /// Bytes a second in this direction.
     pub bandwidth_bytes_per_s: f64,
     /// Of one message, one way.
@@ -81,6 +86,9 @@ pub enum EdgeKind {
     Die,
     /// Between packages.
     Socket,
+    /// Between a network card (or, for one without a PCIe device, a processor) and its port: the
+    /// port's speed.
+    Net,
 }
 
 impl Graph {

@@ -100,9 +100,9 @@ pub struct PciDevice {
 /// Speed and width of a PCIe link.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PcieLink {
-    /// Transfers a second of one lane in units of 10^9: 2.5, 5, 8, 16, 32, 64.
+    /// Transfers a second of one lane in units of 10^9: 2.5, 5, 8, 16, 32, 64; 0 if unknown.
     pub gigatransfers_per_s: f64,
-    /// Lanes: 1 to 32.
+    /// Lanes: 1 to 32; 0 if unknown.
     pub width: u32,
 }
 
