@@ -3,6 +3,8 @@
 
 mod build;
 mod gpu_links;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 

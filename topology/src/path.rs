@@ -225,7 +225,7 @@ impl Graph {
     fn shortest(&self, from: NodeId, to: NodeId, onward: &[Vec<EdgeId>]) -> Option<Vec<EdgeId>> {
         use std::cmp::Reverse;
         let mut best: Vec<Option<(u32, u64, EdgeId)>> = vec![None; self.nodes.len()];
-        let mut heap = BinaryHeap::from([Reverse((0, 0, from))]);
+        let mut heap = BinaryHeap::from([Reverse((0, 0_u64, from))]);
         while let Some(Reverse((hops, latency_ns, node))) = heap.pop() {
             if node == to {
                 break;
@@ -235,7 +235,7 @@ impl Graph {
             }
             for &id in &onward[node.0 as usize] {
                 let edge = self.edge(id);
-                let cost = (hops + 1, latency_ns + edge.latency_ns, id);
+                let cost = (hops + 1, latency_ns.saturating_add(edge.latency_ns), id);
                 let known = &mut best[edge.to.0 as usize];
                 if edge.to != from && known.is_none_or(|known| cost < known) {
                     *known = Some(cost);
@@ -267,7 +267,9 @@ impl Graph {
         Path {
             class: self.classify(from, &edges),
             bottleneck_bytes_per_s: self.bottleneck(&edges),
-            latency_ns: edges.iter().map(|&id| self.edge(id).latency_ns).sum(),
+            latency_ns: edges
+                .iter()
+                .fold(0, |sum: u64, &id| sum.saturating_add(self.edge(id).latency_ns)),
             edges,
         }
     }

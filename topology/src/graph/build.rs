@@ -163,15 +163,15 @@ impl<'a> Builder<'a> {
         let any_cpus = nodes.iter().any(|node| !node.cpus.is_empty());
         let linked: Vec<usize> =
             (0..nodes.len()).filter(|&i| !(any_cpus && only_memory(&nodes[i]))).collect();
+        let far: Vec<Vec<Option<u32>>> =
+            nodes.iter().map(|a| nodes.iter().map(|b| distance(a, b)).collect()).collect();
         for (place, &a) in linked.iter().enumerate() {
             for &b in &linked[place + 1..] {
-                let nearer_to_both = |&c: &usize| {
-                    let far = distance(&nodes[a], &nodes[b]);
-                    let nearer = |d: Option<u32>| far.zip(d).is_some_and(|(far, d)| d < far);
-                    nearer(distance(&nodes[a], &nodes[c])) && nearer(distance(&nodes[c], &nodes[b]))
+                let nearer = |c: usize, d: usize| {
+                    far[a][b].zip(far[c][d]).is_some_and(|(direct, part)| part < direct)
                 };
                 let mut others = linked.iter().filter(|&&c| c != a && c != b);
-                if !others.any(nearer_to_both) {
+                if !others.any(|&c| nearer(a, c) && nearer(c, b)) {
                     self.link_pair(a, b, nodes);
                 }
             }

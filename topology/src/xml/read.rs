@@ -14,6 +14,12 @@ use crate::{
 /// Most warnings that are kept; a file with more has one cause for all of them.
 const MAX_WARNINGS: usize = 100;
 
+/// Most NUMA nodes; Linux counts GPUs' memories among them.
+const MAX_NUMA_NODES: usize = 256;
+
+/// Most GPUs, and most ports: ways between all of them are sought.
+const MAX_ENDS: usize = 256;
+
 /// Where each element belongs, and its attributes. `keep`, `coll` and the like are NCCL's own.
 const ELEMENTS: [(&str, &str, &[&str]); 10] = [
     ("system", "the top of the file", &["version", "host"]),
@@ -104,6 +110,7 @@ pub(super) fn machine(document: &Document) -> Result<Machine, Error> {
     let mut machine = Machine { host: reader.text(root, "host").into(), ..Machine::default() };
     for element in reader.children(root, 1)? {
         if let Some("cpu") = reader.known(root, element)? {
+            limit(element, machine.numa_nodes.len(), MAX_NUMA_NODES)?;
             machine.numa_nodes.push(reader.numa_node(element)?);
         }
     }
@@ -186,6 +193,7 @@ impl Reader {
     }
 
     fn gpu(&mut self, at: Node) -> Result<Gpu, Error> {
+        limit(at, self.gpu_numbers.len(), MAX_ENDS)?;
         self.gpu_numbers.push((self.number(at, "dev")?, at.id()));
         let mut gpu = Gpu {
             index: self.gpu_numbers.len() as u32 - 1,
@@ -237,6 +245,7 @@ impl Reader {
     }
 
     fn port(&mut self, at: Node) -> Result<NetPort, Error> {
+        limit(at, self.port_numbers.len(), MAX_ENDS)?;
         self.port_numbers.push((self.number(at, "dev")?, at.id()));
         let name = self.text(at, "name");
         if name.is_empty() {
@@ -404,6 +413,14 @@ impl Reader {
             }),
             Ordering::Greater => {}
         }
+    }
+}
+
+/// Refuses one more than there may be.
+fn limit(at: Node, found: usize, most: usize) -> Result<(), Error> {
+    match found < most {
+        true => Ok(()),
+        false => Err(fault(at, format!("more than {most} of them, expected a single machine"))),
     }
 }
 
