@@ -112,12 +112,15 @@ fn write_ports(text: &mut String, machine: &Machine) {
     for (i, placed) in ports.iter().enumerate() {
         let port = placed.port;
         let mut facts = Vec::new();
-        facts.extend(placed.card.as_ref().map(|card| card.device.bus_id.to_string()));
+        let place = placed.card.as_ref().map(|card| card.device.bus_id.to_string());
+        facts.extend(place.filter(|place| *place != port.name));
         facts.extend((port.port > 0).then(|| format!("port {}", port.port)));
         facts.extend(port.speed_mbit_per_s.map(|speed| format!("{} Gbit/s", speed as f64 / 1e3)));
         facts.extend((!port.partner.is_empty()).then(|| port.partner.clone()));
         facts.extend((port.state == crate::PortState::Down).then(|| "down".to_owned()));
-        let _ = writeln!(text, "  NIC{i}: {}  {}", port.name, facts.join(", "));
+        let line = format!("  NIC{i}: {}  {}", port.name, facts.join(", "));
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
 }
 

@@ -81,7 +81,7 @@ impl Found {
             Some(_) if link.target_class >> 16 == 0x06 => self.add_to_processor(place, bundle),
             None => self.add_to_processor(place, bundle),
             Some(target) => {
-                let message = format!("has {} links with {target}, which is not here", link.count);
+                let message = format!("has {} with {target}, which is not here", links(link.count));
                 warn(builder, place, format!("{message}: left out"));
             }
         }
@@ -106,7 +106,7 @@ impl Found {
         for gpus in turned_back.chunk_by(alike) {
             for pair in gpus.chunks(2) {
                 let count = pair[0].1.links;
-                let says = format!("gives itself as the other end of its {count} links");
+                let says = format!("gives itself as the other end of its {}", links(count));
                 let [(a, bundle), (b, _)] = *pair else {
                     warn(builder, pair[0].0, format!("{says}: left out"));
                     continue;
@@ -128,10 +128,10 @@ impl Found {
             if back.is_some() && b < a {
                 continue;
             }
-            let links = match back {
+            let count = match back {
                 None => {
                     let other = builder.gpus[b].gpu.index;
-                    let known = format!("has {} links with GPU{other}", there.links);
+                    let known = format!("has {} with GPU{other}", links(there.links));
                     warn(builder, a, format!("{known}, which names none: believed"));
                     there.links
                 }
@@ -146,7 +146,7 @@ impl Found {
             };
             let bandwidth = there.bandwidth_bytes_per_s;
             let slower = back.map_or(bandwidth, |back| bandwidth.min(back.bandwidth_bytes_per_s));
-            let bundle = Bundle { links, bandwidth_bytes_per_s: slower, ..there };
+            let bundle = Bundle { links: count, bandwidth_bytes_per_s: slower, ..there };
             let to = builder.gpus[b].node;
             link(builder, a, to, bundle, figures::GPU_LINK_LATENCY_NS);
         }
@@ -211,6 +211,11 @@ fn link(builder: &mut Builder, place: usize, to: NodeId, bundle: Bundle, latency
         bandwidth_bytes_per_s: bundle.bandwidth_bytes_per_s,
         latency_ns,
     });
+}
+
+/// `1 link`, `4 links`.
+fn links(count: u32) -> String {
+    format!("{count} link{}", if count == 1 { "" } else { "s" })
 }
 
 fn warn(builder: &mut Builder, place: usize, message: String) {

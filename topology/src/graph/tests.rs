@@ -111,7 +111,7 @@ fn links_of_gpus_by_generation_and_by_both_ends() {
             "GPU9 (0000:09:00.0): has 4 links with 0000:4d:00.0, which is not here: left out",
             "GPU10 (0000:0a:00.0): gives itself as the other end of its 4 links: left out",
             "GPU3 (0000:03:00.0): has 3 or 2 links with GPU4, as either says: 2 assumed",
-            "GPU5 (0000:05:00.0): has 1 links with GPU6, which names none: believed",
+            "GPU5 (0000:05:00.0): has 1 link with GPU6, which names none: believed",
         ]
     );
 }
