@@ -4,9 +4,12 @@
 //! detected or read from a file. A [`Graph`] is made from it: nodes and directed edges with
 //! bandwidths and latencies, between which paths, rings and trees are found.
 
+mod error;
 mod graph;
 mod machine;
+pub mod search;
 
+pub use error::Error;
 pub use graph::{Edge, EdgeId, EdgeKind, Graph, Node, NodeId, NodeKind};
 pub use machine::{
     Architecture, BusId, CpuSet, Gpu, GpuLink, GpuLinkKind, LinkLayer, Machine, NetPort, Nic,
