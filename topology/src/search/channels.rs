@@ -11,21 +11,18 @@ use super::cycle::{self, Costs, Table};
 use super::packing::{Packing, Uses};
 use super::routes::{Route, Routes};
 
-/// At most so many channels: each costs a block of threads on every GPU, and NCCL has stayed with 32.
-pub(super) const MOST_CHANNELS: usize = 32;
-
-/// A channel below this part of the whole is not worth having.
-const LEAST_SHARE: f64 = 1.0 / 256.0;
-
 /// Relative to the whole: sums that differ by less are equal.
-const TOLERANCE: f64 = 1e-9;
+pub(super) const TOLERANCE: f64 = 1e-9;
 
 /// From how many devices on the exact search for a ring is kept for when the improving one finds nothing.
 const EXACT_ALWAYS: usize = 10;
 
+/// With how many rings, and as many turned round, it begins at most.
+const FIRST_RINGS: usize = 32;
+
 /// How much may be computed, in units of about a nanosecond of one core, so that the answer comes in time
 /// and is the same on every machine.
-const WORK: u64 = 60_000_000;
+pub(super) const WORK: u64 = 60_000_000;
 
 /// A ring: the order of devices from 0, and the number of the route from each to the next.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,38 +51,53 @@ impl Ring {
     }
 }
 
-/// Rings with rates, how much that is and how much it could be at most.
-pub(super) struct Best {
-    /// The fastest first.
-    pub rings: Vec<(Ring, f64)>,
-    pub total: f64,
-    pub bound: f64,
+/// The solution of the program, as far as it was searched for.
+pub(super) struct Optimum {
     /// All rings that were looked at.
-    pub seen: Vec<Ring>,
+    pub rings: Vec<Ring>,
+    /// Their rates, most of them 0.
+    pub rates: Vec<f64>,
+    /// What no rates can exceed.
+    pub bound: f64,
     /// What each constraint is worth at the end.
     pub prices: Vec<f64>,
 }
 
-/// The rings that together carry most. `None` if no ring leads through all devices. `bound` is what they
-/// cannot exceed for other reasons. There are at least two devices.
-pub(super) fn best(routes: &Routes, bound: f64) -> Option<Best> {
-    let mut search = Search::new(routes, bound);
+impl Optimum {
+    /// Sum of the rates.
+    pub fn total(&self) -> f64 {
+        self.rates.iter().sum()
+    }
+}
+
+/// The rates of rings that together carry most. `None` if no ring leads through all devices. `bound` is what
+/// they cannot exceed for other reasons. There are at least two devices. `work` grows by what it took.
+pub(super) fn optimum(routes: &Routes, bound: f64, work: &mut u64) -> Option<Optimum> {
+    let capacities = routes.constraints.iter().map(|c| c.capacity).collect();
+    let mut search = Search::new(routes, capacities, bound, *work);
     search.begin();
     if search.rings.is_empty() {
         return None;
     }
-    search.generate();
-    let rates = search.packing.rates();
-    let whole: f64 = rates.iter().sum();
-    let few = few(routes, &search.rings, &rates);
-    let total = few.iter().map(|(_, rate)| rate).sum();
-    Some(Best {
-        rings: few,
-        total,
-        bound: search.bound.max(whole),
-        prices: search.packing.prices().collect(),
-        seen: search.rings,
-    })
+    search.generate(f64::INFINITY);
+    *work = search.work;
+    Some(search.finish())
+}
+
+/// The same in what is left of the capacities, beginning with these rings. It ends as soon as the sum is
+/// known to be, or not to be, `wanted`.
+pub(super) fn optimum_within(
+    routes: &Routes,
+    capacities: Vec<f64>,
+    rings: &[Ring],
+    wanted: f64,
+    work: &mut u64,
+) -> Optimum {
+    let mut search = Search::new(routes, capacities, f64::INFINITY, *work);
+    rings.iter().for_each(|ring| _ = search.add(ring.clone()));
+    search.generate(wanted);
+    *work = search.work;
+    search.finish()
 }
 
 /// For each pair of devices the cheapest route by prices of the constraints, the first of equal ones.
@@ -121,6 +133,8 @@ impl Cheapest {
 
 struct Search<'a> {
     routes: &'a Routes,
+    /// Of the constraints; 0 where nothing is left.
+    capacities: Vec<f64>,
     packing: Packing,
     rings: Vec<Ring>,
     known: BTreeSet<Ring>,
@@ -130,17 +144,24 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(routes: &'a Routes, bound: f64) -> Search<'a> {
-        let capacities: Vec<_> = routes.constraints.iter().map(|c| c.capacity).collect();
+    fn new(routes: &'a Routes, capacities: Vec<f64>, bound: f64, work: u64) -> Search<'a> {
         Search {
             routes,
             packing: Packing::new(&capacities),
+            capacities,
             rings: Vec::new(),
             known: BTreeSet::new(),
             table: Table::default(),
             bound,
-            work: 0,
+            work,
         }
+    }
+
+    fn finish(self) -> Optimum {
+        let rates = self.packing.rates();
+        let bound = self.bound.max(rates.iter().sum());
+        let prices = self.packing.prices().collect();
+        Optimum { rings: self.rings, rates, bound, prices }
     }
 
     /// Rings that one would take one after the other: by what is left of each capacity, as long as much is left.
@@ -148,7 +169,7 @@ impl<'a> Search<'a> {
         let constraints = &self.routes.constraints;
         let mut left: Vec<f64> = constraints.iter().map(|c| c.capacity).collect();
         let mut taken = 0.0;
-        for _ in 0..MOST_CHANNELS {
+        for _ in 0..FIRST_RINGS {
             let prices: Vec<_> = left
                 .iter()
                 .zip(constraints)
@@ -193,30 +214,37 @@ impl<'a> Search<'a> {
         self.add(ring) | (finite && self.add(turned))
     }
 
+    /// Unless it is known, or uses what is used up.
     fn add(&mut self, ring: Ring) -> bool {
-        let new = self.known.insert(ring.clone());
+        let uses = ring.uses(self.routes);
+        let possible = uses.iter().all(|&(c, _)| self.capacities[c] > 0.0);
+        let new = possible && self.known.insert(ring.clone());
         if new {
-            self.packing.add(ring.uses(self.routes));
+            self.packing.add(uses);
             self.rings.push(ring);
         }
         new
     }
 
-    /// Adds rings until none improves the sum, it is at the bound, or enough has been computed.
-    fn generate(&mut self) {
+    /// Adds rings until none improves the sum, it is at the bound, it is known to be as wanted or
+    /// not, or enough has been computed.
+    fn generate(&mut self, wanted: f64) {
         let rows = self.routes.constraints.len() as u64;
-        let capacities: Vec<_> = self.routes.constraints.iter().map(|c| c.capacity).collect();
         while self.work < WORK {
             let exchanges = self.packing.solve(1000) as u64;
             self.work += (exchanges + 1) * (rows * rows + rows * self.rings.len() as u64 / 8);
             let total = self.packing.total();
-            if total >= self.bound * (1.0 - TOLERANCE) {
+            let known = self.bound < wanted * (1.0 - TOLERANCE) && wanted.is_finite();
+            if known || total >= self.bound.min(wanted) * (1.0 - TOLERANCE) {
                 return;
             }
             // Where prices leave a choice, the wider links are taken. These prices bound as well as others.
             let shade = 1e-11 * total / rows as f64;
-            let prices = self.packing.prices().zip(&capacities).map(|(price, c)| price + shade / c);
-            let prices: Vec<_> = prices.collect();
+            let priced = self.packing.prices().zip(&self.routes.constraints).zip(&self.capacities);
+            let priced = priced.map(|((price, constraint), left)| {
+                if *left > 0.0 { price + shade / constraint.capacity } else { f64::INFINITY }
+            });
+            let prices: Vec<_> = priced.collect();
             let cheapest = Cheapest::new(self.routes, &prices);
             if !self.improve(&cheapest) && !self.prove(&cheapest, &prices) {
                 return;
@@ -241,10 +269,13 @@ impl<'a> Search<'a> {
         if self.routes.count > cycle::MOST_EXACT {
             return false;
         }
-        let Some(order) = self.exact_cycle(&cheapest.costs) else { return false };
+        let Some(order) = self.exact_cycle(&cheapest.costs) else {
+            self.bound = 0.0;
+            return false;
+        };
         let cost = cheapest.costs.of(&order);
-        let worth: f64 =
-            prices.iter().zip(&self.routes.constraints).map(|(price, c)| price * c.capacity).sum();
+        let left = prices.iter().zip(&self.capacities).filter(|(_, capacity)| **capacity > 0.0);
+        let worth: f64 = left.map(|(price, capacity)| price * capacity).sum();
         self.bound = self.bound.min(worth / cost);
         cost < 1.0 - 1e-9 && self.add_both_ways(cheapest, cheapest.ring(order))
     }
@@ -254,104 +285,4 @@ impl<'a> Search<'a> {
 fn improving_work(count: usize) -> u64 {
     let starts = count.min(16) as u64;
     starts * (count as u64).pow(3) * 4
-}
-
-/// Few rings that carry together as much as all do, or nearly, the fastest first.
-fn few(routes: &Routes, rings: &[Ring], rates: &[f64]) -> Vec<(Ring, f64)> {
-    let whole: f64 = rates.iter().sum();
-    let by_program = fewer(routes, rings, rates, whole);
-    let by_turns = one_after_the_other(routes, rings, whole);
-    let sum = |set: &[(usize, f64)]| set.iter().map(|(_, rate)| rate).sum::<f64>();
-    let as_good = sum(&by_turns) >= sum(&by_program) * (1.0 - TOLERANCE);
-    let mut chosen =
-        if as_good && by_turns.len() <= by_program.len() { by_turns } else { by_program };
-    chosen.sort_by(|(a, x), (b, y)| y.total_cmp(x).then_with(|| rings[*a].cmp(&rings[*b])));
-    within_capacities(
-        routes,
-        chosen.into_iter().map(|(i, rate)| (rings[i].clone(), rate)).collect(),
-    )
-}
-
-/// Rings of the program's solution, without those that it can do without.
-fn fewer(routes: &Routes, rings: &[Ring], rates: &[f64], whole: f64) -> Vec<(usize, f64)> {
-    let mut kept: Vec<_> = rates.iter().copied().enumerate().collect();
-    kept.retain(|(_, rate)| *rate > 1e-9 * whole);
-    kept.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    let too_slow = |kept: &[(usize, f64)]| {
-        kept.last().is_some_and(|(_, rate)| *rate < LEAST_SHARE * whole && kept.len() > 1)
-    };
-    while kept.len() > MOST_CHANNELS || too_slow(&kept) {
-        kept.pop();
-        kept = solved(routes, rings, &kept);
-    }
-    let enough = kept.iter().map(|(_, rate)| rate).sum::<f64>() * (1.0 - TOLERANCE);
-    let mut at = kept.len();
-    while at > 1 {
-        at -= 1;
-        let mut without = kept.clone();
-        without.remove(at);
-        let without = solved(routes, rings, &without);
-        if without.iter().map(|(_, rate)| rate).sum::<f64>() >= enough {
-            kept = without;
-            at = at.min(kept.len());
-        }
-    }
-    kept
-}
-
-/// The best rates of some of the rings, the fastest first; those without a rate are left out.
-fn solved(routes: &Routes, rings: &[Ring], some: &[(usize, f64)]) -> Vec<(usize, f64)> {
-    let columns: Vec<_> = some.iter().map(|(i, _)| rings[*i].uses(routes)).collect();
-    let used: BTreeSet<_> = columns.iter().flatten().map(|(row, _)| *row).collect();
-    let rows: Vec<_> = used.into_iter().collect();
-    let capacities: Vec<_> = rows.iter().map(|&row| routes.constraints[row].capacity).collect();
-    let mut packing = Packing::new(&capacities);
-    for column in columns {
-        let row_of = |row: usize| rows.partition_point(|&other| other < row);
-        packing.add(column.into_iter().map(|(row, times)| (row_of(row), times)).collect());
-    }
-    packing.solve(1000);
-    let rates = some.iter().zip(packing.rates()).map(|((i, _), rate)| (*i, rate));
-    let whole = packing.total();
-    let mut rates: Vec<_> = rates.filter(|(_, rate)| *rate > 1e-9 * whole).collect();
-    rates.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    rates
-}
-
-/// The ring that can go fastest in what is left, and so on.
-fn one_after_the_other(routes: &Routes, rings: &[Ring], whole: f64) -> Vec<(usize, f64)> {
-    let uses: Vec<_> = rings.iter().map(|ring| ring.uses(routes)).collect();
-    let mut left: Vec<_> = routes.constraints.iter().map(|c| c.capacity).collect();
-    let mut chosen = Vec::new();
-    while chosen.len() < MOST_CHANNELS {
-        let rate = |uses: &Uses| {
-            uses.iter().map(|&(c, times)| left[c] / times).fold(f64::INFINITY, f64::min)
-        };
-        let mut best = (0, LEAST_SHARE * whole);
-        for (i, uses) in uses.iter().enumerate() {
-            let rate = rate(uses);
-            // The first of equal ones, where what differs is rounding.
-            if rate > best.1 * (1.0 + TOLERANCE) {
-                best = (i, rate);
-            }
-        }
-        if best.1 <= LEAST_SHARE * whole {
-            break;
-        }
-        uses[best.0].iter().for_each(|&(c, times)| left[c] -= best.1 * times);
-        chosen.push(best);
-    }
-    chosen
-}
-
-/// Rounding must not exceed a capacity: all rates are lowered by what it does.
-fn within_capacities(routes: &Routes, mut rings: Vec<(Ring, f64)>) -> Vec<(Ring, f64)> {
-    let mut loads = vec![0.0; routes.constraints.len()];
-    for (ring, rate) in &rings {
-        ring.uses(routes).iter().for_each(|&(c, times)| loads[c] += rate * times);
-    }
-    let over = loads.iter().zip(&routes.constraints).map(|(load, c)| load / c.capacity);
-    let most = over.fold(1.0, f64::max);
-    rings.iter_mut().for_each(|(_, rate)| *rate /= most);
-    rings
 }

@@ -17,8 +17,8 @@
 
 use serde::Serialize;
 
-use super::channels::MOST_CHANNELS;
 use super::cut;
+use super::few::MOST_CHANNELS;
 use super::inside::Inside;
 use super::nics::{NicAssignment, assign_nics, port_speed};
 use super::rings;

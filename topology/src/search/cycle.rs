@@ -83,13 +83,13 @@ impl Table {
         let width = self.width;
         let mut set = (1 << (costs.count - 1)) - 1;
         let closing = |last: usize| self.best[set * width + last] + costs.get(last + 1, 0);
-        let mut last = first_least(bits(set).map(|last| (closing(last), last)))?;
+        let mut last = first_least(bits_down(set).map(|last| (closing(last), last)))?;
         let mut order = vec![last + 1];
         while set != 1 << last {
             set ^= 1 << last;
             let cost =
                 |before: usize| self.best[set * width + before] + toward[last * width + before];
-            last = first_least(bits(set).map(|before| (cost(before), before)))?;
+            last = first_least(bits_down(set).map(|before| (cost(before), before)))?;
             order.push(last + 1);
         }
         order.push(0);
@@ -133,6 +133,13 @@ fn least_sum(a: &[f64], b: &[f64]) -> f64 {
         }
     }
     least.into_iter().fold(f64::INFINITY, f64::min)
+}
+
+/// The numbers of the bits of a set, the highest first: of equal cycles it is the one in the order of numbers.
+fn bits_down(set: usize) -> impl Iterator<Item = usize> {
+    (0..usize::BITS as usize - set.leading_zeros() as usize)
+        .rev()
+        .filter(move |bit| set >> bit & 1 == 1)
 }
 
 /// The first of the least, if it is finite.

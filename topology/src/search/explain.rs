@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::cluster::{Cluster, ClusterPlan};
 use super::tree::Tree;
-use super::{Channel, RingSet, rings};
+use super::{Channel, RingSet, parts, rings};
 use crate::graph::{EdgeId, EdgeKind, Graph, NodeKind};
 
 /// A link that limits, after all channels together: how often they use it and how much of it.
@@ -22,7 +22,7 @@ pub fn explain_rings(graph: &Graph, set: &RingSet) -> String {
     if set.channels.is_empty() {
         return "One device: there is nothing to send.\n".into();
     }
-    let loads = loads(&set.channels);
+    let loads = loads(graph, &set.channels);
     for (i, channel) in set.channels.iter().enumerate() {
         let names = set_names(graph, set, &channel.order);
         let rate = gigabytes(channel.rate_bytes_per_s);
@@ -56,7 +56,7 @@ pub fn explain_rings(graph: &Graph, set: &RingSet) -> String {
     if let Some(single) = &set.single {
         let names = set_names(graph, set, &single.order);
         let rate = gigabytes(single.rate_bytes_per_s);
-        let loads = self::loads(std::slice::from_ref(single));
+        let loads = self::loads(graph, std::slice::from_ref(single));
         let limits = full(graph, &loads, single);
         line(&mut text, format_args!("one ring alone: {names}: {rate}, limited by {limits}"));
     }
@@ -78,10 +78,8 @@ pub fn explain_tree(graph: &Graph, tree: &Tree) -> String {
     }
     if tree.devices.len() > 1 {
         let mut used: BTreeMap<EdgeId, Load> = BTreeMap::new();
-        for &edge in tree.up.iter().chain(&tree.down).flatten() {
-            let load = used.entry(edge).or_insert(Load { times: 0, bytes_per_s: 0.0 });
-            load.times += 1;
-            load.bytes_per_s += tree.rate_bytes_per_s;
+        for hops in [&tree.up, &tree.down] {
+            add_loads(graph, &mut used, hops, tree.rate_bytes_per_s);
         }
         let edges: Vec<_> = used.keys().copied().collect();
         let limits = most_loaded(graph, &used, &edges);
@@ -148,16 +146,20 @@ fn gigabytes(bytes_per_s: f64) -> String {
     format!("{:.1} GB/s", bytes_per_s / 1e9)
 }
 
-fn loads(channels: &[Channel]) -> BTreeMap<EdgeId, Load> {
+fn loads(graph: &Graph, channels: &[Channel]) -> BTreeMap<EdgeId, Load> {
     let mut loads = BTreeMap::new();
     for channel in channels {
-        for &edge in channel.hops.iter().flatten() {
-            let load = loads.entry(edge).or_insert(Load { times: 0, bytes_per_s: 0.0 });
-            load.times += 1;
-            load.bytes_per_s += channel.rate_bytes_per_s;
-        }
+        add_loads(graph, &mut loads, &channel.hops, channel.rate_bytes_per_s);
     }
     loads
+}
+
+fn add_loads(graph: &Graph, loads: &mut BTreeMap<EdgeId, Load>, hops: &[Vec<EdgeId>], rate: f64) {
+    for (edge, part) in hops.iter().flat_map(|hop| parts(graph, hop)) {
+        let load = loads.entry(edge).or_insert(Load { times: 0, bytes_per_s: 0.0 });
+        load.times += 1;
+        load.bytes_per_s += rate * part;
+    }
 }
 
 /// The links of a channel that have nothing left; if none is full, those that are fullest.

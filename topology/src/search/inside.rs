@@ -13,7 +13,10 @@ use crate::error::Error;
 use crate::graph::{EdgeId, Graph, NodeId};
 
 /// How often all ways are chosen anew.
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 16;
+
+/// How much dearer a link becomes that would be loaded twice.
+const HASTE: f64 = 32.0;
 
 /// One host; its devices are the routes' endpoints 0 to n - 1, its ports those after them.
 pub(super) struct Inside {
@@ -28,6 +31,8 @@ pub(super) struct Inside {
     ways: Vec<Way>,
     /// How much of each constraint all channels want.
     loads: Vec<f64>,
+    /// How dear each constraint has become by having been overloaded.
+    history: Vec<f64>,
 }
 
 /// Through a host: the devices in order, and the routes to each and from the last to the network.
@@ -59,7 +64,8 @@ impl Inside {
             |&[come, go]: &[usize; 2]| (reach(come) / users(0, come)).min(reach(go) / users(1, go));
         let wishes = ports_of.iter().map(wish).collect();
         let loads = vec![0.0; routes.constraints.len()];
-        Ok(Inside { devices, ports, routes, ports_of, wishes, ways: Vec::new(), loads })
+        let (ways, history) = (Vec::new(), loads.clone());
+        Ok(Inside { devices, ports, routes, ports_of, wishes, ways, loads, history })
     }
 
     /// What a channel can get at most, by its ports.
@@ -80,7 +86,7 @@ impl Inside {
                     let old = self.ways[channel].clone();
                     self.load(&old, -wish);
                 }
-                let Some(way) = self.lightest(channel, &mut table) else {
+                let Some(way) = self.lightest(channel, wish, &mut table) else {
                     return Err(no_ring(graph, &self.devices, &self.routes));
                 };
                 self.load(&way, wish);
@@ -96,6 +102,11 @@ impl Inside {
             }
             if part >= wishes.iter().sum::<f64>() * (1.0 - 1e-9) {
                 break;
+            }
+            for ((load, c), history) in
+                self.loads.iter().zip(&self.routes.constraints).zip(&mut self.history)
+            {
+                *history += 4.0 * (load / c.capacity - 1.0).max(0.0);
             }
         }
         if let Some((_, ways, loads)) = best {
@@ -137,13 +148,11 @@ impl Inside {
     }
 
     /// The way of a channel that goes where links are least loaded.
-    fn lightest(&self, channel: usize, table: &mut Table) -> Option<Way> {
-        let prices = self.loads.iter().zip(&self.routes.constraints).map(|(load, c)| {
-            // The 8th power: a full link is dearer than any detour over empty ones.
-            let used = 1.0 + load.max(0.0) / c.capacity;
-            let squared = used * used;
-            let fourth = squared * squared;
-            fourth * fourth / c.capacity
+    fn lightest(&self, channel: usize, wish: f64, table: &mut Table) -> Option<Way> {
+        let prices = self.loads.iter().zip(&self.routes.constraints).zip(&self.history);
+        let prices = prices.map(|((load, constraint), history)| {
+            let over = ((load + wish) / constraint.capacity - 1.0).max(0.0);
+            (1.0 + history) * (1.0 + HASTE * over) / constraint.capacity
         });
         let prices: Vec<f64> = prices.collect();
         let count = self.devices.len();

@@ -12,9 +12,10 @@
 //! on time, on chance or on the machine: the same graph gives the same rings everywhere.
 //!
 //! - `routes`: the ways between two devices, and what they share.
-//! - `channels`: the program; `packing` solves it, `cycle` finds the cheapest ring, `cut` bounds it.
+//! - `channels`: the program; `packing` solves it, `cycle` finds the cheapest ring, `cut` bounds it, `few`
+//!   makes few channels of it.
 //! - `single`, `tree`: the best ring alone, the best tree alone.
-//! - `nics`, `cluster`: which port serves which device, and rings through all hosts.
+//! - `nics`, `cluster`: which port serves which device, and rings through all hosts (`inside` of each).
 //! - `explain`: all that in words.
 
 mod channels;
@@ -22,6 +23,7 @@ mod cluster;
 mod cut;
 mod cycle;
 mod explain;
+mod few;
 mod inside;
 mod nics;
 mod packing;
@@ -47,8 +49,8 @@ use routes::Routes;
 pub struct Channel {
     /// Places in the list of devices, from 0 on, each once.
     pub order: Vec<usize>,
-    /// The links from each device of `order` to the next one, from the last to the first. Links that are used
-    /// side by side follow each other.
+    /// The links from each device of `order` to the next one, from the last to the first. Links between the
+    /// same two nodes follow each other; they are used side by side, each by its part of their capacity.
     pub hops: Vec<Vec<EdgeId>>,
     /// Bytes a second that may go from each device to the next.
     pub rate_bytes_per_s: f64,
@@ -111,22 +113,35 @@ pub fn rings(graph: &Graph, devices: &[NodeId]) -> Result<RingSet, Error> {
     let groups: Vec<_> = devices.iter().map(|device| vec![*device]).collect();
     let cut = cut::narrowest(graph, &groups);
     let bound = cut.as_ref().map_or(f64::INFINITY, |cut| cut.capacity);
-    let Some(best) = channels::best(&routes, bound) else {
+    let mut work = 0;
+    let Some(optimum) = channels::optimum(&routes, bound, &mut work) else {
         return Err(no_ring(graph, devices, &routes));
     };
-    let (single, rate) = single::best(&routes, &best.seen);
+    let few = few::few(&routes, &optimum, &mut work);
+    let total = few.iter().map(|(_, rate)| rate).sum();
+    let (single, rate) = single::best(&routes, &optimum.rings);
     let limits = match cut {
-        Some(cut) if best.total >= cut.capacity * (1.0 - 1e-6) => cut.edges,
-        _ => dear(&routes, &best.prices),
+        Some(cut) if total >= cut.capacity * (1.0 - 1e-6) => cut.edges,
+        _ => dear(&routes, &optimum.prices),
     };
-    let channels = best.rings.iter().map(|(ring, rate)| channel(&routes, ring, *rate));
     Ok(RingSet {
         devices: devices.to_vec(),
-        channels: channels.collect(),
-        total_bytes_per_s: best.total,
-        bound_bytes_per_s: best.bound,
+        channels: few.iter().map(|(ring, rate)| channel(&routes, ring, *rate)).collect(),
+        total_bytes_per_s: total,
+        bound_bytes_per_s: optimum.bound.max(total),
         limits,
         single: Some(channel(&routes, &single, rate)),
+    })
+}
+
+/// The links of a hop, and which part of what crosses it each carries: 1 but for links side by side.
+fn parts<'a>(graph: &'a Graph, hop: &'a [EdgeId]) -> impl Iterator<Item = (EdgeId, f64)> + 'a {
+    hop.iter().map(|&id| {
+        let edge = graph.edge(id);
+        let beside = hop.iter().map(|&other| graph.edge(other));
+        let beside = beside.filter(|other| (other.from, other.to) == (edge.from, edge.to));
+        let together: f64 = beside.map(|other| other.bandwidth_bytes_per_s).sum();
+        (id, edge.bandwidth_bytes_per_s / together)
     })
 }
 

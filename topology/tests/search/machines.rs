@@ -214,9 +214,11 @@ pub fn scattered(gpus: usize, seed: u64) -> Machine {
     }
     for _ in 0..random.below(2 * gpus as u64) {
         let (a, b) = (random.below(gpus as u64) as usize, random.below(gpus as u64) as usize);
-        if a != b {
+        let ends = [machine.gpus[a], machine.gpus[b]];
+        let linked = |edge: &Edge| [edge.from, edge.to] == ends;
+        if a != b && !machine.graph.edges.iter().any(linked) {
             let rate = 10.0 * (1 + random.below(4)) as f64;
-            machine.link(machine.gpus[a], machine.gpus[b], EdgeKind::NvLink, rate);
+            machine.link(ends[0], ends[1], EdgeKind::NvLink, rate);
         }
     }
     machine
