@@ -17,12 +17,21 @@ pub(super) const TOLERANCE: f64 = 1e-9;
 /// From how many devices on the exact search for a ring is kept for when the improving one finds nothing.
 const EXACT_ALWAYS: usize = 10;
 
+/// How many exchanges of the program are made between two looks at how much was computed.
+const AT_ONCE: usize = 16;
+
+/// How much of the average of prices is the average before.
+const AVERAGED: f64 = 0.8;
+
+/// How many of the rings that the improving search finds are added.
+const ADDED: usize = 4;
+
 /// With how many rings, and as many turned round, it begins at most.
 const FIRST_RINGS: usize = 32;
 
 /// How much may be computed, in units of about a nanosecond of one core, so that the answer comes in time
 /// and is the same on every machine.
-pub(super) const WORK: u64 = 60_000_000;
+pub(super) const WORK: u64 = 50_000_000;
 
 /// A ring: the order of devices from 0, and the number of the route from each to the next.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,6 +148,8 @@ struct Search<'a> {
     rings: Vec<Ring>,
     known: BTreeSet<Ring>,
     table: Table,
+    /// Average of the prices so far, the last ones counting most.
+    average: Vec<f64>,
     bound: f64,
     work: u64,
 }
@@ -152,6 +163,7 @@ impl<'a> Search<'a> {
             rings: Vec::new(),
             known: BTreeSet::new(),
             table: Table::default(),
+            average: Vec::new(),
             bound,
             work,
         }
@@ -231,53 +243,91 @@ impl<'a> Search<'a> {
     fn generate(&mut self, wanted: f64) {
         let rows = self.routes.constraints.len() as u64;
         while self.work < WORK {
-            let exchanges = self.packing.solve(1000) as u64;
-            self.work += (exchanges + 1) * (rows * rows + rows * self.rings.len() as u64 / 8);
+            let columns = self.rings.len() as u64 * 2 * self.routes.count as u64;
+            let mut solved = false;
+            while !solved && self.work < WORK {
+                let exchanges = self.packing.solve(AT_ONCE);
+                self.work += (exchanges as u64 + 1) * (rows * rows + columns);
+                solved = exchanges < AT_ONCE;
+            }
             let total = self.packing.total();
             let known = self.bound < wanted * (1.0 - TOLERANCE) && wanted.is_finite();
             if known || total >= self.bound.min(wanted) * (1.0 - TOLERANCE) {
                 return;
             }
-            // Where prices leave a choice, the wider links are taken. These prices bound as well as others.
-            let shade = 1e-11 * total / rows as f64;
-            let priced = self.packing.prices().zip(&self.routes.constraints).zip(&self.capacities);
-            let priced = priced.map(|((price, constraint), left)| {
-                if *left > 0.0 { price + shade / constraint.capacity } else { f64::INFINITY }
-            });
-            let prices: Vec<_> = priced.collect();
-            let cheapest = Cheapest::new(self.routes, &prices);
-            if !self.improve(&cheapest) && !self.prove(&cheapest, &prices) {
+            if !self.price(total) {
                 return;
             }
         }
     }
 
-    /// Adds what the improving search finds. Whether that was anything.
-    fn improve(&mut self, cheapest: &Cheapest) -> bool {
-        if self.routes.count <= EXACT_ALWAYS {
-            return false;
+    /// Adds what is cheap by prices. Those of one solution say little where many solutions are as good: first
+    /// it is sought by the average of what they were (Wentges, 1997).
+    fn price(&mut self, total: f64) -> bool {
+        // Where prices leave a choice, the wider links are taken. These prices bound as well as others.
+        let shade = 1e-11 * total / self.capacities.len() as f64;
+        let priced = self.packing.prices().zip(&self.routes.constraints).zip(&self.capacities);
+        let priced = priced.map(|((price, constraint), left)| {
+            if *left > 0.0 { price + shade / constraint.capacity } else { f64::INFINITY }
+        });
+        let prices: Vec<_> = priced.collect();
+        if self.average.is_empty() {
+            self.average.clone_from(&prices);
         }
-        self.work += improving_work(self.routes.count);
-        let cheap = cycle::cheap(&cheapest.costs).into_iter();
-        let cheap = cheap.filter(|order| cheapest.costs.of(order) < 1.0 - 1e-8);
-        // Written so that every ring is added.
-        cheap.fold(false, |any, order| self.add_both_ways(cheapest, cheapest.ring(order)) | any)
+        for (average, price) in self.average.iter_mut().zip(&prices) {
+            *average = if price.is_finite() {
+                AVERAGED * *average + (1.0 - AVERAGED) * price
+            } else {
+                *price
+            };
+        }
+        let average = self.average.clone();
+        self.add_cheap(&average, &prices) || self.add_cheap(&prices, &prices)
     }
 
-    /// Adds the cheapest ring, or finds that there is none to add. Lowers the bound in either case.
-    fn prove(&mut self, cheapest: &Cheapest, prices: &[f64]) -> bool {
-        if self.routes.count > cycle::MOST_EXACT {
+    /// Adds rings that are cheap by some prices and gain by the others. Whether there were any.
+    fn add_cheap(&mut self, sought_by: &[f64], prices: &[f64]) -> bool {
+        let cheapest = Cheapest::new(self.routes, sought_by);
+        let exact_now = self.routes.count <= EXACT_ALWAYS;
+        if !exact_now {
+            self.work += improving_work(self.routes.count);
+            let mut cheap: Vec<_> = cycle::cheap(&cheapest.costs)
+                .into_iter()
+                .map(|order| (cheapest.costs.of(&order), order))
+                .collect();
+            cheap.sort_by(|(a, x), (b, y)| a.total_cmp(b).then_with(|| x.cmp(y)));
+            cheap.truncate(ADDED);
+            // Written so that every ring is added.
+            let gained = cheap.into_iter().fold(false, |any, (_, order)| {
+                self.add_if_it_gains(&cheapest, order, prices) | any
+            });
+            if gained {
+                return true;
+            }
+        }
+        if self.routes.count > cycle::MOST_EXACT || (!exact_now && sought_by != prices) {
             return false;
         }
         let Some(order) = self.exact_cycle(&cheapest.costs) else {
             self.bound = 0.0;
             return false;
         };
-        let cost = cheapest.costs.of(&order);
-        let left = prices.iter().zip(&self.capacities).filter(|(_, capacity)| **capacity > 0.0);
+        let left = sought_by.iter().zip(&self.capacities).filter(|(_, left)| **left > 0.0);
         let worth: f64 = left.map(|(price, capacity)| price * capacity).sum();
-        self.bound = self.bound.min(worth / cost);
-        cost < 1.0 - 1e-9 && self.add_both_ways(cheapest, cheapest.ring(order))
+        self.bound = self.bound.min(worth / cheapest.costs.of(&order));
+        self.add_if_it_gains(&cheapest, order, prices)
+    }
+
+    /// The ring, and turned round.
+    fn add_if_it_gains(&mut self, cheapest: &Cheapest, order: Vec<usize>, prices: &[f64]) -> bool {
+        let mut turned = order.clone();
+        turned[1..].reverse();
+        [order, turned].into_iter().fold(false, |any, order| {
+            let ring = cheapest.ring(order);
+            let uses = ring.uses(self.routes);
+            let cost: f64 = uses.iter().map(|&(c, times)| times * prices[c]).sum();
+            (cost < 1.0 - 1e-9 && self.add(ring)) | any
+        })
     }
 }
 

@@ -27,13 +27,14 @@ pub fn explain_rings(graph: &Graph, set: &RingSet) -> String {
         let names = set_names(graph, set, &channel.order);
         let rate = gigabytes(channel.rate_bytes_per_s);
         let limits = full(graph, &loads, channel);
-        line(&mut text, format_args!("channel {i}: {names}: {rate}, limited by {limits}"));
+        let ways = hops_by_kind(graph, channel);
+        line(&mut text, format_args!("channel {i}: {names}, {ways}: {rate}, limited by {limits}"));
     }
     let count = set.devices.len();
     line(
         &mut text,
         format_args!(
-            "total: {} over {} channels; a large all-reduce of {count} runs at {}",
+            "total: {} over {} channels; a large all-reduce of {count} devices runs at {}",
             gigabytes(set.total_bytes_per_s),
             set.channels.len(),
             gigabytes(set.all_reduce_bytes_per_s())
@@ -58,7 +59,11 @@ pub fn explain_rings(graph: &Graph, set: &RingSet) -> String {
         let rate = gigabytes(single.rate_bytes_per_s);
         let loads = self::loads(graph, std::slice::from_ref(single));
         let limits = full(graph, &loads, single);
-        line(&mut text, format_args!("one ring alone: {names}: {rate}, limited by {limits}"));
+        let ways = hops_by_kind(graph, single);
+        line(
+            &mut text,
+            format_args!("one ring alone: {names}, {ways}: {rate}, limited by {limits}"),
+        );
     }
     text
 }
@@ -70,8 +75,8 @@ pub fn explain_tree(graph: &Graph, tree: &Tree) -> String {
     for (device, parent) in tree.parents.iter().enumerate() {
         match parent {
             Some(parent) => {
-                let way = by_way_of(graph, &tree.up[device]);
-                line(&mut text, format_args!("{} -> {}{way}", name(device), name(*parent)));
+                let way = kind(graph, &tree.up[device]);
+                line(&mut text, format_args!("{} -> {} by {way}", name(device), name(*parent)));
             }
             None => line(&mut text, format_args!("{} is the root", name(device))),
         }
@@ -231,12 +236,27 @@ fn link(graph: &Graph, id: EdgeId) -> String {
     }
 }
 
-/// The links that a route uses, by their kinds.
-fn by_way_of(graph: &Graph, edges: &[EdgeId]) -> String {
-    let mut kinds: Vec<EdgeKind> = edges.iter().map(|&edge| graph.edge(edge).kind).collect();
-    kinds.dedup();
-    let words = kinds.iter().map(|kind| format!("{kind:?}"));
-    format!(" over {}", words.collect::<Vec<_>>().join(", "))
+/// What a route is for people: the kind of its links, of several the one that is farthest.
+fn kind(graph: &Graph, edges: &[EdgeId]) -> &'static str {
+    let kinds: Vec<_> = edges.iter().map(|&edge| graph.edge(edge).kind).collect();
+    let order = [
+        (EdgeKind::Socket, "PCIe and a socket link"),
+        (EdgeKind::Die, "PCIe and a die link"),
+        (EdgeKind::Pcie, "PCIe"),
+        (EdgeKind::C2c, "C2C"),
+        (EdgeKind::Xgmi, "xGMI"),
+        (EdgeKind::NvLink, "NVLink"),
+    ];
+    let found = order.iter().find(|(kind, _)| kinds.contains(kind));
+    found.map_or("memory", |(_, words)| words)
+}
+
+/// How many hops of a ring are by what.
+fn hops_by_kind(graph: &Graph, channel: &Channel) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    channel.hops.iter().for_each(|hop| *counts.entry(kind(graph, hop)).or_default() += 1);
+    let words: Vec<_> = counts.iter().map(|(kind, count)| format!("{count} by {kind}")).collect();
+    words.join(", ")
 }
 
 /// What bounds the rings if those links that bound them now, and all of the same kind and capacity, do not.

@@ -43,10 +43,17 @@ fn dive(routes: &Routes, optimum: &Optimum, work: &mut u64) -> Vec<(Ring, f64)> 
     let whole = optimum.total();
     let mut left: Vec<f64> = routes.constraints.iter().map(|c| c.capacity).collect();
     let mut pool = optimum.rings.clone();
+    let mut known: BTreeSet<Ring> = pool.iter().cloned().collect();
     let mut rest = support(&optimum.rings, &optimum.rates, whole);
     let mut taken: Vec<(Ring, f64)> = Vec::new();
     while !rest.is_empty() && taken.len() < 2 * MOST_CHANNELS {
         let remaining = sum(&rest);
+        // Those that use up most come first.
+        let most = |ring: &Ring| highest_rate(routes, ring, &left);
+        let mut order: Vec<_> =
+            rest.into_iter().map(|(ring, rate)| (most(&ring), ring, rate)).collect();
+        order.sort_by(|(x, a, _), (y, b, _)| y.total_cmp(x).then_with(|| a.cmp(b)));
+        rest = order.into_iter().map(|(_, ring, rate)| (ring, rate)).collect();
         let next = rest.iter().take(TRIED).enumerate().find_map(|(i, (ring, rate))| {
             let most = highest_rate(routes, ring, &left);
             if most <= rate * (1.0 + TOLERANCE) {
@@ -61,9 +68,11 @@ fn dive(routes: &Routes, optimum: &Optimum, work: &mut u64) -> Vec<(Ring, f64)> 
                 return None;
             }
             let found = optimum_within(routes, after, &pool, wanted, work);
-            pool.extend(
-                found.rings.iter().filter(|ring| !pool.contains(ring)).cloned().collect::<Vec<_>>(),
-            );
+            for ring in &found.rings {
+                if known.insert(ring.clone()) {
+                    pool.push(ring.clone());
+                }
+            }
             (found.total() >= wanted - TOLERANCE * whole)
                 .then(|| (i, most, Some(support(&found.rings, &found.rates, whole))))
         });
@@ -116,7 +125,7 @@ fn without_idle(routes: &Routes, rings: Vec<(Ring, f64)>, whole: f64) -> Vec<(Ri
         kept.last().is_some_and(|(_, rate)| *rate < LEAST_SHARE * whole && kept.len() > 1)
     };
     while kept.len() > MOST_CHANNELS || too_slow(&kept) {
-        kept.pop();
+        kept.truncate(MOST_CHANNELS.min(kept.len() - 1));
         kept = solved(routes, &kept);
     }
     let enough = sum(&kept) * (1.0 - TOLERANCE);

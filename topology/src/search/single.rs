@@ -6,8 +6,11 @@
 use super::channels::{Cheapest, Ring};
 use super::routes::{Route, Routes};
 
-/// After so many steps the best ring found so far is taken. Up to 8 devices fewer are needed.
-const MOST_STEPS: u32 = 300_000;
+/// After so many steps the best ring found so far is taken: a few milliseconds. With up to [`EXACT_UP_TO`]
+/// devices there are more, which are rarely needed.
+const MOST_STEPS: u32 = 50_000;
+const MOST_STEPS_OF_FEW: u32 = 3_000_000;
+const EXACT_UP_TO: usize = 8;
 
 /// Relative differences below this are rounding.
 const EQUAL: f64 = 1e-9;
@@ -26,6 +29,7 @@ pub(super) fn best(routes: &Routes, known: &[Ring]) -> (Ring, f64) {
         visited: vec![false; routes.count],
         best: begin,
         steps: 0,
+        most_steps: if routes.count <= EXACT_UP_TO { MOST_STEPS_OF_FEW } else { MOST_STEPS },
     };
     // Also with the routes that load least, which prices of full links need not choose.
     let again = known.iter().map(|ring| cheapest.ring(ring.order.clone()));
@@ -61,6 +65,7 @@ struct Search<'a> {
     /// Rate, load and ring.
     best: (f64, f64, Ring),
     steps: u32,
+    most_steps: u32,
 }
 
 impl Search<'_> {
@@ -84,7 +89,7 @@ impl Search<'_> {
         let routes = self.routes;
         for (number, route) in routes.between(from, to).iter().enumerate() {
             self.steps += 1;
-            if self.steps > MOST_STEPS {
+            if self.steps > self.most_steps {
                 return;
             }
             route.constraints.iter().for_each(|&c| self.uses[c] += 1);

@@ -15,8 +15,11 @@ use crate::graph::{EdgeId, Graph, NodeId};
 /// With two, a device takes part in three exchanges at once.
 const MOST_CHILDREN: usize = 2;
 
-/// After so many steps the best tree found so far is taken. Up to 8 devices fewer are needed.
-const MOST_STEPS: u32 = 300_000;
+/// After so many steps the best tree found so far is taken: a few milliseconds. With up to [`EXACT_UP_TO`]
+/// devices there are more, which are rarely needed.
+const MOST_STEPS: u32 = 50_000;
+const MOST_STEPS_OF_FEW: u32 = 3_000_000;
+const EXACT_UP_TO: usize = 8;
 
 const EQUAL: f64 = 1e-9;
 
@@ -98,6 +101,7 @@ struct Search<'a> {
     /// Rate, load and numbers of the pairs.
     best: Option<(f64, f64, Vec<usize>)>,
     steps: u32,
+    most_steps: u32,
 }
 
 impl<'a> Search<'a> {
@@ -116,6 +120,7 @@ impl<'a> Search<'a> {
             chosen: Vec::new(),
             best: None,
             steps: 0,
+            most_steps: if routes.count <= EXACT_UP_TO { MOST_STEPS_OF_FEW } else { MOST_STEPS },
         }
     }
 
@@ -155,7 +160,7 @@ impl<'a> Search<'a> {
             let least = load + missing as f64 * self.least_load[i];
             // Pairs are in the order of what they carry: none that follows does better.
             let hopeless = !self.is_better(rate.min(self.pairs[i].bottleneck), least);
-            if self.steps > MOST_STEPS || hopeless {
+            if self.steps > self.most_steps || hopeless {
                 return;
             }
             let now = self.with(i, rate);

@@ -44,22 +44,17 @@ pub fn best_total(graph: &Graph, devices: &[NodeId]) -> f64 {
     }
 }
 
-/// The best rate of one ring alone, and the least load of those that have it.
-pub fn best_single(graph: &Graph, devices: &[NodeId]) -> (f64, f64) {
+/// The best rate of one ring alone.
+pub fn best_single(graph: &Graph, devices: &[NodeId]) -> f64 {
     let count = devices.len();
     let between: BTreeMap<_, _> =
         pairs(count).map(|(a, b)| ((a, b), paths(graph, devices[a], devices[b]))).collect();
-    let mut best = (0.0, f64::INFINITY);
+    let mut best = 0.0_f64;
     for cycle in cycles(count) {
         let hops: Vec<_> = hops(&cycle).collect();
         let choices: Vec<_> = hops.iter().map(|hop| &between[hop]).collect();
         for_each_choice(&choices, &mut vec![0; graph.edges.len()], &mut |uses| {
-            let found = rate_and_load(graph, uses);
-            if found.0 > best.0 * (1.0 + 1e-9)
-                || (found.0 >= best.0 * (1.0 - 1e-9) && found.1 < best.1)
-            {
-                best = found;
-            }
+            best = best.max(rate(graph, uses));
         });
     }
     best
@@ -81,7 +76,7 @@ pub fn best_tree(graph: &Graph, devices: &[NodeId]) -> f64 {
         let both = tree.iter().flat_map(|&(a, b)| [&between[&(a, b)], &between[&(b, a)]]);
         let choices: Vec<_> = both.collect();
         for_each_choice(&choices, &mut vec![0; graph.edges.len()], &mut |uses| {
-            best = best.max(rate_and_load(graph, uses).0);
+            best = best.max(rate(graph, uses));
         });
     }
     best
@@ -108,13 +103,10 @@ fn tree_of(number: usize, count: usize) -> Vec<(usize, usize)> {
     edges
 }
 
-fn rate_and_load(graph: &Graph, uses: &[u32]) -> (f64, f64) {
-    let (mut rate, mut load) = (f64::INFINITY, 0.0);
-    for (edge, &times) in graph.edges.iter().zip(uses).filter(|(_, times)| **times > 0) {
-        rate = rate.min(edge.bandwidth_bytes_per_s / f64::from(times));
-        load += f64::from(times) / edge.bandwidth_bytes_per_s;
-    }
-    (rate, load)
+fn rate(graph: &Graph, uses: &[u32]) -> f64 {
+    let used = graph.edges.iter().zip(uses).filter(|(_, times)| **times > 0);
+    let rates = used.map(|(edge, &times)| edge.bandwidth_bytes_per_s / f64::from(times));
+    rates.fold(f64::INFINITY, f64::min)
 }
 
 fn for_each_choice(choices: &[&Vec<Path>], uses: &mut Vec<u32>, visit: &mut dyn FnMut(&[u32])) {

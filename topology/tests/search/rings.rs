@@ -94,9 +94,7 @@ fn beside_a_switch_pcie_carries_a_ring_too() {
     // Two GPUs share a link up, but a ring uses it once in each direction.
     let set = found(&dgx(8, 450.0, 50.0, 50.0));
     assert_total(&set, 500.0);
-    for c in &set.channels {
-        println!("{:?} {}", c.order, c.rate_bytes_per_s / GB);
-    }
+    assert!(set.channels.len() <= 5, "{} channels", set.channels.len());
     assert!((set.single.unwrap().rate_bytes_per_s / GB - 450.0).abs() < 1e-6);
 }
 
@@ -209,13 +207,9 @@ fn eight_devices_equal_what_listing_all_cycles_gives() {
 fn the_ring_alone_equals_the_best_of_all() {
     for seed in 0..25 {
         let machine = scattered(5, seed);
-        let (rate, load) = brute::best_single(&machine.graph, &machine.gpus);
+        let rate = brute::best_single(&machine.graph, &machine.gpus);
         let single = found(&machine).single.unwrap();
         assert!((single.rate_bytes_per_s / rate - 1.0).abs() < 1e-9, "seed {seed}: {rate}");
-        let edges = single.hops.iter().flatten();
-        let found: f64 =
-            edges.map(|&edge| 1.0 / machine.graph.edge(edge).bandwidth_bytes_per_s).sum();
-        assert!(found <= load * 1.5 + 1e-18, "seed {seed}: {found} instead of {load}");
     }
 }
 
@@ -232,11 +226,22 @@ fn sixteen_devices_are_quick() {
         scattered(16, 8),
     ];
     for (i, machine) in machines.iter().enumerate() {
+        let cpu = || {
+            std::fs::read_to_string("/proc/thread-self/schedstat")
+                .unwrap()
+                .split(' ')
+                .next()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let c0 = cpu();
         let start = std::time::Instant::now();
         let set = found(machine);
         let took = start.elapsed();
         println!(
-            "machine {i}: {took:?}, {} channels, total {:.3}, bound {:.3}",
+            "cpu {} us machine {i}: {took:?}, {} channels, total {:.3}, bound {:.3}",
+            (cpu() - c0) / 1000,
             set.channels.len(),
             set.total_bytes_per_s / GB,
             set.bound_bytes_per_s / GB
