@@ -1,6 +1,11 @@
 //! A machine as nodes and directed edges with bandwidths and latencies: what paths, rings and trees are
 //! sought in. Made from a [`Machine`](crate::Machine).
 
+mod build;
+mod gpu_links;
+#[cfg(test)]
+mod tests;
+
 use serde::Serialize;
 
 use crate::machine::BusId;
@@ -118,13 +123,32 @@ impl Graph {
 
     /// The GPUs in the order of their numbers.
     pub fn gpus(&self) -> Vec<NodeId> {
-        let index = |node: &Node| match node.kind {
+        self.numbered(|kind| match kind {
             NodeKind::Gpu { index, .. } => Some(index),
             _ => None,
-        };
-        let numbered = self.nodes.iter().enumerate();
+        })
+    }
+
+    /// The ports of network cards in the order of their numbers, those that are down included.
+    pub fn ports(&self) -> Vec<NodeId> {
+        self.numbered(|kind| match kind {
+            NodeKind::Port(index) => Some(index),
+            _ => None,
+        })
+    }
+
+    /// The NUMA nodes in the order of `Machine::numa_nodes`.
+    pub fn numa_nodes(&self) -> Vec<NodeId> {
+        self.numbered(|kind| match kind {
+            NodeKind::Numa(place) => Some(place),
+            _ => None,
+        })
+    }
+
+    fn numbered(&self, number: impl Fn(NodeKind) -> Option<u32>) -> Vec<NodeId> {
+        let nodes = self.nodes.iter().enumerate();
         let mut found: Vec<_> =
-            numbered.filter_map(|(i, node)| Some((index(node)?, NodeId(i as u32)))).collect();
+            nodes.filter_map(|(i, node)| Some((number(node.kind)?, NodeId(i as u32)))).collect();
         found.sort();
         found.into_iter().map(|(_, id)| id).collect()
     }

@@ -106,6 +106,20 @@ pub struct PcieLink {
     pub width: u32,
 }
 
+/// `16 GT/s x8`, with `?` for what is unknown.
+impl fmt::Display for PcieLink {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.gigatransfers_per_s > 0.0 {
+            true => write!(f, "{} GT/s", self.gigatransfers_per_s)?,
+            false => write!(f, "? GT/s")?,
+        }
+        match self.width {
+            0 => write!(f, " x?"),
+            width => write!(f, " x{width}"),
+        }
+    }
+}
+
 /// A GPU.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {

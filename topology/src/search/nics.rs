@@ -92,26 +92,17 @@ pub(super) fn port_speed(graph: &Graph, port: NodeId) -> f64 {
 
 /// Ports that are up, reach a device and are not much slower than the fastest.
 fn usable_ports(graph: &Graph, devices: &[NodeId]) -> Vec<NodeId> {
-    let mut ports: Vec<(u32, NodeId)> = Vec::new();
-    for (i, node) in graph.nodes.iter().enumerate() {
-        let id = NodeId(i as u32);
-        if let NodeKind::Port(number) = node.kind
-            && port_speed(graph, id) > 0.0
-        {
-            ports.push((number, id));
-        }
-    }
-    ports.sort();
-    let endpoints: Vec<_> = devices.iter().chain(ports.iter().map(|(_, id)| id)).copied().collect();
-    let routes = Routes::new(graph, &endpoints);
+    let up = graph.ports().into_iter().filter(|&port| port_speed(graph, port) > 0.0);
+    let ports: Vec<NodeId> = up.collect();
+    let routes = Routes::new(graph, &[devices, &ports].concat());
     let reaches = |port: usize| {
         let at = devices.len() + port;
         (0..devices.len()).all(|device| {
             !routes.between(device, at).is_empty() && !routes.between(at, device).is_empty()
         })
     };
-    let reached: Vec<_> =
-        (0..ports.len()).filter(|&port| reaches(port)).map(|port| ports[port].1).collect();
+    let reached = (0..ports.len()).filter(|&port| reaches(port));
+    let reached: Vec<_> = reached.map(|port| ports[port]).collect();
     let fastest = reached.iter().map(|&port| port_speed(graph, port)).fold(0.0, f64::max);
     let fast = reached.into_iter().filter(|&port| port_speed(graph, port) >= LEAST_SPEED * fastest);
     fast.collect()

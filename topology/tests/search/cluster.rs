@@ -168,11 +168,12 @@ fn ranks_at_one_node_follow_each_other() {
 
 #[test]
 fn what_cannot_be_planned_says_why() {
-    assert_eq!(cluster_plan(&Cluster { hosts: Vec::new() }), Err(Error::NoHosts));
+    let nothing = cluster_plan(&Cluster { hosts: Vec::new() });
+    assert!(matches!(nothing, Err(Error::NoHosts)));
     let machine = nvswitch(2, 100.0);
     let alone = cluster_plan(&Cluster { hosts: vec![host("a", &machine), host("b", &machine)] });
-    assert_eq!(alone, Err(Error::NoPort { host: "a".into() }));
+    assert!(matches!(alone, Err(Error::NoPort { host }) if host == "a"));
     let nobody = HostGraph { name: "c".into(), graph: machine.graph.clone(), devices: Vec::new() };
     let nobody = cluster_plan(&Cluster { hosts: vec![nobody] });
-    assert_eq!(nobody, Err(Error::NoRanks { host: "c".into() }));
+    assert!(matches!(nobody, Err(Error::NoRanks { host }) if host == "c"));
 }

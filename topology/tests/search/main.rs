@@ -3,6 +3,7 @@
 
 mod brute;
 mod cluster;
+mod files;
 mod machines;
 mod rings;
 mod trees;

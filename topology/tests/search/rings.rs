@@ -12,7 +12,7 @@ use crate::machines::{
 };
 
 /// What must hold for any answer.
-fn check(graph: &Graph, set: &RingSet) {
+pub fn check(graph: &Graph, set: &RingSet) {
     let mut loads = vec![0.0; graph.edges.len()];
     for channel in &set.channels {
         check_channel(graph, &set.devices, channel);
@@ -226,22 +226,11 @@ fn sixteen_devices_are_quick() {
         scattered(16, 8),
     ];
     for (i, machine) in machines.iter().enumerate() {
-        let cpu = || {
-            std::fs::read_to_string("/proc/thread-self/schedstat")
-                .unwrap()
-                .split(' ')
-                .next()
-                .unwrap()
-                .parse::<u64>()
-                .unwrap()
-        };
-        let c0 = cpu();
         let start = std::time::Instant::now();
         let set = found(machine);
         let took = start.elapsed();
         println!(
-            "cpu {} us machine {i}: {took:?}, {} channels, total {:.3}, bound {:.3}",
-            (cpu() - c0) / 1000,
+            "machine {i}: {took:?}, {} channels, total {:.3}, bound {:.3}",
             set.channels.len(),
             set.total_bytes_per_s / GB,
             set.bound_bytes_per_s / GB
@@ -266,14 +255,14 @@ fn nothing_to_send_is_no_error_and_nonsense_is_one() {
     assert!(rings(&machine.graph, &machine.gpus[..1]).unwrap().channels.is_empty());
     assert!(rings(&machine.graph, &[]).unwrap().channels.is_empty());
     let twice = rings(&machine.graph, &[machine.gpus[0], machine.gpus[0]]);
-    assert_eq!(twice, Err(Error::DeviceTwice { device: "GPU0".into() }));
+    assert!(matches!(twice, Err(Error::DeviceTwice { device }) if device == "GPU0"));
     let nowhere = rings(&machine.graph, &[NodeId(99), machine.gpus[0]]);
-    assert_eq!(nowhere, Err(Error::NoSuchNode { node: 99, nodes: 6 }));
+    assert!(matches!(nowhere, Err(Error::NoSuchNode { node: 99, nodes: 6 })));
     let mut apart = nvswitch(2, 100.0);
     let numa = apart.numa();
     apart.gpu(numa, 10.0);
     let error = rings(&apart.graph, &apart.gpus).unwrap_err();
-    assert_eq!(error, Error::NoWay { from: "GPU0".into(), to: "GPU2".into() });
+    assert!(error.to_string().starts_with("no way is known from GPU0 to GPU2"), "{error}");
 }
 
 #[test]
