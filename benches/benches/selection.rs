@@ -24,6 +24,7 @@ fn selection(c: &mut Criterion) {
             large_pages: false,
             costs: Costs::default(),
             tuned: None,
+            order: None,
         };
         group.bench_function(BenchmarkId::new("ranks", ranks), |b| {
             b.iter(|| choose(Collective::AllReduce, black_box(1 << 20), black_box(&shape), None));

@@ -27,6 +27,7 @@ use crate::hosting::{Hosted, Hosting};
 use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
+use crate::topology::{self, Found as FoundTopology, RankOrder, Site, TopologySource};
 use crate::tuning::{Links, MeasuredOn};
 use crate::{Costs, Error, Tuned, Tuning};
 
@@ -76,6 +77,8 @@ struct Introduction {
     costs: Costs,
     /// Rank 0 may have a table of measured times for all.
     may_be_tuned: bool,
+    /// Where on its host it is.
+    site: Site,
     address: Vec<u8>,
 }
 
@@ -111,6 +114,9 @@ fn meet_as(
     let communicator = communicator_id(&settings.job, &name);
     let board = Board::new()?;
     let mut meeting = Gathering::at(&meets_at, &settings.job, deadline)?;
+    let found = FoundTopology::of(&settings.topology, settings.local_rank)?;
+    let mut rdma = settings.rdma.clone();
+    rdma.devices = rdma.devices.or_else(|| found.rdma_ports.clone());
     let endpoint = Endpoint::bind(EndpointConfig {
         job: settings.job.clone(),
         communicator,
@@ -122,7 +128,7 @@ fn meet_as(
         sockets: settings.sockets,
         encrypts: settings.encrypts,
         attach: settings.attach,
-        rdma: settings.rdma.clone(),
+        rdma,
         rendezvous: Some(meeting.address.clone()),
         board: board.memory().clone(),
     })?;
@@ -138,6 +144,7 @@ fn meet_as(
         reproducible: settings.reproducible,
         costs: settings.costs,
         may_be_tuned: matches!(&settings.tuning, Tuning::Kept(cache) if cache.exists()),
+        site: found.site,
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
@@ -179,9 +186,12 @@ fn meet_as(
         large_pages: all.iter().all(|introduction| introduction.large_pages),
         costs: all[0].costs,
         tuned: None,
+        order: None,
     };
     let is_here = |other: &Introduction| is_local(other) && other.process == mine.process;
     let links = Links::new(&settings, &shape, all.iter().all(is_here));
+    let order = rank_order(&mut meeting, &settings, &all, &hosts, found, &name, deadline)?;
+    shape.order = order.map(Arc::new);
     if all[0].may_be_tuned {
         let table = tuned(&mut meeting, &settings, &shape, &links, &name, deadline)?;
         shape.tuned = table.map(Arc::new);
@@ -190,7 +200,7 @@ fn meet_as(
         rank,
         endpoint,
         board,
-        places: Places::on(&hosts),
+        places: places(&hosts, shape.order.as_deref()),
         links: (0..ranks).map(|_| None).collect(),
         registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
@@ -208,6 +218,32 @@ fn meet_as(
     let engine = Engine::new(wiring, driver, shape.clone());
     let origin = Origin { name, meets_at, place, beside };
     Ok(Joined { settings, engine, control, shape, links, hosting: None, origin })
+}
+
+/// The order of the ranks that their hosts' wiring says. Where some are in places of their own, the description of
+/// each kind of host goes over the store once.
+fn rank_order(
+    meeting: &mut Gathering,
+    settings: &Settings,
+    all: &[Introduction],
+    hosts: &[u32],
+    found: FoundTopology,
+    name: &str,
+    deadline: Instant,
+) -> Result<Option<RankOrder>, Error> {
+    let sites: Vec<Site> = all.iter().map(|introduction| introduction.site).collect();
+    if sites.len() < 3 || sites.iter().any(|site| site.kind == 0) {
+        return Ok(None);
+    }
+    let tells = topology::tells(settings.rank, &sites);
+    let mine = if tells { found.description.as_bytes() } else { &[] };
+    let descriptions = meeting.gather(settings, &format!("{name}/topology"), mine, deadline)?;
+    Ok(topology::order(hosts, &sites, &descriptions))
+}
+
+fn places(hosts: &[u32], order: Option<&RankOrder>) -> Places {
+    let said = order.and_then(|order| Places::in_order(hosts, order.ranks.clone()));
+    said.unwrap_or_else(|| Places::on(hosts))
 }
 
 /// The table of measured times that rank 0 has for such ranks, if it has one. Only rank 0 looks into its
@@ -324,6 +360,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         // Of the process, as the driver is.
         cuda_library: std::env::var_os("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
         reproducible: false,
+        topology: TopologySource::System,
         costs: Costs::default(),
         tuning: Tuning::Off,
     });
@@ -425,6 +462,7 @@ impl Introduction {
         out.push(u8::from(self.reproducible));
         out.extend_from_slice(&self.costs.encode());
         out.push(u8::from(self.may_be_tuned));
+        out.extend_from_slice(&self.site.encode());
         out.extend_from_slice(&self.address);
         out
     }
@@ -440,7 +478,8 @@ impl Introduction {
         let (&has_rdma, bytes) = bytes.split_first()?;
         let (&reproducible, bytes) = bytes.split_first()?;
         let (costs, bytes) = bytes.split_first_chunk()?;
-        let (&may_be_tuned, address) = bytes.split_first()?;
+        let (&may_be_tuned, bytes) = bytes.split_first()?;
+        let (site, address) = bytes.split_first_chunk()?;
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             process: u32::from_le_bytes(*process),
@@ -453,6 +492,7 @@ impl Introduction {
             reproducible: reproducible != 0,
             costs: Costs::decode(costs)?,
             may_be_tuned: may_be_tuned != 0,
+            site: Site::decode(site),
             address: address.to_vec(),
         })
     }

@@ -42,6 +42,7 @@ mod rendezvous;
 pub mod selection;
 mod settings;
 mod together;
+mod topology;
 pub mod tuning;
 mod types;
 
@@ -62,5 +63,6 @@ pub use ringtree_transport::secure::{Job, Secret};
 pub use ringtree_transport::shm::Attach;
 pub use selection::{Candidate, Choice, Explanation, Shape};
 pub use settings::{MAX_SOCKETS, Origins, Setting, Settings, Source};
+pub use topology::{RankOrder, TopologySource};
 pub use tuning::{Tuned, Tuning, TuningCache};
 pub use types::{DataType, Element, F8E4M3, F8E5M2, Factor, Op, bf16, f16};

@@ -8,7 +8,7 @@ use ringtree_plan::Collective;
 use ringtree_transport::shm::BOARD_BYTES;
 
 use crate::executor::Schedule;
-use crate::{Algorithm, Costs, LinkCosts, Tuned};
+use crate::{Algorithm, Costs, LinkCosts, RankOrder, Tuned};
 
 /// What all ranks know of the machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,8 @@ pub struct Shape {
     pub costs: Costs,
     /// What calls took among such ranks, if rank 0 has a table of that.
     pub tuned: Option<Arc<Tuned>>,
+    /// The order of the ranks that the hosts' wiring says, if it says one.
+    pub order: Option<Arc<RankOrder>>,
 }
 
 impl Shape {
@@ -152,6 +154,11 @@ impl fmt::Display for Explanation {
                 None => {}
             }
             writeln!(f, "  {rounds} of {round_bytes} bytes, {at_once} at once{mark}")?;
+        }
+        if let Some(order) = &self.shape.order {
+            let ranks: Vec<String> = order.ranks.iter().map(u32::to_string).collect();
+            writeln!(f, "Rings, chains and trees take the ranks in the order {}:", ranks.join(" "))?;
+            order.why().lines().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         Ok(())
     }
@@ -468,6 +475,7 @@ mod tests {
             large_pages: false,
             costs: Costs::default(),
             tuned: None,
+            order: None,
         }
     }
 

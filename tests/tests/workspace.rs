@@ -15,7 +15,7 @@ const ALLOWED: [(&str, &[&str]); 5] = [
     ("ringtree-plan", &[]),
     ("ringtree-topology", &[]),
     ("ringtree-transport", &[]),
-    ("ringtree", &["ringtree-plan", "ringtree-transport"]),
+    ("ringtree", &["ringtree-plan", "ringtree-topology", "ringtree-transport"]),
     ("ringtree-loom-tests", &[]),
 ];
 

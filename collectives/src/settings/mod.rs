@@ -19,7 +19,7 @@ use ringtree_transport::rendezvous::Place as MeetingPlace;
 use ringtree_transport::secure::Job;
 use ringtree_transport::shm::Attach;
 
-use crate::{Costs, Error, Tuning};
+use crate::{Costs, Error, TopologySource, Tuning};
 use launchers::Place;
 pub use list::Setting;
 use secrets::Reach;
@@ -102,7 +102,9 @@ pub struct Origins {
 ///
 /// ```
 /// # use std::time::Duration;
-/// use ringtree::{Attach, Costs, Job, RdmaConfig, Secret, Settings, Source, Transports, Tuning};
+/// use ringtree::{
+///     Attach, Costs, Job, RdmaConfig, Secret, Settings, Source, TopologySource, Transports, Tuning,
+/// };
 ///
 /// let settings = Settings {
 ///     source: Source::Explicit,
@@ -122,6 +124,7 @@ pub struct Origins {
 ///     rdma: RdmaConfig::default(),
 ///     cuda_library: None,
 ///     reproducible: false,
+///     topology: TopologySource::System,
 ///     costs: Costs::default(),
 ///     tuning: Tuning::Off,
 /// };
@@ -175,6 +178,8 @@ pub struct Settings {
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
+    /// How this rank finds out how its host is wired, which says in which order a ring of the ranks goes.
+    pub topology: TopologySource,
     /// By what algorithms are chosen: all ranks use rank 0's.
     pub costs: Costs,
     /// By which measured times, which count more: all ranks use rank 0's.
@@ -243,6 +248,7 @@ impl Settings {
             rdma: env.rdma()?,
             cuda_library: env.get("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
+            topology: env.topology(),
             costs: Costs::default(),
             tuning: env.tuning()?,
         };

@@ -13,7 +13,7 @@ use ringtree_transport::shm::Attach;
 
 use super::DEFAULT_TIMEOUT;
 use super::launchers::Told;
-use crate::{Error, Tuning, TuningCache};
+use crate::{Error, TopologySource, Tuning, TuningCache};
 
 /// An environment.
 pub(super) struct Variables<'a>(pub(super) &'a HashMap<String, String>);
@@ -99,6 +99,14 @@ impl Variables<'_> {
             Some(other) => {
                 Err(settings(format!("RINGTREE_TUNING={other} is neither kept nor off")))
             }
+        }
+    }
+
+    pub(super) fn topology(&self) -> TopologySource {
+        match self.get("RINGTREE_TOPOLOGY") {
+            None | Some("auto") => TopologySource::System,
+            Some("off") => TopologySource::Off,
+            Some(path) => TopologySource::File(path.into()),
         }
     }
 

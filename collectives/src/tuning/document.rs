@@ -148,6 +148,7 @@ impl MeasuredOn {
             reproducible: false,
             large_pages: self.large_pages,
             costs: Costs::default(),
+            order: None,
             tuned: None,
         }
     }

@@ -27,7 +27,8 @@ fn shape() -> Shape {
         reproducible: false,
         large_pages: false,
         costs: Costs::default(),
-        tuned: None,
+        order: None,
+            tuned: None,
     }
 }
 
