@@ -157,7 +157,11 @@ impl fmt::Display for Explanation {
         }
         if let Some(order) = &self.shape.order {
             let ranks: Vec<String> = order.ranks.iter().map(u32::to_string).collect();
-            writeln!(f, "Rings, chains and trees take the ranks in the order {}:", ranks.join(" "))?;
+            writeln!(
+                f,
+                "Rings, chains and trees take the ranks in the order {}:",
+                ranks.join(" ")
+            )?;
             order.why().lines().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         Ok(())

@@ -13,8 +13,8 @@ use ringtree_topology::search::{
     Cluster, ClusterPlan, HostGraph, cluster_plan, explain_cluster, explain_rings, rings,
 };
 use ringtree_topology::{
-    BusId, CpuSet, Detection, GpuFacts, Graph, Machine, NetPort, NodeId, NodeKind, NumaNode, PciDevice,
-    PlacedPort, Roots, VisibleDevices, detect_with,
+    BusId, CpuSet, Detection, GpuFacts, Graph, Machine, NetPort, NodeId, NodeKind, NumaNode,
+    PciDevice, PlacedPort, Roots, VisibleDevices, detect_with,
 };
 
 use crate::Error;
@@ -146,9 +146,7 @@ impl Site {
 
     /// What [`Site::encode`] made.
     pub(crate) fn decode(bytes: &[u8; Site::BYTES]) -> Site {
-        let word = |at: usize| {
-            u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]))
-        };
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
         let numa = u32::from_le_bytes(std::array::from_fn(|byte| bytes[16 + byte]));
         let gpu = word(8);
         let [_, bus, device, function] = (gpu as u32).to_be_bytes();
@@ -169,11 +167,7 @@ pub(crate) fn tells(rank: u32, sites: &[Site]) -> bool {
 
 /// The order of ranks on these hosts and sites. `descriptions` has that of a kind of host at the first rank that is
 /// on one.
-pub(crate) fn order(
-    hosts: &[u32],
-    sites: &[Site],
-    descriptions: &[Vec<u8>],
-) -> Option<RankOrder> {
+pub(crate) fn order(hosts: &[u32], sites: &[Site], descriptions: &[Vec<u8>]) -> Option<RankOrder> {
     let graphs = graphs(sites, descriptions);
     let places = Places::on(hosts);
     let mut all: Vec<(HostGraph, Vec<u32>)> = Vec::new();
@@ -331,8 +325,7 @@ fn may_have_an_order(machine: &Machine) -> bool {
 /// The one node that has the processors on which this process may run: its place in the machine.
 fn own_node(machine: &Machine, allowed: Option<&CpuSet>) -> Option<u32> {
     let allowed = allowed?;
-    let has_some =
-        |node: &NumaNode| node.cpus.iter().any(|cpu| allowed.contains(cpu));
+    let has_some = |node: &NumaNode| node.cpus.iter().any(|cpu| allowed.contains(cpu));
     let nodes = machine.numa_nodes.iter().enumerate();
     let mut own = nodes.filter(|(_, node)| has_some(node)).map(|(place, _)| place as u32);
     own.next().filter(|_| own.next().is_none())

@@ -256,6 +256,7 @@ impl Scenery {
             reproducible: false,
             large_pages: false,
             tuned: None,
+            order: None,
             costs: Costs { tcp, ..costs },
         }
     }

@@ -6,6 +6,7 @@
 
 mod check;
 mod complete;
+mod detect;
 mod diff;
 mod error;
 mod figures;
@@ -18,6 +19,10 @@ mod walk;
 mod xml;
 
 pub use check::{Finding, Severity, check};
+pub use detect::{
+    C2cFact, Detection, GpuFact, GpuFacts, Limits, NvLinkEnd, NvLinkFact, Roots, Unreachable,
+    VisibleDevices, detect, detect_with,
+};
 pub use diff::{Difference, diff};
 pub use error::Error;
 pub use graph::{Edge, EdgeId, EdgeKind, Graph, Node, NodeId, NodeKind};

@@ -28,7 +28,7 @@ fn shape() -> Shape {
         large_pages: false,
         costs: Costs::default(),
         order: None,
-            tuned: None,
+        tuned: None,
     }
 }
 
