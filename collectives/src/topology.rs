@@ -354,3 +354,101 @@ fn forget_name(port: &mut NetPort) {
     port.guid = 0;
     port.addresses.clear();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two sockets with a GPU and a card of two ports each.
+    const MACHINE: &str = r#"<system version="1">
+      <cpu numaid="0" affinity="0000000f" arch="x86_64" vendor="GenuineIntel" familyid="6" modelid="143">
+        <pci busid="0000:1a:00.0" class="0x030200" link_speed="16.0 GT/s PCIe" link_width="16">
+          <gpu dev="0" sm="80"/></pci>
+        <pci busid="0000:1b:00.0" class="0x020000" link_speed="16.0 GT/s PCIe" link_width="16">
+          <nic><net name="mlx5_0" dev="0" speed="100000" port="1" guid="0x1"/></nic></pci>
+      </cpu>
+      <cpu numaid="1" affinity="000000f0" arch="x86_64" vendor="GenuineIntel" familyid="6" modelid="143">
+        <pci busid="0001:9a:00.0" class="0x030200" link_speed="16.0 GT/s PCIe" link_width="16">
+          <gpu dev="1" sm="80"/></pci>
+        <pci busid="0001:9b:00.0" class="0x020000" link_speed="16.0 GT/s PCIe" link_width="16">
+          <nic><net name="mlx5_1" dev="1" speed="100000" port="1" guid="0x2"/>
+               <net name="mlx5_2" dev="2" speed="100000" port="2" guid="0x2"/></nic></pci>
+      </cpu>
+    </system>"#;
+
+    fn machine() -> Machine {
+        Machine::from_xml(MACHINE).unwrap()
+    }
+
+    fn at_gpu(text: &str) -> Site {
+        Site { kind: 7, gpu: Some(text.parse().unwrap()), numa: None }
+    }
+
+    #[test]
+    fn a_site_is_what_it_was_when_it_has_been_sent() {
+        for site in [
+            Site::default(),
+            Site { kind: u64::MAX, gpu: None, numa: Some(3) },
+            at_gpu("fffffff:ff:ff.7"),
+            at_gpu("0000:1a:00.0"),
+        ] {
+            assert_eq!(Site::decode(&site.encode()), site);
+        }
+    }
+
+    #[test]
+    fn a_rank_takes_the_ports_beside_its_gpu_or_its_processors() {
+        let of = |site| nearest_rdma_ports(&machine(), site);
+        assert_eq!(of(at_gpu("0000:1a:00.0")).as_deref(), Some("mlx5_0:1"));
+        assert_eq!(of(at_gpu("0001:9a:00.0")).as_deref(), Some("mlx5_1:1,mlx5_2:2"));
+        let numa = Site { kind: 7, gpu: None, numa: Some(1) };
+        assert_eq!(of(numa).as_deref(), Some("mlx5_1:1,mlx5_2:2"));
+        assert_eq!(of(Site::default()), None);
+    }
+
+    #[test]
+    fn hosts_of_one_kind_have_one_description() {
+        let (mut one, mut other) = (machine(), machine());
+        (one.host, other.host) = ("a".into(), "b".into());
+        let other_guids = MACHINE.replace("0x2", "0x5");
+        assert_eq!(without_names(one).to_xml(), without_names(other).to_xml());
+        let third = Machine::from_xml(&other_guids).unwrap();
+        assert_eq!(without_names(third).to_xml(), without_names(machine()).to_xml());
+    }
+
+    #[test]
+    fn processors_of_two_nodes_are_of_none() {
+        let set = |cpus: &[usize]| cpus.iter().copied().collect::<CpuSet>();
+        assert_eq!(own_node(&machine(), Some(&set(&[4, 5]))), Some(1));
+        assert_eq!(own_node(&machine(), Some(&set(&[3, 4]))), None);
+        assert_eq!(own_node(&machine(), None), None);
+    }
+
+    #[test]
+    fn the_first_of_each_kind_tells() {
+        let sites = [5, 5, 9, 0, 9].map(|kind| Site { kind, ..Site::default() });
+        let telling = (0..5).filter(|rank| tells(*rank, &sites));
+        assert_eq!(telling.collect::<Vec<_>>(), [0, 2]);
+    }
+
+    /// Ranks were dealt out to two hosts like cards.
+    #[test]
+    fn ranks_of_a_host_stay_together() {
+        let hosts = [0, 1, 0, 1];
+        let gpus = ["0000:1a:00.0", "0000:1a:00.0", "0001:9a:00.0", "0001:9a:00.0"];
+        let sites = gpus.map(at_gpu);
+        let text = without_names(machine()).to_xml().into_bytes();
+        let descriptions = [text, vec![], vec![], vec![]];
+        let order = order(&hosts, &sites, &descriptions).expect("an order");
+        let first: Vec<u32> = order.ranks[..2].iter().map(|rank| hosts[*rank as usize]).collect();
+        assert!(first[0] == first[1], "{:?}", order.ranks);
+        assert!(!order.why().is_empty());
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_read_says_nothing() {
+        let sites = [at_gpu("0000:1a:00.0"); 3];
+        let descriptions = [b"<system".to_vec(), vec![], vec![]];
+        assert_eq!(order(&[0, 0, 0], &sites, &descriptions), None);
+    }
+}
