@@ -24,11 +24,13 @@
 //! While a call is queued, the driver must not be made to wait for all streams, which allocating, and starting a kernel
 //! that it has not loaded yet, may do: a program does these before, or sets `CUDA_MODULE_LOADING=EAGER`.
 
+mod board;
 mod buffer;
 mod calls;
 mod counters;
 #[cfg(feature = "cudarc")]
 pub mod cudarc;
+mod join;
 mod kernels;
 mod pins;
 mod signal;
@@ -42,6 +44,7 @@ pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Str
 /// What keeps memory of the program.
 pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
+pub(crate) use board::{Boards, Queued as QueuedExchange};
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
 pub(crate) use pins::Pins;
 pub(crate) use signal::Signals;
