@@ -2,7 +2,7 @@
 //! result has the bits that the host gives.
 
 use ringtree::device::{DeviceCounters, DevicePointer, Stream};
-use ringtree::{Algorithm, Collective, Communicator, Error, Factor, Op, Transports};
+use ringtree::{Algorithm, Collective, Communicator, Factor, Op, Transports};
 use ringtree_tests::gpu::{Gpu, alone, communicators};
 use ringtree_tests::gpu_checks::{OnGpu, OnHost, bits, check, check_all, check_every_type, values};
 use ringtree_tests::ranks::{TRANSPORTS, each};
@@ -31,7 +31,6 @@ fn every_type_and_operation_has_the_bits_of_the_host() {
     alone("every_type_and_operation_has_the_bits_of_the_host", &[], || {
         each(communicators(3, Transports::Shm), |communicator| {
             let gpu = Gpu::of(&communicator);
-            let (c, g) = (&communicator, &gpu);
             check_every_type(&communicator, &gpu, &[7, 6_001]);
         });
     });

@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use ringtree::control::Verdict;
-use ringtree::device::{DeviceCounters, DeviceMemory, Stream};
+use ringtree::device::{DeviceCounters, Stream};
 use ringtree::{Communicator, Error, Op, Transports};
 use ringtree_cuda_standin::Counters;
 use ringtree_tests::gpu::{Gpu, alone, driver};
@@ -43,7 +43,7 @@ fn reproducible(ranks: u32, timeout: Duration) -> Vec<Communicator> {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Nobody waits longer in vain, and nothing that is right takes as long.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 
 /// Copies that the stand-in has made so far, of whatever kind; none on the real driver, which does not tell.
 fn copies() -> u64 {
@@ -143,27 +143,35 @@ fn ranks_that_share_a_gpu() {
 }
 
 /// All-reduces in a row whose every result is looked at, in two streams in turn.
-fn many(communicator: &Communicator, gpu: &Gpu, calls: u32) -> Result<(), Error> {
+fn many(communicator: &Communicator, gpu: &Gpu, calls: usize) -> Result<(), Error> {
     let (rank, ranks) = (communicator.rank(), communicator.ranks());
     let other = Stream::new(&gpu.device)?;
     let count = 200;
-    let mut buffers: Vec<DeviceMemory<u32>> = (0..calls)
-        .map(|call| gpu.memory(communicator, &vec![call * 100 + rank; count]))
-        .collect();
+    let given = |call: usize, rank: u32| call as u32 * 100 + rank;
+    let own: Vec<u32> =
+        (0..calls).flat_map(|call| std::iter::repeat_n(given(call, rank), count)).collect();
+    let all = gpu.memory(communicator, &own);
     communicator.barrier()?;
-    for (call, buffer) in buffers.iter_mut().enumerate() {
+    for call in 0..calls {
         // Runs of each, so that calls follow one another within a stream, too.
         let stream = if call / 3 % 2 == 0 { &gpu.stream } else { &other };
-        drop(communicator.on(stream).all_reduce(buffer, Op::Sum)?);
+        let mut part = all.part(call * count..(call + 1) * count);
+        drop(communicator.on(stream).all_reduce(&mut part, Op::Sum)?);
     }
     other.synchronize()?;
-    gpu.stream.synchronize()?;
-    for (call, buffer) in buffers.iter().enumerate() {
-        let sum = (0..ranks).map(|rank| call as u32 * 100 + rank).sum();
-        assert_eq!(gpu.elements(buffer), vec![sum; count], "call {call}, rank {rank}");
+    for (call, sums) in gpu.elements(&all).chunks(count).enumerate() {
+        let sum: u32 = (0..ranks).map(|rank| given(call, rank)).sum();
+        assert_eq!(sums, vec![sum; count], "call {call}, rank {rank}");
     }
     // What went wrong is told.
     communicator.barrier()
+}
+
+#[test]
+fn small_calls_in_a_row() {
+    alone("small_calls_in_a_row", &[], || {
+        joined(3, SOON, |communicator, gpu| many(&communicator, &gpu, 100).expect("sums"));
+    });
 }
 
 #[test]
@@ -314,7 +322,7 @@ fn an_abort_ends_the_kernels() {
 fn a_rank_that_is_late_is_named_at_the_deadline() {
     alone("a_rank_that_is_late_is_named_at_the_deadline", &[], || {
         let is_given_up = Barrier::new(3);
-        joined(3, Duration::from_secs(1), |communicator, gpu| {
+        joined(3, Duration::from_secs(3), |communicator, gpu| {
             let mut memory = gpu.memory(&communicator, &[1_f32; 100]);
             communicator.barrier().expect("all are here");
             if communicator.rank() == 1 {

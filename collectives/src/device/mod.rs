@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Ranks with buffers on GPUs and ranks with buffers on the host may be in one communicator, and every rank gets the
-//! same bits. NVIDIA's driver is opened when a GPU is first asked for. Tested against a stand-in driver that executes
+//! same bits. Where all are on GPUs of one host that reach each other,
+//! [`join_devices`](crate::Communicator::join_devices) makes small calls one kernel of each. NVIDIA's driver is opened when a GPU is first asked for. Tested against a stand-in driver that executes
 //! the real kernels.
 //!
 //! The first call of its kind makes ready what it takes, and may wait for the other ranks to do so; later ones only queue.
