@@ -226,8 +226,7 @@ fn gpus_that_do_not_reach_each_other_go_on_as_before() {
 fn fails(body: impl Fn(&Communicator, &Gpu) -> Result<(), Error> + Sync) -> Vec<Error> {
     joined(2, SOON, |communicator, gpu| {
         let mut memory = gpu.memory(&communicator, &[1_f32; 10]);
-        let mut sum =
-            || communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum)?.wait();
+        let mut sum = || communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum)?.wait();
         sum().expect("a sum");
         let error = body(&communicator, &gpu).expect_err("an error");
         gpu.stream.synchronize().expect("the kernel has ended");

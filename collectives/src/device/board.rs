@@ -198,7 +198,8 @@ impl Boards {
         let mut state = self.lock();
         let ready = self.ready(&mut state, call)?;
         let marks = self.marks(&mut state)?;
-        if let Some((_, last)) = state.last.as_ref().filter(|(of, _)| *of != stream.raw() as usize) {
+        if let Some((_, last)) = state.last.as_ref().filter(|(of, _)| *of != stream.raw() as usize)
+        {
             stream.wait_for_event(&last.end)?;
         }
         let number = state.number.wrapping_add(1);

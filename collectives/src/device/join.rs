@@ -49,9 +49,9 @@ impl Communicator {
         }
         let own = made.ok();
         let mut told = vec![0_u8; ranks as usize * (1 + Told::BYTES)];
-        let mine = own.as_ref().map_or(vec![0; 1 + Told::BYTES], |own| {
-            [&[1][..], &own.told().to_bytes()].concat()
-        });
+        let mine = own
+            .as_ref()
+            .map_or(vec![0; 1 + Told::BYTES], |own| [&[1][..], &own.told().to_bytes()].concat());
         let plain = self.using(None);
         plain.all_gather_into(&mine, &mut told)?;
         let boards = self.open(device, own, &told);
@@ -72,23 +72,13 @@ impl Communicator {
 
     /// Whether a collective of `count` elements on GPUs, or of so many in each block where it has blocks, is one kernel of
     /// each rank: see [`Communicator::join_devices`].
-    pub fn is_one_kernel(
-        &self,
-        collective: Collective,
-        count: usize,
-        data_type: DataType,
-    ) -> bool {
+    pub fn is_one_kernel(&self, collective: Collective, count: usize, data_type: DataType) -> bool {
         let boards = self.inner.boards().filter(|_| self.algorithm().is_none());
         boards.is_some_and(|boards| boards.serve(collective, count as u64, data_type))
     }
 
     /// Opens everyone's boards; or names a rank whose board it cannot read.
-    fn open(
-        &self,
-        device: &Device,
-        own: Option<PublicMemory>,
-        told: &[u8],
-    ) -> Result<Boards, u32> {
+    fn open(&self, device: &Device, own: Option<PublicMemory>, told: &[u8]) -> Result<Boards, u32> {
         let rank = self.rank();
         let own = own.ok_or(rank)?;
         let mut missed = None;

@@ -188,8 +188,7 @@ impl Kernels {
         }
         let module = Module::load(&self.device, ptx(data_type))?;
         let fold = module.kernel(c"fold")?;
-        let of_bytes =
-            |name| (data_type == DataType::U8).then(|| module.kernel(name)).transpose();
+        let of_bytes = |name| (data_type == DataType::U8).then(|| module.kernel(name)).transpose();
         let (copy, collect) = (of_bytes(c"copy")?, of_bytes(c"collect")?);
         // Many drivers load a kernel when it first runs, and wait for all streams then: it is to be now.
         let stream = Stream::new(&self.device)?;
@@ -332,8 +331,8 @@ mod tests {
 
     #[test]
     fn the_argument_is_as_long_as_the_kernels_say() {
-        let [fold, copy, collect] =
-            ["fold", "copy", "collect"].map(|name| format!("{name}_param_0[{}]", size_of::<Argument>()));
+        let [fold, copy, collect] = ["fold", "copy", "collect"]
+            .map(|name| format!("{name}_param_0[{}]", size_of::<Argument>()));
         for data_type in DataType::ALL {
             assert!(ptx(data_type).contains(&fold), "{}", data_type.name());
         }
