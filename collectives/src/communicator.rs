@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use ringtree_plan::Collective;
@@ -15,7 +15,7 @@ use rustc_hash::FxHashSet;
 
 use crate::bootstrap::{self, Joined, Origin};
 use crate::control::Control;
-use crate::device::Signals;
+use crate::device::{Boards, Signals};
 use crate::engine::{self, Engine};
 use crate::hosting::Hosted;
 use crate::memory::{Memory, Registered, Registrable};
@@ -91,6 +91,8 @@ pub(crate) struct Inner {
     known_on_device: Mutex<FxHashSet<(u32, Call)>>,
     /// What streams of GPUs wait by, one for each.
     signals: Arc<Signals>,
+    /// By which small calls on GPUs are one kernel, once all ranks have joined.
+    boards: OnceLock<Arc<Boards>>,
     /// How often it was split.
     splits: AtomicU64,
     /// What keeps the rendezvous where it is, as far as that is this process's business; dropped after the
@@ -117,6 +119,17 @@ impl Inner {
 
     pub(crate) fn signals(&self) -> &Signals {
         &self.signals
+    }
+
+    #[inline]
+    pub(crate) fn boards(&self) -> Option<&Arc<Boards>> {
+        self.boards.get()
+    }
+
+    /// From now on small calls on GPUs are one kernel.
+    pub(crate) fn join(&self, boards: Arc<Boards>) {
+        engine::lock(&self.engine).join(boards.clone());
+        let _ = self.boards.set(boards);
     }
 }
 
@@ -177,6 +190,7 @@ impl Communicator {
             origin: joined.origin,
             known_on_device: Mutex::default(),
             signals: joined.engine.signals().clone(),
+            boards: OnceLock::new(),
             engine: Mutex::new(joined.engine),
             splits: AtomicU64::new(0),
             _host: host,

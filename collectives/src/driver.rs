@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use ringtree_transport::cuda::Event;
 use ringtree_transport::memory::Bell;
 use ringtree_transport::wait::{Sleeper, Stage, Wait, WaitPolicy};
-use ringtree_transport::{Link, LinkError, TransportKind};
+use ringtree_transport::{Link, LinkError, Tag, TransportKind};
 
 use crate::Error;
 use crate::control::{
     AbortWord, Control, FlightRecorder, LinkFailure, Operation as Named, Stall, Suspicion,
 };
+use crate::device::QueuedExchange;
 use crate::engine::Wiring;
 use crate::executor::{Fault, Gear, Operation, Staged, Status};
 
@@ -82,6 +83,40 @@ impl Driven for OnDevice<'_> {
 
     fn waits_for_device(&self) -> bool {
         self.operation.waits_for_device()
+    }
+}
+
+/// A call that one kernel carries out.
+pub(crate) struct OnBoards<'a> {
+    pub(crate) queued: &'a QueuedExchange,
+    pub(crate) named: Named,
+}
+
+impl Driven for OnBoards<'_> {
+    fn poll(&mut self, _: &mut [Option<Link>]) -> Result<Status, (Fault, Named)> {
+        if !self.queued.is_done().map_err(|error| (Fault::Device(error), self.named))? {
+            return Ok(Status::Blocked { moved: false });
+        }
+        match self.queued.foreign() {
+            None => Ok(Status::Done),
+            Some((peer, digest)) => {
+                // What it calls there it has called as its operation of the same number.
+                let theirs = Tag { sequence: self.named.sequence, digest };
+                Err((Fault::Mismatch { peer, theirs }, self.named))
+            }
+        }
+    }
+
+    fn named(&self) -> Named {
+        self.named
+    }
+
+    fn waiting_for(&self) -> Vec<u32> {
+        self.queued.waiting_for()
+    }
+
+    fn waits_for_device(&self) -> bool {
+        true
     }
 }
 

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 
 use crate::Error;
 use crate::communicator::Inner;
+use crate::control::Stream;
 use crate::engine::{self, Engine};
 use crate::prepared::Call;
 
@@ -225,6 +226,11 @@ impl Progress {
         buffer: B,
         run: Run<B>,
     ) -> Pending<B> {
+        if call.stream == Stream::Collective
+            && let Some(boards) = inner.boards()
+        {
+            boards.count_call();
+        }
         let slot = self.slots.post(call, buffer, run);
         self.queue.posted.fetch_add(1, Ordering::Release);
         lock(&self.queue.jobs).waiting.push_back(slot.clone());
@@ -281,7 +287,10 @@ impl Queue {
             let Some(job) = lock(&self.jobs).waiting.pop_front() else { return };
             // A job runs code of its buffer's owner. The jobs behind it must not hang when that
             // panics.
-            if catch_unwind(AssertUnwindSafe(|| job.run(engine))).is_err() {
+            engine.is_in_job = true;
+            let outcome = catch_unwind(AssertUnwindSafe(|| job.run(engine)));
+            engine.is_in_job = false;
+            if outcome.is_err() {
                 engine.abandon();
                 job.panicked();
             }

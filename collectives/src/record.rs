@@ -92,6 +92,9 @@ impl CallKind {
     }
 }
 
+/// In place of an algorithm's number: one kernel of each rank's GPU does it all (`device/board.rs`).
+pub(crate) const ONE_KERNEL: u8 = 255;
+
 /// One call, as far as all ranks must agree on it. Fixed size, so that it fits a recorder slot and
 /// a control message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,7 +105,7 @@ pub struct CallRecord {
     pub data_type: u8,
     /// [`Op`](crate::Op) as its number; 0 where nothing is reduced.
     pub operation: u8,
-    /// [`Algorithm`](crate::Algorithm) as its number.
+    /// [`Algorithm`](crate::Algorithm) as its number; 255 where one kernel of each rank's GPU does it all.
     pub algorithm: u8,
     /// Root, or `u32::MAX`; where all ranks know the lengths of blocks or buffers that
     /// differ, what those hash to.
@@ -184,6 +187,7 @@ impl fmt::Display for CallRecord {
         }
         match crate::Algorithm::from_number(self.algorithm) {
             Some(algorithm) => write!(f, " ({algorithm})"),
+            None if self.algorithm == ONE_KERNEL => write!(f, " (one kernel of each GPU)"),
             None => Ok(()),
         }
     }

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod conformance;
 pub mod counts;
 pub mod gpu;
+pub mod gpu_checks;
 pub mod job;
 pub mod links;
 pub mod live_bytes;

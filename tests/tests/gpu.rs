@@ -1,124 +1,14 @@
 //! Collectives on memory of GPUs, by the stand-in for the CUDA driver or on real ones (`tests/src/gpu.rs`): every
 //! result has the bits that the host gives.
 
-use ringtree::device::{DeviceCounters, DeviceMemory, DevicePointer, Queued, Stream};
-use ringtree::{
-    Algorithm, Collective, Communicator, DataType, Error, F8E4M3, F8E5M2, Factor, Op, Transports,
-    bf16, f16,
-};
+use ringtree::device::{DeviceCounters, DevicePointer, Stream};
+use ringtree::{Algorithm, Collective, Communicator, Factor, Op, Transports};
 use ringtree_tests::gpu::{Gpu, alone, communicators};
-use ringtree_tests::random::element;
+use ringtree_tests::gpu_checks::{OnGpu, OnHost, bits, check, check_all, check_every_type, values};
 use ringtree_tests::ranks::{TRANSPORTS, each};
-use ringtree_tests::sample::Sample;
 
 /// Nothing, one element, an exchange at once, a round, several slices.
 const COUNTS: [usize; 5] = [0, 1, 300, 5_003, 70_001];
-
-/// A call on buffers of the host, and the same on a GPU's.
-type OnHost<'a, T> = &'a dyn Fn(&[T], &mut [T]) -> Result<(), Error>;
-type OnGpu<'a, T> = &'a dyn Fn(&DeviceMemory<T>, &mut DeviceMemory<T>) -> Result<Queued, Error>;
-
-/// Unpleasant values among ordinary ones.
-fn values<T: Sample>(seed: u64, rank: u32, count: usize) -> Vec<T> {
-    let value = |index: usize| {
-        let number = element(seed, rank, index);
-        if index % 7 == 3 { T::special(number) } else { T::inexact(number) }
-    };
-    (0..count).map(value).collect()
-}
-
-fn bits<T: Sample>(values: &[T]) -> Vec<u64> {
-    values.iter().map(|value| value.bits()).collect()
-}
-
-/// A collective on buffers of the host, and the same on a GPU's: in place, if the input is nothing.
-fn check<T: Sample>(
-    communicator: &Communicator,
-    gpu: &Gpu,
-    what: &str,
-    input: Option<&[T]>,
-    output: &[T],
-    on_host: impl Fn(&[T], &mut [T]) -> Result<(), Error>,
-    on_gpu: impl Fn(&DeviceMemory<T>, &mut DeviceMemory<T>) -> Result<Queued, Error>,
-) {
-    let mut expected = output.to_vec();
-    on_host(input.unwrap_or(&[]), &mut expected).expect(what);
-    let input = gpu.memory(communicator, input.unwrap_or(&[]));
-    let mut memory = gpu.memory(communicator, output);
-    // What follows in the stream finds the result: nobody waits for the call itself.
-    drop(on_gpu(&input, &mut memory).expect(what));
-    let got = gpu.elements(&memory);
-    let rank = communicator.rank();
-    assert_eq!(bits(&got).len(), bits(&expected).len());
-    let differs =
-        bits(&got).iter().zip(bits(&expected)).position(|(got, expected)| *got != expected);
-    if let Some(at) = differs {
-        let (count, got, expected) = (expected.len(), got[at], expected[at]);
-        panic!("rank {rank}, {what} of {count}: {got:?} instead of {expected:?} at {at}");
-    }
-}
-
-/// Every collective, from and to every root, on buffers of `count` elements, or blocks of as many.
-fn check_all<T: Sample>(communicator: &Communicator, gpu: &Gpu, count: usize, op: Op) {
-    let (rank, ranks) = (communicator.rank(), communicator.ranks());
-    let all = ranks as usize * count;
-    let own = &values::<T>(1, rank, count)[..];
-    let blocks = &values::<T>(2, rank, all)[..];
-    let (c, on) = (communicator, communicator.on(&gpu.stream));
-    let ck = |what: &str, input: Option<&[T]>, output: &[T], host: OnHost<T>, device: OnGpu<T>| {
-        check(c, gpu, what, input, output, host, device);
-    };
-    ck("all-reduce", None, own, &|_, o| c.all_reduce(o, op), &|_, o| on.all_reduce(o, op));
-    ck("all-reduce, out of place", Some(own), own, &|i, o| c.all_reduce_into(i, o, op), &|i, o| {
-        on.all_reduce_into(i, o, op)
-    });
-    ck("all-gather", None, blocks, &|_, o| c.all_gather(o), &|_, o| on.all_gather(o));
-    ck("all-gather, out of place", Some(own), blocks, &|i, o| c.all_gather_into(i, o), &|i, o| {
-        on.all_gather_into(i, o)
-    });
-    ck("reduce-scatter", None, blocks, &|_, o| c.reduce_scatter(o, op), &|_, o| {
-        on.reduce_scatter(o, op)
-    });
-    ck(
-        "reduce-scatter, out of place",
-        Some(blocks),
-        own,
-        &|i, o| c.reduce_scatter_into(i, o, op),
-        &|i, o| on.reduce_scatter_into(i, o, op),
-    );
-    ck("all-to-all", Some(blocks), blocks, &|i, o| c.all_to_all_into(i, o), &|i, o| {
-        on.all_to_all_into(i, o)
-    });
-    for root in 0..ranks {
-        let what = |name: &str| format!("{name}, root {root}");
-        ck(&what("broadcast"), None, own, &|_, o| c.broadcast(o, root), &|_, o| {
-            on.broadcast(o, root)
-        });
-        ck(
-            &what("broadcast, out of place"),
-            Some(own),
-            own,
-            &|i, o| c.broadcast_into(i, o, root),
-            &|i, o| on.broadcast_into(i, o, root),
-        );
-        ck(&what("reduce"), None, own, &|_, o| c.reduce(o, op, root), &|_, o| {
-            on.reduce(o, op, root)
-        });
-        ck(
-            &what("reduce, out of place"),
-            Some(own),
-            own,
-            &|i, o| c.reduce_into(i, o, op, root),
-            &|i, o| on.reduce_into(i, o, op, root),
-        );
-        ck(&what("gather"), Some(own), blocks, &|i, o| c.gather_into(i, o, root), &|i, o| {
-            on.gather_into(i, o, root)
-        });
-        ck(&what("scatter"), Some(blocks), own, &|i, o| c.scatter_into(i, o, root), &|i, o| {
-            on.scatter_into(i, o, root)
-        });
-    }
-}
 
 #[test]
 fn every_collective_has_the_bits_of_the_host() {
@@ -136,50 +26,12 @@ fn every_collective_has_the_bits_of_the_host() {
     });
 }
 
-/// All operations that a type has.
-fn check_ops<T: Sample>(communicator: &Communicator, gpu: &Gpu) {
-    let factor = Factor::new(1.5 + f64::from(communicator.rank()));
-    for op in T::DATA_TYPE.ops() {
-        let op = if matches!(op, Op::PreMulSum(_)) { Op::PreMulSum(factor) } else { op };
-        for count in [7, 6_001] {
-            let own = values::<T>(3, communicator.rank(), count);
-            let what = format!("all-reduce of {} by {op:?}", T::DATA_TYPE.name());
-            let on = communicator.on(&gpu.stream);
-            check(
-                communicator,
-                gpu,
-                &what,
-                None,
-                &own,
-                |_, output| communicator.all_reduce(output, op),
-                |_, output| on.all_reduce(output, op),
-            );
-        }
-    }
-}
-
 #[test]
 fn every_type_and_operation_has_the_bits_of_the_host() {
     alone("every_type_and_operation_has_the_bits_of_the_host", &[], || {
         each(communicators(3, Transports::Shm), |communicator| {
             let gpu = Gpu::of(&communicator);
-            let (c, g) = (&communicator, &gpu);
-            for data_type in DataType::ALL {
-                match data_type {
-                    DataType::F32 => check_ops::<f32>(c, g),
-                    DataType::F64 => check_ops::<f64>(c, g),
-                    DataType::Bf16 => check_ops::<bf16>(c, g),
-                    DataType::F16 => check_ops::<f16>(c, g),
-                    DataType::F8E4M3 => check_ops::<F8E4M3>(c, g),
-                    DataType::F8E5M2 => check_ops::<F8E5M2>(c, g),
-                    DataType::I8 => check_ops::<i8>(c, g),
-                    DataType::U8 => check_ops::<u8>(c, g),
-                    DataType::I32 => check_ops::<i32>(c, g),
-                    DataType::U32 => check_ops::<u32>(c, g),
-                    DataType::I64 => check_ops::<i64>(c, g),
-                    DataType::U64 => check_ops::<u64>(c, g),
-                }
-            }
+            check_every_type(&communicator, &gpu, &[7, 6_001]);
         });
     });
 }

@@ -30,7 +30,8 @@ fn the_table_names_the_gpu_and_says_what_gpus_did() {
     assert_eq!(output.status.code(), Some(0), "{output:#?}");
     assert_eq!(text(&output.stderr), "");
     let gpu = format!(
-        "# rank 0 uses GPU 0: Stand-in GPU, bus id 0000:10:00.0, driver of CUDA 12.8 ({})",
+        "# rank 0 uses GPU 0: Stand-in GPU, bus id 0000:10:00.0, driver of CUDA 12.8 ({}); small calls are one kernel of \
+         each GPU",
         stand_in().display()
     );
     assert!(table.lines().any(|line| line == gpu), "{table}");

@@ -1,12 +1,14 @@
 //! Calls on buffers of a GPU, which are queued in a stream.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use ringtree_transport::cuda::{CudaError, Device, Driver, Event, Relaxed, Stream, device_of};
 
 use super::signal::Done;
-use super::{DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan, KeepAlive};
+use super::{
+    Boards, DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan, KeepAlive, QueuedExchange,
+};
 use crate::calls::{Asked, Counts, Lengths};
 use crate::engine::{DevicePlace, Engine};
 use crate::prepared::Call;
@@ -73,7 +75,16 @@ pub struct OnStream<'a> {
 
 /// A call that was queued. It may be dropped: what goes wrong then shows at the next call, and the stream goes on.
 #[derive(Debug)]
-pub struct Queued(Pending<Job>);
+pub struct Queued(Watched);
+
+/// What is waited for.
+#[derive(Debug)]
+enum Watched {
+    /// What the progress thread carries out.
+    Job(Pending<Job>),
+    /// The end of a kernel.
+    Exchange(Pending<Exchange>),
+}
 
 impl Queued {
     /// Waits until the call is done.
@@ -81,7 +92,10 @@ impl Queued {
     /// # Errors
     /// See [`Error`]. What the buffers hold is neither input nor result then.
     pub fn wait(self) -> Result<(), Error> {
-        self.0.wait().map(|_| ())
+        match self.0 {
+            Watched::Job(pending) => pending.wait().map(|_| ()),
+            Watched::Exchange(pending) => pending.wait().map(|_| ()),
+        }
     }
 }
 
@@ -94,6 +108,13 @@ struct Job {
     place: DevicePlace,
     varied: Option<Varied>,
     done: Done,
+    _keep: Keep,
+}
+
+/// What the progress thread needs of a call that a kernel of the program's stream carries out.
+#[derive(Debug)]
+struct Exchange {
+    queued: QueuedExchange,
     _keep: Keep,
 }
 
@@ -411,6 +432,9 @@ impl OnStream<'_> {
             return Err(Error::Argument(what.to_owned()));
         }
         let _relaxed = Relaxed::new(device.driver());
+        if let Some(boards) = self.communicator.inner.boards().filter(|boards| boards.take(&call)) {
+            return self.exchange(boards, call, place, buffers);
+        }
         self.communicator.prepare_on_device(&call, device)?;
         let ready = Event::new(device)?;
         ready.record(stream)?;
@@ -420,7 +444,37 @@ impl OnStream<'_> {
             let job = Job { device: device.clone(), ready, place, varied, done, _keep: keep };
             self.communicator.owner.progress.post(&self.communicator.inner, call, job, run)
         })?;
-        Ok(Queued(pending))
+        Ok(Queued(Watched::Job(pending)))
+    }
+
+    /// Queues a call that is one kernel.
+    fn exchange(
+        &self,
+        boards: &Arc<Boards>,
+        call: Call,
+        place: DevicePlace,
+        buffers: [Option<KeepAlive>; 2],
+    ) -> Result<Queued, Error> {
+        let (stream, device) = (self.stream, self.stream.device());
+        if device != boards.device() {
+            return Err(Error::Argument(format!(
+                "this rank has joined with GPU {}, and the stream is one of GPU {}: queue small calls in a stream of that                  which joined",
+                boards.device().ordinal(),
+                device.ordinal()
+            )));
+        }
+        let Communicator { inner, owner, .. } = self.communicator;
+        let signal = inner.signals().of(device)?;
+        let queue = || {
+            let post = |queued| {
+                let exchange = Exchange { queued, _keep: Keep { _buffers: buffers } };
+                owner.progress.post(inner, call, exchange, watch)
+            };
+            // SAFETY: the buffers are memory of the device with room for what the call names, and stay: that is the
+            // promise of `DeviceBuffer`.
+            unsafe { boards.queue(&call, stream, place, post) }
+        };
+        Ok(Queued(Watched::Exchange(signal.follow(stream, queue)?)))
     }
 }
 
@@ -444,6 +498,12 @@ impl Communicator {
 
 /// Calls that are known to be ready: as many as are kept prepared.
 const KNOWN_MOST: usize = 256;
+
+/// Watches a call that is one kernel, in its turn.
+fn watch(engine: &mut Engine, _: &Call, exchange: &mut Exchange) -> Result<(), Error> {
+    let _relaxed = Relaxed::new(exchange.queued.boards.device().driver());
+    engine.watch_exchange(&exchange.queued)
+}
 
 /// Carries a call out, in its turn. Should that panic, the device is left before the stream goes on.
 fn run(engine: &mut Engine, call: &Call, job: &mut Job) -> Result<(), Error> {

@@ -36,7 +36,9 @@ pub(crate) struct Kernels {
 #[derive(Debug)]
 struct Loaded {
     fold: Kernel,
+    /// Of bytes.
     copy: Option<Kernel>,
+    collect: Option<Kernel>,
     _module: Module,
 }
 
@@ -61,6 +63,48 @@ struct Argument {
     sources: u32,
     destinations: u32,
     pass: u32,
+    ranks: u32,
+    rank: u32,
+    given_pass: u32,
+    factor: f64,
+    given: DeviceAddress,
+    given_count: u64,
+    slot: DeviceAddress,
+    flag: DeviceAddress,
+    word: u64,
+    distance: u64,
+    failed: DeviceAddress,
+    report: DeviceAddress,
+    first: u32,
+}
+
+/// What a kernel that is an exchange does beside its fold: see [`Boards`](super::Boards).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exchange<'a> {
+    /// The boards of all ranks, as this device finds them.
+    pub(crate) boards: &'a [DeviceAddress],
+    /// This rank.
+    pub(crate) rank: u32,
+    /// From a board to what is read of it, and from its flag to that.
+    pub(crate) offset: u64,
+    pub(crate) distance: u64,
+    /// What the rank gives, and where it is put.
+    pub(crate) given: DeviceAddress,
+    pub(crate) given_bytes: usize,
+    pub(crate) slot: DeviceAddress,
+    /// What it is multiplied by before that.
+    pub(crate) factor: Option<f64>,
+    /// The rank's flag, and what is stored there.
+    pub(crate) flag: DeviceAddress,
+    pub(crate) word: u64,
+    pub(crate) failed: DeviceAddress,
+    pub(crate) report: DeviceAddress,
+    /// What is read of each board, and where the result goes; nothing, if there is none.
+    pub(crate) read_bytes: usize,
+    pub(crate) result: DeviceAddress,
+    /// The boards that are copied from, if nothing is folded.
+    pub(crate) first: u32,
+    pub(crate) pieces: u32,
 }
 
 impl Argument {
@@ -72,6 +116,19 @@ impl Argument {
         sources: 0,
         destinations: 0,
         pass: 0,
+        ranks: 0,
+        rank: 0,
+        given_pass: 0,
+        factor: 1.0,
+        given: 0,
+        given_count: 0,
+        slot: 0,
+        flag: 0,
+        word: 0,
+        distance: 0,
+        failed: 0,
+        report: 0,
+        first: 0,
     };
 }
 
@@ -114,6 +171,16 @@ impl Kernels {
         Ok(Fold { kernel, pass: 0, scalar: 1.0, element_bytes: 1, _loaded: loaded })
     }
 
+    /// The exchange that puts pieces behind one another.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn collect(&self) -> Result<Fold, CudaError> {
+        let loaded = self.load(DataType::U8)?;
+        let kernel = loaded.collect.expect("the kernels of bytes have the collection");
+        Ok(Fold { kernel, pass: 0, scalar: 1.0, element_bytes: 1, _loaded: loaded })
+    }
+
     fn load(&self, data_type: DataType) -> Result<Arc<Loaded>, CudaError> {
         let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = all.get(&data_type) {
@@ -121,15 +188,16 @@ impl Kernels {
         }
         let module = Module::load(&self.device, ptx(data_type))?;
         let fold = module.kernel(c"fold")?;
-        let copy = (data_type == DataType::U8).then(|| module.kernel(c"copy")).transpose()?;
+        let of_bytes = |name| (data_type == DataType::U8).then(|| module.kernel(name)).transpose();
+        let (copy, collect) = (of_bytes(c"copy")?, of_bytes(c"collect")?);
         // Many drivers load a kernel when it first runs, and wait for all streams then: it is to be now.
         let stream = Stream::new(&self.device)?;
-        for kernel in [Some(fold), copy].into_iter().flatten() {
+        for kernel in [Some(fold), copy, collect].into_iter().flatten() {
             // SAFETY: it has nothing to do.
             unsafe { stream.launch(kernel, 1, 32, &Argument::NOTHING)? };
         }
         stream.synchronize()?;
-        let loaded = Arc::new(Loaded { fold, copy, _module: module });
+        let loaded = Arc::new(Loaded { fold, copy, collect, _module: module });
         all.insert(data_type, loaded.clone());
         Ok(loaded)
     }
@@ -172,12 +240,63 @@ impl Fold {
         // SAFETY: the kernel takes this argument; the rest is the caller's promise.
         unsafe { stream.launch(self.kernel, blocks, threads, &argument) }
     }
+
+    /// Queues an exchange, one block.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Safety
+    /// What is given must be readable by the stream's device, and the result writable, until it is done; the boards and
+    /// the report must stay until then, and the exchange be the next one of its rank.
+    pub(crate) unsafe fn exchange(
+        &self,
+        stream: &Stream,
+        exchange: &Exchange,
+    ) -> Result<(), CudaError> {
+        let Exchange { boards, read_bytes, given_bytes, pieces, .. } = *exchange;
+        let is_collected = pieces > 0;
+        let mut argument = Argument {
+            count: (read_bytes / self.element_bytes) as u64,
+            scalar: self.scalar,
+            sources: if is_collected { pieces } else { boards.len() as u32 },
+            destinations: 1,
+            pass: self.pass,
+            ranks: boards.len() as u32,
+            rank: exchange.rank,
+            given_pass: if exchange.factor.is_some() { SCALE } else { SUM },
+            factor: exchange.factor.unwrap_or(1.0),
+            given: exchange.given,
+            given_count: (given_bytes / self.element_bytes) as u64,
+            slot: exchange.slot,
+            flag: exchange.flag,
+            word: exchange.word,
+            distance: exchange.distance,
+            failed: exchange.failed,
+            report: exchange.report,
+            first: exchange.first,
+            ..Argument::NOTHING
+        };
+        for (source, board) in argument.source.iter_mut().zip(boards) {
+            *source = board + exchange.offset;
+        }
+        argument.destination[0] = exchange.result;
+        let packs = given_bytes.max(read_bytes * pieces.max(1) as usize).div_ceil(PACK_BYTES);
+        // Each waits for one rank, if there are as many.
+        let threads = (packs.max(boards.len()) as u32).next_multiple_of(32).min(BLOCK_THREADS);
+        // SAFETY: the kernel takes this argument; the rest is the caller's promise.
+        unsafe { stream.launch(self.kernel, 1, threads, &argument) }
+    }
 }
+
+/// Passes of `fold.cu` by which a rank publishes: a sum of one, which leaves what is folded later as it is.
+const SUM: u32 = 0;
+const SCALE: u32 = 8;
 
 /// The number of a pass in `fold.cu`, and what it scales by.
 fn number(pass: Pass) -> (u32, f64) {
     match pass {
-        Pass::Sum => (0, 1.0),
+        Pass::Sum => (SUM, 1.0),
         Pass::Product => (1, 1.0),
         Pass::Min => (2, 1.0),
         Pass::Max => (3, 1.0),
@@ -185,7 +304,7 @@ fn number(pass: Pass) -> (u32, f64) {
         Pass::BitOr => (5, 1.0),
         Pass::BitXor => (6, 1.0),
         Pass::Average { ranks } => (7, f64::from(ranks)),
-        Pass::Scale { factor } => (8, factor),
+        Pass::Scale { factor } => (SCALE, factor),
     }
 }
 
@@ -203,5 +322,20 @@ const fn ptx(data_type: DataType) -> &'static str {
         DataType::U32 => include_str!("kernels/u32.ptx"),
         DataType::I64 => include_str!("kernels/i64.ptx"),
         DataType::U64 => include_str!("kernels/u64.ptx"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_is_as_long_as_the_kernels_say() {
+        let [fold, copy, collect] = ["fold", "copy", "collect"]
+            .map(|name| format!("{name}_param_0[{}]", size_of::<Argument>()));
+        for data_type in DataType::ALL {
+            assert!(ptx(data_type).contains(&fold), "{}", data_type.name());
+        }
+        assert!(ptx(DataType::U8).contains(&copy) && ptx(DataType::U8).contains(&collect));
     }
 }

@@ -17,18 +17,21 @@
 //! ```
 //!
 //! Ranks with buffers on GPUs and ranks with buffers on the host may be in one communicator, and every rank gets the
-//! same bits. NVIDIA's driver is opened when a GPU is first asked for. Tested against a stand-in driver that executes
+//! same bits. Where all are on GPUs of one host that reach each other,
+//! [`join_devices`](crate::Communicator::join_devices) makes small calls one kernel of each. NVIDIA's driver is opened when a GPU is first asked for. Tested against a stand-in driver that executes
 //! the real kernels.
 //!
 //! The first call of its kind makes ready what it takes, and may wait for the other ranks to do so; later ones only queue.
 //! While a call is queued, the driver must not be made to wait for all streams, which allocating, and starting a kernel
 //! that it has not loaded yet, may do: a program does these before, or sets `CUDA_MODULE_LOADING=EAGER`.
 
+mod board;
 mod buffer;
 mod calls;
 mod counters;
 #[cfg(feature = "cudarc")]
 pub mod cudarc;
+mod join;
 mod kernels;
 mod pins;
 mod signal;
@@ -42,6 +45,7 @@ pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Str
 /// What keeps memory of the program.
 pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
+pub(crate) use board::{Boards, Queued as QueuedExchange};
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
 pub(crate) use pins::Pins;
 pub(crate) use signal::Signals;

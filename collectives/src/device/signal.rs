@@ -13,8 +13,8 @@ use crate::Error;
 pub(crate) struct Signal {
     device: Device,
     word: PinnedMemory,
-    /// Held while a call is queued.
-    order: Mutex<()>,
+    /// Held while a call is queued: the stream that the last one that waits for the word was queued in.
+    order: Mutex<Option<usize>>,
     /// The number of the last call that was queued, wrapping.
     last: AtomicU32,
     /// Why calls fail from now on.
@@ -67,6 +67,7 @@ impl Drop for Signals {
     fn drop(&mut self) {
         for signal in lock(&self.0).drain(..) {
             *lock(&signal.error) = None;
+            *lock(&signal.order) = None;
             lock(&FREE).push(signal);
         }
     }
@@ -94,15 +95,37 @@ impl Signal {
         stream: &Stream,
         post: impl FnOnce(Done) -> P,
     ) -> Result<P, Error> {
-        let _order = lock(&self.order);
-        if let Some(error) = &*lock(&self.error) {
-            return Err(error.clone());
-        }
+        let mut last_stream = lock(&self.order);
+        self.check()?;
         let number = self.last.load(Ordering::Relaxed).wrapping_add(1);
         // First, so that no call is under way that the stream does not wait for. SAFETY: the word is never given back.
         unsafe { stream.wait_for_word(self.word.address(), number)? };
         self.last.store(number, Ordering::Relaxed);
+        *last_stream = Some(stream.raw() as usize);
         Ok(post(Done { signal: self.clone(), number, is_said: false }))
+    }
+
+    /// Queues, by `queue`, what the stream itself carries out, behind the last call that was queued in another stream.
+    ///
+    /// # Errors
+    /// Why an earlier call failed, or what `queue` or the driver says.
+    pub(crate) fn follow<P>(
+        &self,
+        stream: &Stream,
+        queue: impl FnOnce() -> Result<P, Error>,
+    ) -> Result<P, Error> {
+        let last_stream = lock(&self.order);
+        self.check()?;
+        if last_stream.is_some_and(|last| last != stream.raw() as usize) {
+            let number = self.last.load(Ordering::Relaxed);
+            // SAFETY: the word is never given back.
+            unsafe { stream.wait_for_word(self.word.address(), number)? };
+        }
+        queue()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        lock(&self.error).as_ref().map_or(Ok(()), |error| Err(error.clone()))
     }
 
     /// From now on calls fail, and all that were queued count as done.

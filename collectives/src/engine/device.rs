@@ -9,9 +9,9 @@ use ringtree_transport::cuda::{
 use rustc_hash::FxHashMap;
 
 use super::{Engine, Place, drive};
-use crate::control::Operation as Named;
-use crate::device::Kernels;
-use crate::driver::OnDevice;
+use crate::control::{Operation as Named, Stream as Sequence};
+use crate::device::{Boards, Kernels, QueuedExchange};
+use crate::driver::{OnBoards, OnDevice};
 use crate::executor::{Exchange, Fault, Gear, Geometry, Staged};
 use crate::prepared::{Blocks, Call, Part, Planned, plan, varied};
 use crate::record::CallRecord;
@@ -81,6 +81,32 @@ impl Engine {
         unsafe { self.run_at(call, blocks, at, place) }
     }
 
+    /// From now on small calls are one kernel.
+    pub(crate) fn join(&mut self, boards: Arc<Boards>) {
+        self.boards = Some(boards);
+    }
+
+    /// Waits for the end of a call that one kernel of the program's stream carries out. Its deadline counts from when the
+    /// stream has come to it.
+    pub(crate) fn watch_exchange(&mut self, queued: &QueuedExchange) -> Result<(), Error> {
+        self.check()?;
+        let (stream, record) = (Sequence::Collective, queued.record);
+        let sequence = self.next_sequence(stream);
+        let named = Named { stream, sequence, record };
+        let ticket = self.driver.recorder.begin(stream, sequence, &record);
+        if !queued.is_done().map_err(|error| self.fail_on_device(error))? {
+            self.await_device(&queued.marks.begin)?;
+        }
+        let mut driven = OnBoards { queued, named };
+        let result = drive(&mut self.driver, &mut driven, &mut self.wiring);
+        self.device_counters += queued.counters;
+        if let Err(error) = result {
+            return Err(self.fail(error));
+        }
+        self.driver.recorder.end(ticket);
+        Ok(())
+    }
+
     /// Waits until the device has come to an event, however long that takes.
     fn await_device(&mut self, event: &Event) -> Result<(), Error> {
         self.driver.await_device(event).map_err(|error| match error {
@@ -115,7 +141,7 @@ impl Engine {
             return Ok(());
         };
         // Of two ranks that exchange messages, one may come much later.
-        if call.stream == crate::control::Stream::Collective {
+        if call.stream == Sequence::Collective {
             self.connect(&peers, None)?;
             self.pin(at, &peers);
         }
@@ -361,6 +387,9 @@ impl Engine {
     /// Gives up what there is on GPUs, because of an error: when this returns, they use neither the buffers of calls
     /// nor the memory of links.
     pub(super) fn leave_devices(&mut self, error: &Error) {
+        if let Some(boards) = &self.boards {
+            boards.end();
+        }
         for on in &self.devices {
             on.gear.settle();
             if let Err(error) = on.stream.synchronize() {

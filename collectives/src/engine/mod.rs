@@ -15,7 +15,7 @@ use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
 use crate::control::{Operation as Named, Stream};
-use crate::device::{DeviceCounters, Signals};
+use crate::device::{Boards, DeviceCounters, Signals};
 use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
@@ -31,6 +31,8 @@ pub(crate) struct Engine {
     /// Before the links, whose memory it locks.
     devices: Vec<DeviceEngine>,
     device_counters: DeviceCounters,
+    /// By which small calls on GPUs are one kernel, once all ranks have joined.
+    boards: Option<Arc<Boards>>,
     /// What streams of GPUs wait by.
     signals: Arc<Signals>,
     wiring: Wiring,
@@ -40,6 +42,8 @@ pub(crate) struct Engine {
     /// Where small buffers are packed, aligned for every type.
     pack: Vec<u64>,
     shape: Shape,
+    /// What runs was counted when it was posted.
+    pub(crate) is_in_job: bool,
     sequence: u32,
     sent: Vec<u32>,
     received: Vec<u32>,
@@ -96,6 +100,7 @@ impl Engine {
         Engine {
             devices: Vec::new(),
             device_counters: DeviceCounters::default(),
+            boards: None,
             signals: Arc::default(),
             wiring,
             driver,
@@ -103,6 +108,7 @@ impl Engine {
             pages: LargePages::default(),
             pack: Vec::new(),
             shape,
+            is_in_job: false,
             sequence: 0,
             sent: vec![0; ranks],
             received: vec![0; ranks],
@@ -401,7 +407,12 @@ impl Engine {
 
     fn next_sequence(&mut self, stream: Stream) -> u32 {
         let counter = match stream {
-            Stream::Collective => &mut self.sequence,
+            Stream::Collective => {
+                if let Some(boards) = self.boards.as_ref().filter(|_| !self.is_in_job) {
+                    boards.count_call();
+                }
+                &mut self.sequence
+            }
             Stream::SendTo(peer) => &mut self.sent[peer as usize],
             Stream::ReceiveFrom(peer) => &mut self.received[peer as usize],
         };

@@ -9,6 +9,7 @@
 //! | `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
 //! | `loop-registered COUNT` | the same in memory that the library allocates |
+//! | `loop-gpu COUNT` | the same on GPUs that the ranks have joined, as `joined-gpus BOOL` says |
 //! | `stream COUNT` | all-reduces until rank 0 reads a line on standard input: `running`, `done` |
 //! | `repeat TIMES COUNT` | so many all-reduces: `took MEAN_US` |
 //! | `wait` | `waiting`; goes on when a line comes on standard input |
@@ -37,6 +38,7 @@ use ringtree::control::Verdict;
 use ringtree::{Communicator, Element, Error, Op};
 use ringtree_tests::clock::monotonic_ns;
 use ringtree_tests::counts::Counts;
+use ringtree_tests::gpu::Gpu;
 
 /// All-reduces of a loop after which it counts as running.
 const RUNNING_AFTER: usize = 10;
@@ -105,6 +107,7 @@ impl Rank {
                 let memory = communicator.alloc(number(count)).expect("memory");
                 self.buffer = endless(communicator, memory);
             }
+            ["loop-gpu", count] => report(endless_on_gpu(communicator, number(count))),
             ["stream", count] => report(stream(communicator, number(count))),
             ["repeat", times, count] => repeat(communicator, number(times), number(count)),
             [_, "f32", ..] => self.buffer = typed::<f32>(communicator, words),
@@ -168,6 +171,25 @@ where
         }
     }
     Box::new(buffer)
+}
+
+/// All-reduces on GPUs until one fails.
+fn endless_on_gpu(communicator: &Communicator, count: usize) -> Result<(), Error> {
+    let gpu = Gpu::of(communicator);
+    say("joined-gpus", communicator.join_devices(&gpu.device)?);
+    let mut memory = gpu.memory(communicator, &vec![0_i32; count]);
+    for turn in 0.. {
+        let own = 10_i32.pow(communicator.rank()) + turn;
+        memory.write(&gpu.stream, &vec![own; count])?;
+        communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum)?.wait()?;
+        let ranks = communicator.ranks();
+        let sum: i32 = (0..ranks).map(|rank| 10_i32.pow(rank) + turn).sum();
+        assert_eq!(gpu.elements(&memory), vec![sum; count], "turn {turn}");
+        if turn == RUNNING_AFTER as i32 {
+            say("running", "");
+        }
+    }
+    Ok(())
 }
 
 /// All-reduces until rank 0 is told to stop, which the sum of the first elements tells everyone.

@@ -1,6 +1,7 @@
 //! A rank is killed, aborts or leaves: everyone else hears of it at once.
 
 use nix::sys::signal::Signal;
+use ringtree_tests::gpu;
 use ringtree_tests::job::{Host, Job, Setup};
 
 use crate::{assert_names, latencies_ms, setup};
@@ -28,6 +29,34 @@ fn a_killed_rank_is_named_to_all_survivors() {
 fn a_rank_that_is_killed_in_a_large_call_is_named() {
     for transport in ["shm", "tcp"] {
         die(&setup(3, transport), 2, "loop 3000000");
+    }
+}
+
+#[test]
+fn a_killed_rank_is_named_to_survivors_whose_gpus_wait_for_it() {
+    let driver = gpu::stand_in();
+    let environment = [
+        ("RINGTREE_CUDA_LIBRARY", driver.to_str().expect("a path")),
+        ("RINGTREE_STANDIN_DEVICES", "2"),
+        ("RINGTREE_STANDIN_SCHEDULE", "prompt"),
+    ];
+    // Two of three share a GPU.
+    let setup = setup(3, "shm");
+    for _ in 0..TURNS {
+        let mut job = Job::empty(&setup);
+        for rank in 0..3 {
+            job.add(rank, "loop-gpu 500", &environment);
+        }
+        for joined in job.expect_all(0..3, "joined-gpus") {
+            assert_eq!(joined.rest, "true", "{job}");
+        }
+        job.expect_all(0..3, "running");
+        job.signal(1, Signal::SIGKILL);
+        let errors = job.expect_all(job.others(1), "error");
+        errors.iter().for_each(|error| assert_names(error, "died", "1"));
+        for survivor in job.others(1) {
+            assert!(job.end(survivor).success(), "{job}");
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use super::pattern::Patterned;
 pub struct Gpu {
     device: Device,
     stream: Stream,
+    /// Small calls are one kernel of each rank.
+    is_joined: bool,
 }
 
 impl Gpu {
@@ -25,7 +27,13 @@ impl Gpu {
         // Without any, the error says so.
         let device = communicator.device(local_rank % gpus.unwrap_or(all).max(1))?;
         let stream = Stream::new(&device)?;
-        Ok(Gpu { device, stream })
+        Ok(Gpu { device, stream, is_joined: false })
+    }
+
+    /// Has small calls be one kernel of each rank, where that can be. All ranks call it.
+    pub fn join(&mut self, communicator: &Communicator) -> Result<(), Error> {
+        self.is_joined = communicator.join_devices(&self.device)?;
+        Ok(())
     }
 
     /// What it is: name, place and driver.
@@ -33,13 +41,14 @@ impl Gpu {
         let driver = self.device.driver();
         let version = driver.version();
         format!(
-            "GPU {}: {}, bus id {}, driver of CUDA {}.{} ({})",
+            "GPU {}: {}, bus id {}, driver of CUDA {}.{} ({}); small calls {}",
             self.device.ordinal(),
             self.device.name(),
             self.device.bus_id(),
             version / 1000,
             version % 1000 / 10,
             driver.library().display(),
+            if self.is_joined { "are one kernel of each GPU" } else { "pass the host" },
         )
     }
 

@@ -147,7 +147,9 @@ fn take_part(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
     let gpu = match measurement.memory {
         Memory::Device => {
             let opened = Gpu::open(&communicator, local_rank, measurement.gpus);
-            Some(all_together(&communicator, opened)?)
+            let mut gpu = all_together(&communicator, opened)?;
+            gpu.join(&communicator)?;
+            Some(gpu)
         }
         Memory::Plain | Memory::Registered => None,
     };
@@ -249,6 +251,15 @@ impl Sweep<'_> {
 
     /// The algorithm that a case is carried out by.
     fn algorithm(&self, case: Case) -> Carried {
+        let is_one_kernel = |collective| {
+            let by = self.communicator.using(case.algorithm);
+            self.gpu.is_some() && by.is_one_kernel(collective, case.count, case.data_type)
+        };
+        if let Called::Even(collective) = case.called
+            && is_one_kernel(collective)
+        {
+            return Carried { name: "one-kernel", is_chosen: true };
+        }
         let chosen = match case.called {
             Called::Even(_) => self.explain(case).map(|e| e.candidates[0].choice.algorithm),
             Called::Varied(Collective::AllGather | Collective::ReduceScatter) => {

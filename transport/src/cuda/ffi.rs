@@ -148,6 +148,7 @@ functions! {
     stream_destroy: c"cuStreamDestroy_v2", fn(*mut Stream);
     stream_synchronize: c"cuStreamSynchronize", fn(*mut Stream);
     stream_is_capturing: c"cuStreamIsCapturing", fn(*mut Stream, *mut c_int);
+    stream_wait_event: c"cuStreamWaitEvent", fn(*mut Stream, *mut Event, c_uint);
     stream_wait_value: c"cuStreamWaitValue32_v2", fn(*mut Stream, DeviceAddress, u32, c_uint);
     event_create: c"cuEventCreate", fn(*mut *mut Event, c_uint);
     event_destroy: c"cuEventDestroy_v2", fn(*mut Event);

@@ -130,6 +130,17 @@ impl Stream {
         self.device.check("cuStreamWaitValue32", code)
     }
 
+    /// What is queued from now on waits for what an event marks, now or in another stream of the device.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn wait_for_event(&self, event: &Event) -> Result<(), CudaError> {
+        let _entered = self.device.enter()?;
+        // SAFETY: both live; the driver keeps of the event what it needs.
+        let code = unsafe { (self.device.functions().stream_wait_event)(self.raw, event.raw, 0) };
+        self.device.check("cuStreamWaitEvent", code)
+    }
+
     /// Copies between device addresses: of memory of this device, and of pinned memory of the host.
     ///
     /// # Errors

@@ -4,6 +4,10 @@
 //
 // Buffers are of the device, of a peer that it can reach, or pinned memory of the host.
 //
+// A kernel may be a whole exchange among ranks (`board.rs`): it publishes what its rank gives on the rank's board, waits
+// until all others have, and folds what it finds on the boards. It is one block then, so that all ranks' kernels can run
+// at once, on one device too. It never traps, and waits for nobody for ever: the host can end it.
+//
 // The bits are those of `collectives/src/reduce/mod.rs`: sources are folded left to right; integers wrap; small
 // floats are folded (and scaled) in single precision and rounded once, to nearest even; in a minimum and a maximum
 // -0 is less than +0, and NaN wins; a NaN result is the positive quiet one without payload. Compiled without fused
@@ -28,7 +32,34 @@ struct Fold {
     u32 sources;
     u32 destinations;
     u32 pass;
+    // Of an exchange: how many ranks there are, or 0 if it is none. The sources are on the boards, by rank.
+    u32 ranks;
+    u32 rank;
+    // What this rank gives is put into its slot by this pass.
+    u32 given_pass;
+    double factor;
+    u64 given;
+    u64 given_count;
+    u64 slot;
+    // This rank's flag, and what is stored there: the exchange's number above the digest of the call.
+    u64 flag;
+    u64 word;
+    // From a rank's flag to what is read of its board.
+    u64 distance;
+    // On this rank's board: not zero once an exchange has failed.
+    u64 failed;
+    // Pinned memory of the host: see `Report`.
+    u64 report;
+    // The first of the sources that `collect` copies.
+    u32 first;
 };
+
+// Offsets in the memory of a report, as in `board.rs`: the host wants all to end; by rank, the number of the exchange that
+// is waited for it in, and a flag of another call that was found.
+enum { REPORT_END = 0, REPORT_WAITS = 128, REPORT_FOREIGN = REPORT_WAITS + 8 * MOST_OPERANDS };
+
+// Looks at a flag between two looks at the host's memory, which take long.
+#define LOOK_TURNS 256
 
 // The numbers that `number` of `kernels.rs` gives passes.
 enum { SUM, PRODUCT, MIN, MAX, BIT_AND, BIT_OR, BIT_XOR, AVERAGE, SCALE };
@@ -215,21 +246,25 @@ INLINE bool is_aligned(const Fold &fold) {
     return (all & 15) == 0;
 }
 
-template <int PASS> INLINE void run(const Fold &fold) {
+// Folds; or, `publishes`, puts what this rank gives into its slot.
+template <int PASS> INLINE void run(const Fold &fold, bool publishes) {
     const u64 first = (u64)blockIdx.x * blockDim.x + threadIdx.x, stride = (u64)gridDim.x * blockDim.x;
+    const u64 count = publishes ? fold.given_count : fold.count;
+    const u32 sources = publishes ? 1 : fold.sources, destinations = publishes ? 1 : fold.destinations;
+    const double scalar = publishes ? fold.factor : fold.scalar;
     const int WIDTH = 16 / sizeof(Stored);
     u64 done = 0;
-    if (is_aligned(fold)) {
-        const u64 packs = fold.count / WIDTH;
+    if (publishes ? (fold.given & 15) == 0 : is_aligned(fold)) {
+        const u64 packs = count / WIDTH;
 #pragma unroll 1
         for (u64 i = first; i < packs; i += stride) {
             Element::Folded folded[WIDTH];
             Pack pack;
-            pack.vector = ((const uint4 *)fold.source[0])[i];
+            pack.vector = ((const uint4 *)(publishes ? fold.given : fold.source[0]))[i];
 #pragma unroll
             for (int k = 0; k < WIDTH; k++) folded[k] = Element::widen(pack.element[k]);
 #pragma unroll 1
-            for (u32 s = 1; s < fold.sources; s++) {
+            for (u32 s = 1; s < sources; s++) {
                 pack.vector = ((const uint4 *)fold.source[s])[i];
 #pragma unroll
                 for (int k = 0; k < WIDTH; k++)
@@ -237,39 +272,101 @@ template <int PASS> INLINE void run(const Fold &fold) {
             }
 #pragma unroll
             for (int k = 0; k < WIDTH; k++)
-                pack.element[k] = Element::finish(Element::scale<PASS>(folded[k], fold.scalar));
+                pack.element[k] = Element::finish(Element::scale<PASS>(folded[k], scalar));
 #pragma unroll 1
-            for (u32 d = 0; d < fold.destinations; d++) ((uint4 *)fold.destination[d])[i] = pack.vector;
+            for (u32 d = 0; d < destinations; d++)
+                ((uint4 *)(publishes ? fold.slot : fold.destination[d]))[i] = pack.vector;
         }
         done = packs * WIDTH;
     }
 #pragma unroll 1
-    for (u64 i = done + first; i < fold.count; i += stride) {
-        Element::Folded folded = Element::widen(((const Stored *)fold.source[0])[i]);
+    for (u64 i = done + first; i < count; i += stride) {
+        Element::Folded folded = Element::widen(((const Stored *)(publishes ? fold.given : fold.source[0]))[i]);
 #pragma unroll 1
-        for (u32 s = 1; s < fold.sources; s++)
+        for (u32 s = 1; s < sources; s++)
             folded = Element::combine<PASS>(folded, Element::widen(((const Stored *)fold.source[s])[i]));
-        const Stored finished = Element::finish(Element::scale<PASS>(folded, fold.scalar));
+        const Stored finished = Element::finish(Element::scale<PASS>(folded, scalar));
 #pragma unroll 1
-        for (u32 d = 0; d < fold.destinations; d++) ((Stored *)fold.destination[d])[i] = finished;
+        for (u32 d = 0; d < destinations; d++)
+            ((Stored *)(publishes ? fold.slot : fold.destination[d]))[i] = finished;
     }
 }
 
-// What is chosen by the argument is chosen once. Passes that a type does not have are not asked for.
+// ---- Exchanges ----
+
+INLINE u64 load_acquire(u64 at) {
+    u64 value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+    return value;
+}
+INLINE void store_release(u64 at, u64 value) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" : : "l"(at), "l"(value) : "memory");
+}
+INLINE u64 load(u64 at) {
+    u64 value;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+    return value;
+}
+INLINE void store(u64 at, u64 value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(at), "l"(value) : "memory");
+}
+
+// Waits until a rank has published. False if it has published another call, or all is to end.
+INLINE bool hears(const Fold &fold, u32 peer) {
+    const u64 number = fold.word >> 32, flag = fold.source[peer] - fold.distance;
+    const u64 waits = fold.report + REPORT_WAITS + 8 * peer;
+#pragma unroll 1
+    for (u32 turn = 1;; turn++) {
+        const u64 word = load_acquire(flag);
+        if (word >> 32 == number) {
+            if (turn > LOOK_TURNS) store(waits, 0);
+            if (word == fold.word) return true;
+            store(fold.report + REPORT_FOREIGN + 8 * peer, word);
+            return false;
+        }
+        if (turn % LOOK_TURNS != 0) continue;
+        if (turn == LOOK_TURNS) store(waits, number);
+        if ((load(fold.report + REPORT_END) | load(fold.failed)) != 0) return false;
+    }
+}
+
+// All threads have written to the slot: tells the others, and waits for them. False if there is no result. What all have
+// published may be read then; it stays until this rank publishes for the exchange after the next one.
+INLINE bool meet(const Fold &fold) {
+    __syncthreads();
+    if (threadIdx.x == 0) store_release(fold.flag, fold.word);
+    bool fails = false;
+#pragma unroll 1
+    for (u32 peer = threadIdx.x; peer < fold.ranks; peer += blockDim.x)
+        if (peer != fold.rank && !hears(fold, peer)) fails = true;
+    // Those behind it must not publish, as if they had its result.
+    if (fails) store(fold.failed, 1);
+    return !__syncthreads_or(fails);
+}
+
+// What is chosen by the argument is chosen once, or twice in an exchange. Passes that a type does not have are not asked
+// for.
 extern "C" __global__ void __launch_bounds__(256) fold(const Fold fold) {
-    switch (fold.pass) {
-    case SUM: run<SUM>(fold); break;
-    case PRODUCT: run<PRODUCT>(fold); break;
-    case MIN: run<MIN>(fold); break;
-    case MAX: run<MAX>(fold); break;
+    bool publishes = fold.ranks != 0;
+    if (publishes && load(fold.failed) != 0) return;
+#pragma unroll 1
+    for (;;) {
+        switch (publishes ? fold.given_pass : fold.pass) {
+        case SUM: run<SUM>(fold, publishes); break;
+        case PRODUCT: run<PRODUCT>(fold, publishes); break;
+        case MIN: run<MIN>(fold, publishes); break;
+        case MAX: run<MAX>(fold, publishes); break;
 #if ELEMENT == F32 || ELEMENT == F64 || ELEMENT == BF16 || ELEMENT == F16_
-    case AVERAGE: run<AVERAGE>(fold); break;
-    case SCALE: run<SCALE>(fold); break;
+        case AVERAGE: run<AVERAGE>(fold, publishes); break;
+        case SCALE: run<SCALE>(fold, publishes); break;
 #elif ELEMENT != F8E4M3 && ELEMENT != F8E5M2
-    case BIT_AND: run<BIT_AND>(fold); break;
-    case BIT_OR: run<BIT_OR>(fold); break;
-    case BIT_XOR: run<BIT_XOR>(fold); break;
+        case BIT_AND: run<BIT_AND>(fold, publishes); break;
+        case BIT_OR: run<BIT_OR>(fold, publishes); break;
+        case BIT_XOR: run<BIT_XOR>(fold, publishes); break;
 #endif
+        }
+        if (!publishes || !meet(fold)) return;
+        publishes = false;
     }
 }
 
@@ -293,6 +390,35 @@ extern "C" __global__ void __launch_bounds__(256) copy(const Fold fold) {
         const u8 byte = ((const u8 *)fold.source[0])[i];
 #pragma unroll 1
         for (u32 d = 0; d < fold.destinations; d++) ((u8 *)fold.destination[d])[i] = byte;
+    }
+}
+
+// Copies `pieces` of `bytes` bytes, whole T, one behind the other.
+template <class T> INLINE void gather(const Fold &fold, bool publishes, u32 pieces, u32 bytes) {
+    const u32 each = bytes / sizeof(T);
+    T *const into = (T *)(publishes ? fold.slot : fold.destination[0]);
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < pieces * each; i += blockDim.x) {
+        const u32 piece = i / each;
+        into[i] = ((const T *)(publishes ? fold.given : fold.source[fold.first + piece]))[i - piece * each];
+    }
+}
+
+// An exchange that copies: `sources` pieces of `count` bytes, from those of `first` on, into one destination. One block.
+extern "C" __global__ void __launch_bounds__(256) collect(const Fold fold) {
+    if (fold.ranks == 0 || load(fold.failed) != 0) return;
+    bool publishes = true;
+#pragma unroll 1
+    for (;;) {
+        const u32 pieces = publishes ? 1 : fold.sources, bytes = publishes ? fold.given_count : fold.count;
+        u64 all = bytes | (publishes ? fold.given : fold.destination[0]);
+        // What is read of all boards is aligned alike.
+        if (!publishes) all |= fold.source[0];
+        if ((all & 15) == 0) gather<uint4>(fold, publishes, pieces, bytes);
+        else if ((all & 3) == 0) gather<u32>(fold, publishes, pieces, bytes);
+        else gather<u8>(fold, publishes, pieces, bytes);
+        if (!publishes || !meet(fold)) return;
+        publishes = false;
     }
 }
 #endif
