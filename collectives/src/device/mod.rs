@@ -32,12 +32,14 @@ pub mod cudarc;
 mod kernels;
 mod pins;
 mod signal;
+mod timeline;
 mod varied;
 
 pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
 pub use calls::{OnStream, Queued};
 pub use counters::DeviceCounters;
 pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Stream};
+pub use timeline::{Activity, Entry};
 
 /// What keeps memory of the program.
 pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
@@ -45,3 +47,4 @@ pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
 pub(crate) use pins::Pins;
 pub(crate) use signal::Signals;
+pub(crate) use timeline::{Recording, Work};

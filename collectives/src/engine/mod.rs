@@ -14,7 +14,7 @@ use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
 use crate::control::{Operation as Named, Stream};
-use crate::device::{DeviceCounters, Signals};
+use crate::device::{DeviceCounters, Recording, Signals};
 use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
@@ -30,6 +30,8 @@ pub(crate) struct Engine {
     /// Before the links, whose memory it locks.
     devices: Vec<DeviceEngine>,
     device_counters: DeviceCounters,
+    /// What calls on GPUs do and when, if that is asked for.
+    recording: Option<Recording>,
     /// What streams of GPUs wait by.
     signals: Arc<Signals>,
     wiring: Wiring,
@@ -95,6 +97,7 @@ impl Engine {
         Engine {
             devices: Vec::new(),
             device_counters: DeviceCounters::default(),
+            recording: None,
             signals: Arc::default(),
             wiring,
             driver,
@@ -344,6 +347,11 @@ impl Engine {
     /// What calls on GPUs have had these do.
     pub(crate) fn device_counters(&self) -> DeviceCounters {
         self.device_counters
+    }
+
+    /// Sets how calls on GPUs are recorded. Returns how they were.
+    pub(crate) fn set_recording(&mut self, recording: Option<Recording>) -> Option<Recording> {
+        std::mem::replace(&mut self.recording, recording)
     }
 
     /// The ports that this rank uses for RDMA.
