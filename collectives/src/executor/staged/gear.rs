@@ -17,8 +17,9 @@ const PIECES: usize = 8;
 /// so few, but others of the lane are under way meanwhile.
 pub(super) const PIECE_BYTES: usize = 128 << 10;
 
-/// Copies of own spans that a lane has under way at once: so that the next one is there when the bus is free.
-pub(super) const COPIES: usize = 4;
+/// Copies of own spans that all lanes have under way at once: enough that the bus always has the next one, and no more, so
+/// that the oldest round's go first.
+pub(super) const COPIES: usize = 8;
 
 /// Arrivals that the GPU cannot read in place are gathered in so much pinned memory a lane.
 pub(super) const ARRIVALS_BYTES: usize = 512 << 10;
@@ -46,7 +47,7 @@ pub(super) struct LaneGear {
     /// For copies of own spans to where they are sent from, which do not wait for slices.
     pub(super) copies: Stream,
     /// Mark the ends of copies, which take turns with them.
-    pub(super) copy_events: [Event; COPIES],
+    pub(super) copy_events: Vec<Event>,
     /// Memory of the pieces, once one is needed.
     memory: Option<PinnedMemory>,
     pieces: [Piece; PIECES],
@@ -103,7 +104,7 @@ impl Gear {
                 stream: Stream::urgent(device)?,
                 event: event()?,
                 copies: Stream::urgent(device)?,
-                copy_events: [event()?, event()?, event()?, event()?],
+                copy_events: (0..COPIES).map(|_| event()).collect::<Result<_, _>>()?,
                 memory: None,
                 pieces: Default::default(),
                 arrivals: None,

@@ -224,7 +224,10 @@ impl Staged {
         gear: &mut Gear,
     ) -> Result<Status, Fault> {
         let (mut done, mut moved) = (true, false);
-        for lane in 0..self.lanes.len() {
+        // The oldest round first: were all in step, the bus would have nothing to do between one round and the next.
+        let round = |lane: &usize| self.lanes[*lane].counter.round;
+        let oldest = (0..self.lanes.len()).min_by_key(round).unwrap_or(0);
+        for lane in (oldest..self.lanes.len()).chain(0..oldest) {
             moved |= self.advance(lane, links, gear)?;
             done &= self.is_lane_done(lane, links, gear);
         }

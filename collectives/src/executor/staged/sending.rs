@@ -167,7 +167,8 @@ impl Staged {
         let on = &self.lanes[lane];
         // A link has one slot reserved at a time.
         let has_slot = on.copies_for(peer).any(|copy| matches!(copy.outgoing.via, Via::Slot));
-        if has_slot || waiting.len_bytes == 0 || on.copies.len() == COPIES {
+        let under_way: usize = self.lanes.iter().map(|lane| lane.copies.len()).sum();
+        if has_slot || waiting.len_bytes == 0 || under_way >= COPIES {
             return Ok(false);
         }
         let room = self.room(lane, peer, waiting.len_bytes, None, links, gear)?;
