@@ -29,8 +29,10 @@ staged=collectives/src/executor/staged
 plant ready collectives/src/engine/device.rs 'self.await_device(ready)?;' \
     'if !PLANTED { self.await_device(ready)?; }'
 # What the GPU is still writing is sent, and what it is still reading is given back.
-plant unfinished $staged/mod.rs 'if !gear.lanes[lane].event.is_done()' \
-    'if !PLANTED && !gear.lanes[lane].event.is_done()'
+plant unfinished $staged/mod.rs '&& gear.lanes[lane].event.is_done().map_err(Fault::Device)?' \
+    '&& (PLANTED || gear.lanes[lane].event.is_done().map_err(Fault::Device)?)'
+plant unfinished $staged/sending.rs 'if !gear.lanes[lane].copy_events[copy.event].is_done()' \
+    'if !PLANTED && !gear.lanes[lane].copy_events[copy.event].is_done()'
 # The stream goes on before the call is done.
 plant early collectives/src/device/calls.rs 'let (rank, ranks) = (engine.rank(), engine.ranks());
     let blocks' 'if PLANTED { job.done.say(&Ok(())); }

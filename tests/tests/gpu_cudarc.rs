@@ -161,6 +161,8 @@ fn constants_and_structures_are_those_of_the_header() {
     assert_eq!(ffi::HOST_REGISTER_READ_ONLY, header::CU_MEMHOSTREGISTER_READ_ONLY);
     let stream = header::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
     assert_eq!(ffi::STREAM_NON_BLOCKING, stream);
+    let timed = header::CUevent_flags_enum::CU_EVENT_DEFAULT as u32;
+    assert_eq!(ffi::EVENT_DEFAULT, timed);
     let event = header::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
     assert_eq!(ffi::EVENT_DISABLE_TIMING, event);
     let wait = header::CUstreamWaitValue_flags_enum::CU_STREAM_WAIT_VALUE_GEQ as u32;

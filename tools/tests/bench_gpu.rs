@@ -85,6 +85,49 @@ fn every_collective_is_verified_among_ranks_with_gpus() {
 }
 
 #[test]
+fn a_timeline_has_what_every_rank_did() {
+    for transport in ["shm", "tcp"] {
+        let name = format!("ringtree-timeline-{}-{transport}.json", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let options = format!(
+            "all-reduce --ranks 3 --transport {transport} --sizes 300000 -n 1 -w 0 --timeline {}",
+            path.display()
+        );
+        let output = bench(&options, &[]);
+        assert_eq!(output.status.code(), Some(0), "{output:#?}");
+        let table = text(&output.stdout);
+        for placement in ["out of place", "in place"] {
+            let start = format!("\n# overlap, all-reduce of 300000 bytes {placement}: ");
+            assert!(table.contains(&start), "{table}");
+        }
+        let trace: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        for rank in 0..3 {
+            let of_rank = |start: &str| -> Vec<&Value> {
+                let is = |e: &&Value| {
+                    e["ph"] == "X"
+                        && e["pid"] == rank
+                        && e["name"].as_str().is_some_and(|name| name.starts_with(start))
+                };
+                events.iter().filter(is).collect()
+            };
+            assert_eq!(of_rank("all-reduce of 300000 bytes").len(), 2, "a call for each placement");
+            assert!(!of_rank("kernel").is_empty() && !of_rank("batch").is_empty(), "{events:#?}");
+            let bytes = |start: &str| -> u64 {
+                of_rank(start).iter().map(|e| e["args"]["bytes"].as_u64().unwrap()).sum()
+            };
+            // What one has sent has come elsewhere; each gets two thirds of the sums at least, twice.
+            assert!(bytes("from rank ") >= 2 * 200_000, "{events:#?}");
+            assert!(bytes("to rank ") >= 2 * 200_000, "{events:#?}");
+            // What is on the wire is over when it has come, and not before it has left.
+            let is_ordered = |e: &&Value| e["dur"].as_f64().unwrap() >= 0.0;
+            assert!(of_rank("").iter().all(is_ordered), "{events:#?}");
+        }
+    }
+}
+
+#[test]
 fn more_ranks_than_gpus_share_them() {
     let output = bench("all-reduce --gpus 1 --ranks 3 --sizes 4,40000 -n 1", &[("DEVICES", "1")]);
     assert_eq!(output.status.code(), Some(0), "{output:#?}");
@@ -141,6 +184,7 @@ fn what_is_not_offered_on_gpus_is_refused() {
         ),
         ("all-reduce --gpus 2", "--gpus is for --memory device"),
         ("all-reduce --cuda-library x", "--cuda-library is for --memory device"),
+        ("all-reduce --timeline x", "--timeline is for --memory device"),
     ] {
         let output = ringtree(&format!("bench {arguments} --sizes 4"), &[]);
         assert_eq!(text(&output.stderr), format!("ringtree: {refusal}\n"), "{arguments}");

@@ -412,6 +412,15 @@ impl Link {
         each!(self, l => l.sent_bytes(channel))
     }
 
+    /// Payload bytes that have ever come on a channel in whole frames, released or not, where the link can tell: over TCP.
+    #[inline]
+    pub fn arrived_bytes(&self, channel: Channel) -> Option<u64> {
+        match self {
+            Link::Tcp(link) => Some(link.arrived_bytes(channel)),
+            Link::Shm(_) | Link::Rdma(_) | Link::Sim(_) => None,
+        }
+    }
+
     /// Whether something posted on a channel has not left: bytes, or an empty message, which
     /// [`Link::sent_bytes`] does not tell of. It leaves in a later [`Link::poll`], so a caller that
     /// would stop polling must wait for it.

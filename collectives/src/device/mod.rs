@@ -35,12 +35,14 @@ mod join;
 mod kernels;
 mod pins;
 mod signal;
+mod timeline;
 mod varied;
 
 pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
 pub use calls::{OnStream, Queued};
 pub use counters::DeviceCounters;
 pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Stream};
+pub use timeline::{Activity, Entry};
 
 /// What keeps memory of the program.
 pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
@@ -49,3 +51,4 @@ pub(crate) use board::{Boards, Queued as QueuedExchange};
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
 pub(crate) use pins::Pins;
 pub(crate) use signal::Signals;
+pub(crate) use timeline::{Recording, Work};

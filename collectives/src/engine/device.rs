@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use super::{Engine, Place, drive};
 use crate::control::{Operation as Named, Stream as Sequence};
-use crate::device::{Boards, Kernels, QueuedExchange};
+use crate::device::{Boards, Kernels, QueuedExchange, Recording};
 use crate::driver::{OnBoards, OnDevice};
 use crate::executor::{Exchange, Fault, Gear, Geometry, Staged};
 use crate::prepared::{Blocks, Call, Part, Planned, plan, varied};
@@ -189,6 +189,7 @@ impl Engine {
         let DeviceEngine { prepared, gear, .. } = &mut self.devices[at];
         let operation = prepared.get_mut(call).and_then(|entry| entry.operation.as_mut());
         let operation = operation.expect("prepared above");
+        gear.recording = self.recording.take();
         let links = &mut self.wiring.links;
         // SAFETY: the caller's promise is passed on; after an error, the operation settles below.
         let started =
@@ -200,10 +201,14 @@ impl Engine {
             }
             Err(error) => Err(self.driver.report(Fault::Device(error), named)),
         };
+        self.recording = gear.recording.take();
         let counters = operation.counters();
         self.device_counters += counters;
         if let Err(error) = result {
             return Err(self.fail(error));
+        }
+        if let Some(Err(error)) = self.recording.as_mut().map(Recording::end_call) {
+            return Err(self.fail_on_device(error));
         }
         self.driver.recorder.end(ticket);
         Ok(())

@@ -15,7 +15,7 @@ use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
 use crate::control::{Operation as Named, Stream};
-use crate::device::{Boards, DeviceCounters, Signals};
+use crate::device::{Boards, DeviceCounters, Recording, Signals};
 use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
@@ -33,6 +33,8 @@ pub(crate) struct Engine {
     device_counters: DeviceCounters,
     /// By which small calls on GPUs are one kernel, once all ranks have joined.
     boards: Option<Arc<Boards>>,
+    /// What calls on GPUs do and when, if that is asked for.
+    recording: Option<Recording>,
     /// What streams of GPUs wait by.
     signals: Arc<Signals>,
     wiring: Wiring,
@@ -101,6 +103,7 @@ impl Engine {
             devices: Vec::new(),
             device_counters: DeviceCounters::default(),
             boards: None,
+            recording: None,
             signals: Arc::default(),
             wiring,
             driver,
@@ -351,6 +354,11 @@ impl Engine {
     /// What calls on GPUs have had these do.
     pub(crate) fn device_counters(&self) -> DeviceCounters {
         self.device_counters
+    }
+
+    /// Sets how calls on GPUs are recorded. Returns how they were.
+    pub(crate) fn set_recording(&mut self, recording: Option<Recording>) -> Option<Recording> {
+        std::mem::replace(&mut self.recording, recording)
     }
 
     /// The ports that this rank uses for RDMA.

@@ -1,10 +1,12 @@
 //! Copies and memory sets: what is checked when they are called, what happens when they run.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::code::{Code, Result};
 use crate::context::Context;
 use crate::counters::{count, count_copy};
+use crate::engines::{self, Bytes};
 use crate::initialisation::driver;
 use crate::memory::{Allocation, Kind};
 use crate::stream::{Point, Stream};
@@ -119,7 +121,9 @@ pub fn copy(
         }
         _ => Source::Memory(from),
     };
+    let device = stream.context.device;
     let point = stream.submit(move || {
+        let began = Instant::now();
         let _running = driver().space.running();
         let (target, target_home) = to.locate(len)?;
         let (source, source_home) = match &source {
@@ -133,6 +137,13 @@ pub fn copy(
         // may overlap, and others may change them meanwhile, as on a device.
         unsafe { target.copy_from(source, len_bytes) };
         count_copy(target_home, source_home, len);
+        let bytes = match (target_home, source_home) {
+            (HOST, HOST) => Bytes::default(),
+            (HOST, _) => Bytes { up: len, ..Bytes::default() },
+            (_, HOST) => Bytes { down: len, ..Bytes::default() },
+            _ => Bytes { kernel: len, ..Bytes::default() },
+        };
+        engines::occupy(device, began, bytes);
         Ok(())
     });
     if pageable || to.wants_synchronous() || from.wants_synchronous() {

@@ -1,6 +1,8 @@
 //! What the C entry points are made of: checked arguments, and the macro that declares them.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char};
+use std::time::Instant;
 
 use crate::code::{Code, Result};
 use crate::{context, faults, initialisation};
@@ -133,10 +135,23 @@ pub fn enter(name: &str, demand: Demand, body: impl FnOnce() -> Result) -> i32 {
         faults::check(name)?;
         body()
     };
-    match run() {
+    let began = Instant::now();
+    let result = run();
+    // None while the thread ends, when programs still drop what they have.
+    let _ = INSIDE_NS.try_with(|ns| ns.set(ns.get() + began.elapsed().as_nanos() as u64));
+    match result {
         Ok(()) => 0,
         Err(code) => code.0,
     }
+}
+
+thread_local! {
+    static INSIDE_NS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Nanoseconds that this thread has spent in entry points.
+pub fn inside_ns() -> u64 {
+    INSIDE_NS.try_with(Cell::get).unwrap_or(0)
 }
 
 /// Declares entry points of the driver. A body sees checked arguments, and returns a [`Result`]; handles are numbers,

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Instant;
 
 use crate::code::{Code, Result};
 use crate::context::Context;
@@ -11,6 +12,7 @@ use crate::device::{
     BLOCKS_PER_MULTIPROCESSOR, MULTIPROCESSORS, SHARED_BYTES_PER_BLOCK, THREADS_PER_MULTIPROCESSOR,
     shared_bytes_opt_in,
 };
+use crate::engines::{self, Bytes};
 use crate::initialisation::driver;
 use crate::module::Function;
 use crate::ptx::{Access, Fault, Launch, Memory};
@@ -91,6 +93,7 @@ pub fn blocks_per_multiprocessor(function: &Function, threads: u32, dynamic_byte
 fn run(function: &Function, context: &Arc<Context>, layout: Layout, parameters: &[u8]) -> Result {
     static LAUNCHES: AtomicU64 = AtomicU64::new(1);
     let number = LAUNCHES.fetch_add(1, SeqCst);
+    let began = Instant::now();
     let _running = driver().space.running();
     let view = View::new(context, number);
     let result = Launch {
@@ -116,6 +119,7 @@ fn run(function: &Function, context: &Arc<Context>, layout: Layout, parameters: 
             traffic.written_bytes += written.load(Relaxed);
         }
     });
+    engines::occupy(context.device, began, view.bytes());
     match result {
         Ok(_) | Err(Fault::Stopped) => Ok(()),
         Err(fault) => {
@@ -161,6 +165,13 @@ thread_local! {
 impl<'a> View<'a> {
     fn new(context: &'a Arc<Context>, launch: u64) -> View<'a> {
         View { context, launch, traffic: Default::default() }
+    }
+
+    /// What was touched.
+    fn bytes(&self) -> Bytes {
+        let [read, written] = &self.traffic[HOST];
+        let all = self.traffic.iter().flatten().map(|bytes| bytes.load(Relaxed)).sum();
+        Bytes { down: read.load(Relaxed), up: written.load(Relaxed), kernel: all }
     }
 
     fn look_up(&self, address: u64, len_bytes: u64, write: bool, changes: u64) -> Option<Found> {

@@ -29,6 +29,7 @@
 //! | `NO_READ_ONLY_REGISTRATION` | 0 | 1: memory that the process may only read cannot be registered |
 //! | `NO_STREAM_MEMORY_OPS` | 0 | 1: streams cannot wait for and write values |
 //! | `SCHEDULE` | adversarial | when work of streams runs: `adversarial`, `random`, `prompt` ([`settings::Schedule`]) |
+//! | `BANDWIDTHS` | none | bytes a second, as `down=2e8,up=2e8,kernel=1e9`: copies and kernels take as long as their bytes do on a device's engines, of which each serves one after the other; streams run as by `prompt`. The work is really done within that time, so that it must be set low enough for that |
 //! | `HOLD_MS` | 20 | how long the adversarial schedule holds back what nothing waits for |
 //! | `SEED` | 1 | of the random delays, and of how threads of kernels interleave |
 //! | `FAIL` | none | calls that fail: `cuMemAlloc_v2:3:2` is the third call with code 2; several by comma |
@@ -42,6 +43,7 @@
 //! | `int ringtree_standin_is_standin(void)` | 1; the real driver has no such symbol |
 //! | `int ringtree_standin_configure(const char *key, const char *value)` | a setting by its name without prefix; `DEVICES` only before `cuInit` |
 //! | `int ringtree_standin_counters(Counters *)` | what was done in this process |
+//! | `uint64_t ringtree_standin_inside_ns(void)` | how long the calling thread has been in the driver's functions, in nanoseconds |
 //! | `int ringtree_standin_reset_counters(void)` | zeroes all but the levels |
 
 mod api;
@@ -50,6 +52,7 @@ mod context;
 mod copies;
 mod counters;
 mod device;
+mod engines;
 mod event;
 mod faults;
 mod ffi;

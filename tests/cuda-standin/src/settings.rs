@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::MAX_DEVICES;
 use crate::code::Code;
+use crate::engines::Bandwidths;
 use crate::faults::{self, Failure};
 
 /// When the work of a stream runs.
@@ -31,8 +32,10 @@ pub struct Settings {
     pub no_peer: Option<Vec<(usize, usize)>>,
     /// Pairs of devices between which copies are lost; `None` for all pairs.
     pub lost_peer: Option<Vec<(usize, usize)>>,
-    /// When the work of a stream runs.
+    /// When the work of a stream runs, as it was set; see [`Settings::schedule`].
     pub schedule: Schedule,
+    /// How fast copies and kernels are; unless that is unset, streams run at once.
+    pub bandwidths: Bandwidths,
     /// How long the adversarial schedule holds back what nothing waits for.
     pub hold: Duration,
     /// Of random delays, and of the kernels' interleaving.
@@ -102,6 +105,7 @@ impl Default for Settings {
             no_peer: Some(Vec::new()),
             lost_peer: Some(Vec::new()),
             schedule: Schedule::Adversarial,
+            bandwidths: Bandwidths::default(),
             hold: Duration::from_millis(20),
             seed: 1,
             failures: Vec::new(),
@@ -116,6 +120,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// When the work of a stream runs.
+    pub fn schedule(&self) -> Schedule {
+        if self.bandwidths.are_set() { Schedule::Prompt } else { self.schedule }
+    }
+
     /// Whether device `a` can reach the memory of device `b`.
     pub fn can_access_peer(&self, a: usize, b: usize) -> bool {
         a != b && !names(&self.no_peer, a, b)
@@ -154,6 +163,7 @@ impl Settings {
                     _ => return Err(format!("{value:?} is not adversarial, random or prompt")),
                 }
             }
+            "BANDWIDTHS" => self.bandwidths = Bandwidths::parse(value)?,
             "HOLD_MS" => self.hold = Duration::from_millis(number(value, 0, 3_600_000)?),
             "SEED" => self.seed = number(value, 0, u64::MAX)?,
             "FAIL" => self.failures = faults::parse(value)?,

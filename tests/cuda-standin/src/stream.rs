@@ -255,7 +255,7 @@ impl Stream {
             let settings = settings::get();
             let ticket = queue.completed + 1;
             let held = *held_since.get_or_insert_with(Instant::now);
-            if settings.schedule != Schedule::Adversarial
+            if settings.schedule() != Schedule::Adversarial
                 || ticket <= queue.demanded.max(queue.released)
                 || queue.is_demanded_elsewhere()
             {
@@ -278,7 +278,7 @@ impl Stream {
 
     fn delay(&self, ticket: u64) {
         let settings = settings::get();
-        if settings.schedule != Schedule::Random {
+        if settings.schedule() != Schedule::Random {
             return;
         }
         let random = mix(settings.seed ^ mix(self.handle as u64 ^ ticket << 20));

@@ -355,3 +355,36 @@ fn memory_that_a_stream_waits_for_may_be_freed_only_after() {
         assert_eq!(cuStreamSynchronize(other), ILLEGAL_ADDRESS);
     });
 }
+
+#[test]
+fn where_bandwidths_are_set_each_engine_serves_one_copy_after_the_other() {
+    // 1 MB a second: 50 ms for each copy.
+    let settings = [("BANDWIDTHS", "down=1e6,up=1e6"), ("HOLD_MS", "60000")];
+    const LEN: usize = 50_000;
+    let name = "where_bandwidths_are_set_each_engine_serves_one_copy_after_the_other";
+    isolated(name, &settings, || {
+        use_device(0);
+        let (one, other, host) = (stream(), stream(), pinned(2 * LEN));
+        let (address, end) = (allocate(2 * LEN), host.as_mut_ptr().wrapping_add(LEN));
+        let start = Instant::now();
+        // Nothing has to demand them. Two streams share the engine of a direction.
+        ok(cuMemcpyHtoDAsync_v2(address, host.as_ptr(), LEN, one));
+        ok(cuMemcpyHtoDAsync_v2(address + LEN as u64, host.as_ptr(), LEN, other));
+        ok(cuStreamSynchronize(one));
+        ok(cuStreamSynchronize(other));
+        let same_way = start.elapsed();
+        assert!(same_way >= Duration::from_millis(100), "{same_way:?}");
+        let both_ways = || {
+            let start = Instant::now();
+            ok(cuMemcpyHtoDAsync_v2(address, host.as_ptr(), LEN, one));
+            ok(cuMemcpyDtoHAsync_v2(end, address + LEN as u64, LEN, other));
+            ok(cuStreamSynchronize(one));
+            ok(cuStreamSynchronize(other));
+            start.elapsed()
+        };
+        // The machine may do something else meanwhile.
+        let shortest = (0..5).map(|_| both_ways()).min().unwrap();
+        assert!(shortest >= Duration::from_millis(50), "{shortest:?}");
+        assert!(shortest < Duration::from_millis(100), "{shortest:?}");
+    });
+}

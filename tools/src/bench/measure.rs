@@ -12,6 +12,7 @@ use super::options::{By, Iterations, Measurement, Placement};
 use super::pattern::{Pattern, Patterned, with_factor};
 use super::posted::{Buffers, Posted};
 use super::statistics::{self, Distribution, Timing};
+use super::timeline::Recorded;
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +128,21 @@ impl<'a, T: Patterned> Meter<'a, T> {
         let by = self.communicator.using(case.algorithm);
         let (timing, distribution) = Timed { meter: self, case, by, layout, placement }.time()?;
         Ok(Outcome { timing, distribution, wrong })
+    }
+
+    /// Makes one more call of a case, and collects at rank 0 what it did when; all ranks at once.
+    pub fn record(&mut self, case: Case, placement: Placement) -> Result<Option<Recorded>, Error> {
+        let layout = self.layout(case, placement);
+        let (communicator, by) = (self.communicator, self.communicator.using(case.algorithm));
+        communicator.barrier()?;
+        communicator.record_timeline();
+        let begin = Instant::now();
+        self.call(&by, case, &layout, placement, 1)?;
+        let whole_ns = begin.elapsed().as_nanos() as u64;
+        let entries = communicator.take_timeline()?;
+        let (called, placement) = (case.called.name(), placement.name());
+        let name = format!("{called} of {} bytes {placement}", case.bytes());
+        Recorded::collect(communicator, name, &entries, whole_ns)
     }
 
     fn layout(&self, case: Case, placement: Placement) -> Layout {

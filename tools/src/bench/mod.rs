@@ -18,6 +18,7 @@ pub mod sizes;
 mod statistics;
 mod summary;
 mod table;
+mod timeline;
 mod wire;
 
 use std::env;
@@ -106,7 +107,10 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         };
         report(&format!("{bytes} bytes are {what}: measuring {measured_bytes}"));
     }
-    for path in [&arguments.json, &arguments.csv, &arguments.plot].into_iter().flatten() {
+    for path in [&arguments.json, &arguments.csv, &arguments.plot, &arguments.timeline]
+        .into_iter()
+        .flatten()
+    {
         output::check_file(path)?;
     }
     output::baseline(arguments)?;
@@ -236,14 +240,18 @@ impl Sweep<'_> {
                 .as_deref_mut()
                 .map_or(Ok(()), |output| output.begin(case, self.explanation(case).as_deref()));
             together(self.communicator, begun)?;
-            let mut outcomes = Vec::new();
+            let (mut outcomes, mut recorded) = (Vec::new(), Vec::new());
             for &placement in &self.measurement.placements {
                 let outcome = meter.measure(case, placement)?;
                 wrong += outcome.wrong.unwrap_or(0);
                 outcomes.push(outcome);
+                if self.measurement.timeline {
+                    recorded.extend(meter.record(case, placement)?);
+                }
             }
             let output = output.as_deref_mut();
-            let printed = output.map_or(Ok(()), |output| output.row(case, algorithm, &outcomes));
+            let printed =
+                output.map_or(Ok(()), |output| output.row(case, algorithm, &outcomes, recorded));
             together(self.communicator, printed)?;
         }
         Ok(wrong)

@@ -140,6 +140,11 @@ pub struct BenchArguments {
     /// and so on that is measured, and the earlier run's
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
+    /// Also record one more call of each row with --memory device, and write into this file when ranks' copies, kernels
+    /// and messages began and ended, for https://ui.perfetto.dev to draw; the lines below the table say how near each
+    /// call came to the time of what was busiest
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
     /// Also say how each time has changed since an earlier run, which --json wrote into this file
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
@@ -278,6 +283,9 @@ pub struct Measurement {
     pub warm_up: Option<u32>,
     /// Checks of a row.
     pub checks: u32,
+    /// Record a timeline of each row.
+    #[serde(skip)]
+    pub timeline: bool,
     /// Print JSON instead of the table.
     #[serde(skip)]
     pub jsonl: bool,
@@ -415,8 +423,7 @@ impl BenchArguments {
             if self.asynchronous.is_some() {
                 return Err(OptionError::Device { what: "--async" });
             }
-        } else if self.gpus.is_some() || self.cuda_library.is_some() {
-            let option = if self.gpus.is_some() { "--gpus" } else { "--cuda-library" };
+        } else if let Some(option) = self.option_for_devices() {
             return Err(OptionError::NoDevice { option });
         }
         let sizes_bytes = self.sizes()?;
@@ -460,11 +467,22 @@ impl BenchArguments {
             },
             warm_up: self.warm_up,
             checks: self.checks,
+            timeline: self.timeline.is_some(),
             jsonl: self.jsonl,
             percentiles: self.percentiles,
             stragglers: self.stragglers,
             explain: self.explain,
         })
+    }
+
+    /// An option that is only for memory of a GPU.
+    fn option_for_devices(&self) -> Option<&'static str> {
+        let given = [
+            ("--gpus", self.gpus.is_some()),
+            ("--cuda-library", self.cuda_library.is_some()),
+            ("--timeline", self.timeline.is_some()),
+        ];
+        given.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
     }
 
     fn sizes(&self) -> Result<Vec<u64>, OptionError> {

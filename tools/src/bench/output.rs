@@ -12,6 +12,7 @@ use super::measure::{Case, Outcome};
 use super::options::{BenchArguments, By, Measurement};
 use super::record::{Document, Record, Row, average_busbw, out_of_bounds};
 use super::summary::Summary;
+use super::timeline::{self, Recorded};
 use super::{BenchError, baseline, picture, regret, table};
 
 /// What a time may lose against an earlier run before it is counted, unless set.
@@ -34,6 +35,8 @@ pub struct Output<'a> {
     bar: ProgressBar,
     document: Option<(PathBuf, File)>,
     csv: Option<(PathBuf, File)>,
+    timeline: Option<(PathBuf, File)>,
+    recorded: Vec<Recorded>,
     plot: Option<PathBuf>,
     baseline: Option<Baseline>,
     max_loss_percent: f64,
@@ -54,6 +57,7 @@ impl<'a> Output<'a> {
             File::create(path).map_err(file_error(path)).map(|file| Some((path.clone(), file)))
         };
         let (document, csv) = (create(&arguments.json)?, create(&arguments.csv)?);
+        let timeline = create(&arguments.timeline)?;
         let cases_of = |&data_type| Case::all(measurement, data_type, summary.ranks).len();
         let bar = bar(measurement.data_types.iter().map(cases_of).sum());
         let output = Output {
@@ -63,6 +67,8 @@ impl<'a> Output<'a> {
             bar,
             document,
             csv,
+            timeline,
+            recorded: Vec::new(),
             plot: arguments.plot.clone(),
             baseline,
             max_loss_percent: arguments.max_loss_percent.unwrap_or(MAX_LOSS_PERCENT),
@@ -89,13 +95,15 @@ impl<'a> Output<'a> {
         self.print(&lines)
     }
 
-    /// Prints a case that was measured, with one outcome a placement.
+    /// Prints a case that was measured, with one outcome a placement, and keeps what was recorded of it.
     pub fn row(
         &mut self,
         case: Case,
         algorithm: Carried,
         outcomes: &[Outcome],
+        recorded: Vec<Recorded>,
     ) -> Result<(), BenchError> {
+        self.recorded.extend(recorded);
         let (summary, measurement) = (&self.summary, self.measurement);
         let first = self.rows.len();
         for (&placement, outcome) in measurement.placements.iter().zip(outcomes) {
@@ -142,6 +150,7 @@ impl<'a> Output<'a> {
         if !self.measurement.jsonl {
             self.print(&table::footer(out_of_bounds(&self.rows), average_busbw(&self.rows)))?;
             self.print(&counters.text())?;
+            self.print(&timeline::text(&self.recorded))?;
             if self.measurement.by == By::Each {
                 self.print(&regret::summary(&self.rows))?;
             }
@@ -154,6 +163,10 @@ impl<'a> Output<'a> {
             let mut rows = self.rows.iter();
             let written = rows.try_for_each(|row| writer.serialize((&row.record, &row.details)));
             let written = written.map_err(io::Error::from).and_then(|()| writer.flush());
+            written.map_err(file_error(&path))?;
+        }
+        if let Some((path, file)) = self.timeline.take() {
+            let written = timeline::write(BufWriter::new(file), &self.recorded);
             written.map_err(file_error(&path))?;
         }
         if let Some(path) = &self.plot {

@@ -47,6 +47,8 @@ pub const STREAM_NON_BLOCKING: c_uint = 1;
 pub const STREAM_HIGHEST_PRIORITY: c_int = -1000;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`: calls of this thread have nothing to do with what other threads capture.
 pub const CAPTURE_MODE_RELAXED: c_uint = 2;
+/// `CU_EVENT_DEFAULT`.
+pub const EVENT_DEFAULT: c_uint = 0;
 /// `CU_EVENT_DISABLE_TIMING`.
 pub const EVENT_DISABLE_TIMING: c_uint = 2;
 /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`: for all contexts, at a device address.
@@ -154,6 +156,7 @@ functions! {
     event_destroy: c"cuEventDestroy_v2", fn(*mut Event);
     event_record: c"cuEventRecord", fn(*mut Event, *mut Stream);
     event_query: c"cuEventQuery", fn(*mut Event);
+    event_elapsed: c"cuEventElapsedTime", fn(*mut f32, *mut Event, *mut Event);
     module_load: c"cuModuleLoadData", fn(*mut *mut Module, *const c_void);
     module_function: c"cuModuleGetFunction", fn(*mut *mut Function, *mut Module, *const c_char);
     launch: c"cuLaunchKernel", fn(

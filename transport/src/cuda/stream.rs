@@ -1,7 +1,7 @@
 //! Streams, in which a GPU does one thing after the other, and events, which tell how far it is.
 
 use std::any::Any;
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use super::device::Device;
@@ -249,11 +249,22 @@ impl Event {
     /// # Errors
     /// What the driver says.
     pub fn new(device: &Device) -> Result<Event, CudaError> {
+        Event::with_flags(device, ffi::EVENT_DISABLE_TIMING)
+    }
+
+    /// As [`Event::new`], for an event that knows when it was reached, which takes the device longer.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn timed(device: &Device) -> Result<Event, CudaError> {
+        Event::with_flags(device, ffi::EVENT_DEFAULT)
+    }
+
+    fn with_flags(device: &Device, flags: c_uint) -> Result<Event, CudaError> {
         let _entered = device.enter()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the address is of a variable that outlives the call.
-        let code =
-            unsafe { (device.functions().event_create)(&raw mut raw, ffi::EVENT_DISABLE_TIMING) };
+        let code = unsafe { (device.functions().event_create)(&raw mut raw, flags) };
         device.check("cuEventCreate", code)?;
         Ok(Event { device: device.clone(), raw })
     }
@@ -282,6 +293,20 @@ impl Event {
             ffi::NOT_READY => Ok(false),
             code => Err(self.device.error("cuEventQuery", code)),
         }
+    }
+
+    /// Milliseconds from an earlier event of the device to this one; both are timed, and reached.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn ms_since(&self, earlier: &Event) -> Result<f32, CudaError> {
+        let _entered = self.device.enter()?;
+        let mut ms = 0.0;
+        // SAFETY: both live; the address is of a variable that outlives the call.
+        let code =
+            unsafe { (self.device.functions().event_elapsed)(&raw mut ms, earlier.raw, self.raw) };
+        self.device.check("cuEventElapsedTime", code)?;
+        Ok(ms)
     }
 }
 

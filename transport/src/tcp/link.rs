@@ -155,6 +155,11 @@ impl TcpLink {
         self.sender.sent_bytes(channel)
     }
 
+    /// Payload bytes that have ever come on a channel in whole frames.
+    pub fn arrived_bytes(&self, channel: Channel) -> u64 {
+        self.receiver.arrived_bytes(channel)
+    }
+
     /// See [`Link::is_waiting`](crate::Link::is_waiting).
     #[inline]
     pub fn is_waiting(&self, channel: Channel) -> bool {

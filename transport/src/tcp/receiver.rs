@@ -51,6 +51,8 @@ struct Stream {
 #[derive(Debug, Default)]
 struct Inbox {
     arrived: VecDeque<Frame>,
+    /// Payload of all whole frames so far.
+    arrived_bytes: u64,
     /// Frames whose predecessors are still under way on other sockets.
     early: Vec<Frame>,
     /// Number of the frame after all that have arrived.
@@ -140,6 +142,11 @@ impl Receiver {
     /// Whether a whole slice is there on any channel.
     pub fn shows_any(&self) -> bool {
         self.channels.iter().any(|inbox| !inbox.arrived.is_empty())
+    }
+
+    /// Payload bytes that have ever come on the channel in whole frames.
+    pub fn arrived_bytes(&self, channel: Channel) -> u64 {
+        self.channels[channel].arrived_bytes
     }
 
     /// The oldest whole slice on the channel.
@@ -412,6 +419,7 @@ impl Receiver {
             opener.open(sealed).map_err(End::Protocol)?;
         }
         let inbox = &mut self.channels[channel];
+        inbox.arrived_bytes += frame.len as u64;
         if frame.number != inbox.next {
             inbox.early.push(frame);
             return Ok(());

@@ -8,13 +8,18 @@ use ringtree_transport::cuda::{
 };
 use ringtree_transport::{Channel, Link};
 
-use crate::device::Pins;
+use crate::device::{Activity, Pins, Recording, Work};
 
-/// Pieces of a lane: one is filled while others are being sent.
-const PIECES: usize = 4;
+/// Pieces of a lane: some are filled while others are being sent.
+const PIECES: usize = 8;
 
-/// Bytes of a piece: enough that starting a copy costs little beside it.
-pub(super) const PIECE_BYTES: usize = 512 << 10;
+/// Bytes of a piece: as many as a frame over TCP has, so that the first ones leave soon. Starting a copy costs more beside
+/// so few, but others of the lane are under way meanwhile.
+pub(super) const PIECE_BYTES: usize = 128 << 10;
+
+/// Copies of own spans that all lanes have under way at once: enough that the bus always has the next one, and no more, so
+/// that the oldest round's go first.
+pub(super) const COPIES: usize = 8;
 
 /// Arrivals that the GPU cannot read in place are gathered in so much pinned memory a lane.
 pub(super) const ARRIVALS_BYTES: usize = 512 << 10;
@@ -28,14 +33,21 @@ pub(crate) struct Gear {
     /// By which peers find out whether they reach the GPU's memory.
     pub(crate) probe: Arc<Probe>,
     pub(super) lanes: Vec<LaneGear>,
+    /// What the operation in hand does and when, if that is asked for.
+    pub(crate) recording: Option<Recording>,
 }
 
 /// That of one lane.
 #[derive(Debug)]
 pub(super) struct LaneGear {
+    /// For slices.
     pub(super) stream: Stream,
-    /// Marks the end of a batch.
+    /// Marks the end of a slice.
     pub(super) event: Event,
+    /// For copies of own spans to where they are sent from, which do not wait for slices.
+    pub(super) copies: Stream,
+    /// Mark the ends of copies, which take turns with them.
+    pub(super) copy_events: Vec<Event>,
     /// Memory of the pieces, once one is needed.
     memory: Option<PinnedMemory>,
     pieces: [Piece; PIECES],
@@ -68,30 +80,78 @@ impl Gear {
             pins: Pins::new(device, ranks),
             probe: Arc::new(Probe::new(device)?),
             lanes: Vec::new(),
+            recording: None,
         })
     }
 
     /// Waits until the GPU is through with all that operations have queued.
     pub(crate) fn settle(&self) {
         for lane in &self.lanes {
-            if let Err(error) = lane.stream.synchronize() {
-                tracing::debug!("after an error: {error}");
+            for stream in [&lane.stream, &lane.copies] {
+                if let Err(error) = stream.synchronize() {
+                    tracing::debug!("after an error: {error}");
+                }
             }
         }
     }
 
     /// Sees to it that there is something for so many lanes.
     pub(super) fn provide(&mut self, lanes: usize) -> Result<(), CudaError> {
+        let device = &self.device;
+        let event = || Event::new(device);
         while self.lanes.len() < lanes {
             self.lanes.push(LaneGear {
-                stream: Stream::urgent(&self.device)?,
-                event: Event::new(&self.device)?,
+                stream: Stream::urgent(device)?,
+                event: event()?,
+                copies: Stream::urgent(device)?,
+                copy_events: (0..COPIES).map(|_| event()).collect::<Result<_, _>>()?,
                 memory: None,
                 pieces: Default::default(),
                 arrivals: None,
             });
         }
         Ok(())
+    }
+
+    /// Queues a slice's work.
+    pub(super) fn queue(
+        &mut self,
+        lane: usize,
+        work: Work,
+        queue: impl FnOnce(&Stream) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let stream = &self.lanes[lane].stream;
+        match &mut self.recording {
+            None => queue(stream),
+            Some(recording) => recording.queue(lane, stream, work, queue),
+        }
+    }
+
+    /// Queues a copy of an own span to where it is sent from, and marks its end by one of the events.
+    ///
+    /// # Safety
+    /// As of [`Stream::copy`].
+    pub(super) unsafe fn copy(
+        &mut self,
+        lane: usize,
+        event: usize,
+        to: DeviceAddress,
+        from: DeviceAddress,
+        len_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let (number, lane) = (lane, &self.lanes[lane]);
+        // SAFETY: the caller's promise.
+        let copy = |stream: &Stream| unsafe { stream.copy(to, from, len_bytes) };
+        match &mut self.recording {
+            None => copy(&lane.copies)?,
+            Some(recording) => {
+                let bytes = len_bytes as u64;
+                let (activity, from_host_bytes) = (Activity::CopyUp, 0);
+                let work = Work { activity, bytes, from_host_bytes, to_host_bytes: bytes };
+                recording.queue(number, &lane.copies, work, copy)?;
+            }
+        }
+        lane.copy_events[event].record(&lane.copies)
     }
 
     /// A piece of a lane that nobody reads or fills.
@@ -130,7 +190,7 @@ impl Gear {
             offset + len_bytes <= ARRIVALS_BYTES,
             "a slice is as long as all its arrivals find room"
         );
-        // SAFETY: the arrival has that many bytes, and there is room; the batch before has been finished, so that the GPU
+        // SAFETY: the arrival has that many bytes, and there is room; the slice before has been finished, so that the GPU
         // does not read it.
         unsafe {
             let into = arrivals.start().add(offset);

@@ -7,28 +7,33 @@ use ringtree_transport::cuda::DeviceAddress;
 use ringtree_transport::{Channel, Link};
 
 use super::super::lane::Lane;
-use super::gear::Room;
+use super::gear::{COPIES, Room};
 
 #[derive(Debug)]
 pub(super) struct StagedLane {
     /// The counter, and what is lent to peers.
     pub(super) counter: Lane,
-    /// What the GPU works on, or is about to.
-    pub(super) batch: Batch,
-    pub(super) is_busy: bool,
-    /// Own spans on their way to peers, by peer.
-    pub(super) sends: Vec<VecDeque<Waiting>>,
-}
-
-/// What is queued in the lane's stream at once.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    /// Parts of own spans that are copied to where they are sent from.
-    pub(super) copies: Vec<Outgoing>,
-    /// A slice of the action in hand.
+    /// The slice of the action in hand that the GPU works on, or is about to.
     pub(super) slice: Option<Slice>,
     /// Where the slice goes.
     pub(super) outgoing: Vec<Outgoing>,
+    pub(super) is_busy: bool,
+    /// Own spans that wait on their way to peers, by peer.
+    pub(super) sends: Vec<VecDeque<Waiting>>,
+    /// Parts of own spans that the GPU copies to where they are sent from, in this order.
+    pub(super) copies: VecDeque<Copying>,
+    /// The event of the next copy.
+    pub(super) next_event: usize,
+}
+
+/// A part of an own span on its way to a peer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copying {
+    /// Where it is, and goes on to be until the copy is done.
+    pub(super) address: DeviceAddress,
+    pub(super) outgoing: Outgoing,
+    /// Which event marks the copy's end.
+    pub(super) event: usize,
 }
 
 /// A slice of the action in hand.
@@ -84,27 +89,37 @@ impl StagedLane {
     ) -> StagedLane {
         StagedLane {
             counter: Lane::new(number, lanes, channel, program),
-            batch: Batch::default(),
+            slice: None,
+            outgoing: Vec::new(),
             is_busy: false,
             sends: (0..peers).map(|_| VecDeque::new()).collect(),
+            copies: VecDeque::with_capacity(COPIES),
+            next_event: 0,
         }
     }
 
     pub(super) fn restart(&mut self) {
         self.counter.restart();
-        self.batch.copies.clear();
-        self.batch.outgoing.clear();
-        self.batch.slice = None;
+        self.slice = None;
+        self.outgoing.clear();
         self.is_busy = false;
+        self.copies.clear();
         self.sends.iter_mut().for_each(VecDeque::clear);
     }
 
-    /// The first peer that something waits to be sent to.
+    /// The first peer that something waits to be sent to, or is being copied for.
     pub(super) fn unsent(&self, peers: &[u32]) -> Option<u32> {
-        self.sends.iter().zip(peers).find(|(sends, _)| !sends.is_empty()).map(|(_, peer)| *peer)
+        let waits = self.sends.iter().zip(peers).find(|(sends, _)| !sends.is_empty());
+        let waits = waits.map(|(_, peer)| *peer);
+        waits.or_else(|| self.copies.front().map(|copy| copy.outgoing.peer))
     }
 
-    /// How many of the `len_bytes` from `start` on may be written, because nothing of them waits to be sent or is lent;
+    /// Copies for a peer that are under way.
+    pub(super) fn copies_for(&self, peer: u32) -> impl Iterator<Item = &Copying> {
+        self.copies.iter().filter(move |copy| copy.outgoing.peer == peer)
+    }
+
+    /// How many of the `len_bytes` from `start` on may be written, because nothing of them waits to be sent, is being copied or lent;
     /// and which peer what is behind them waits for.
     pub(super) fn writable(
         &self,
@@ -115,14 +130,17 @@ impl StagedLane {
     ) -> (usize, Option<u32>) {
         let (unlent, mut reader) = self.counter.writable(links, start as *const u8, len_bytes);
         let mut end = start + unlent as u64;
-        for (sends, peer) in self.sends.iter().zip(peers) {
-            for waiting in sends {
-                let is_within =
-                    waiting.address < end && waiting.address + waiting.len_bytes as u64 > start;
-                if waiting.len_bytes > 0 && is_within {
-                    end = waiting.address.max(start);
-                    reader = Some(*peer);
-                }
+        let waiting = self.sends.iter().zip(peers).flat_map(|(sends, peer)| {
+            sends.iter().map(|waiting| (*peer, waiting.address, waiting.len_bytes))
+        });
+        let copies = self.copies.iter().map(|copy| {
+            let Outgoing { peer, len_bytes, .. } = copy.outgoing;
+            (peer, copy.address, len_bytes)
+        });
+        for (peer, address, len_bytes) in waiting.chain(copies) {
+            if len_bytes > 0 && address < end && address + len_bytes as u64 > start {
+                end = address.max(start);
+                reader = Some(peer);
             }
         }
         ((end - start) as usize, reader)

@@ -1,8 +1,8 @@
 //! Runs programs on memory of a GPU, over the links that hosts have.
 //!
-//! It is the executor's loop with a device in between: a lane queues one *batch* in a stream of its own - the
-//! fold of a slice, and copies of own spans to where they are sent from - and goes on when the GPU is through
-//! with it. Between GPUs of one host that reach each other, messages are loans of the sender's memory, which the
+//! It is the executor's loop with a device in between: a lane queues the fold of one slice in a stream of its own, and goes
+//! on when the GPU is through with it; in a second one it has a few copies under way, of own spans to where they are
+//! sent from, which wait for no slice. Between GPUs of one host that reach each other, messages are loans of the sender's memory, which the
 //! receiver's kernels read in place. Elsewhere, what arrives is read, and what leaves is written, by the GPU itself
 //! in the links' slots, which are locked for it ([`Pins`]); where a link has none, in pinned pieces. So each byte
 //! passes the bus once each way, and while one lane's bytes are on the wire, another's are on the bus. Frames, lanes and rounds are those of a
@@ -26,7 +26,7 @@ use ringtree_transport::{Channel, Link, Tag};
 use super::geometry::{Extent, Geometry};
 use super::moves::{Move, link};
 use super::{Fault, LinkError, Schedule, Status, is_guard, lanes, peers};
-use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS};
+use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS, Recording};
 use crate::{DataType, Op};
 pub(crate) use gear::Gear;
 use lane::{Outgoing, StagedLane, Via, Waiting};
@@ -74,8 +74,8 @@ unsafe impl Send for Staged {}
 
 /// What became of an attempt to begin something.
 enum Begun {
-    /// The batch has work.
-    Batch,
+    /// A slice.
+    Slice,
     /// It is done without the GPU.
     Complete,
     /// A peer must do something first.
@@ -210,6 +210,10 @@ impl Staged {
                 link.use_device(&gear.probe);
             }
         }
+        if let Some(recording) = &mut gear.recording {
+            recording.begin_call(&gear.lanes[0].stream)?;
+            self.look(recording, links);
+        }
         Ok(())
     }
 
@@ -220,7 +224,10 @@ impl Staged {
         gear: &mut Gear,
     ) -> Result<Status, Fault> {
         let (mut done, mut moved) = (true, false);
-        for lane in 0..self.lanes.len() {
+        // The oldest round first: were all in step, the bus would have nothing to do between one round and the next.
+        let round = |lane: &usize| self.lanes[*lane].counter.round;
+        let oldest = (0..self.lanes.len()).min_by_key(round).unwrap_or(0);
+        for lane in (oldest..self.lanes.len()).chain(0..oldest) {
             moved |= self.advance(lane, links, gear)?;
             done &= self.is_lane_done(lane, links, gear);
         }
@@ -235,11 +242,24 @@ impl Staged {
                 Err(error) => self.failures[index] = Some(error),
             }
         }
+        if let Some(recording) = &mut gear.recording {
+            self.look(recording, links);
+        }
         if moved {
             return Ok(Status::Moved);
         }
         self.check_failures()?;
         Ok(Status::Blocked { moved: false })
+    }
+
+    /// Has it recorded what has come.
+    fn look(&self, recording: &mut Recording, links: &[Option<Link>]) {
+        for &peer in &self.peers {
+            let Some(link) = &links[peer as usize] else { continue };
+            for (number, lane) in self.lanes.iter().enumerate() {
+                recording.look(number, lane.counter.channel, link);
+            }
+        }
     }
 
     /// Whether the device works on something, whose end no descriptor tells of, or a span waits for room, of which links
@@ -299,59 +319,67 @@ impl Staged {
     ) -> Result<bool, Fault> {
         let mut moved = false;
         loop {
-            if self.lanes[lane].is_busy {
-                if !gear.lanes[lane].event.is_done().map_err(Fault::Device)? {
-                    return Ok(moved);
-                }
-                self.finish_batch(lane, links, gear)?;
-                moved = true;
+            let mut has_moved = self.finish_copies(lane, links, gear)?;
+            if self.lanes[lane].is_busy
+                && gear.lanes[lane].event.is_done().map_err(Fault::Device)?
+            {
+                self.finish_slice(lane, links, gear)?;
+                has_moved = true;
             }
-            let begun = self.begin_action(lane, links, gear)?;
-            let copies = self.begin_sends(lane, links, gear)?;
-            let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
-            match begun {
-                Begun::Complete if !copies => return Ok(moved),
-                Begun::Waits(peer) if !copies => {
-                    lane.counter.blocked_on = Some(peer);
-                    return Ok(moved);
+            if !self.lanes[lane].is_busy {
+                if let Some(recording) = &mut gear.recording {
+                    recording.begin_batch(lane);
                 }
-                _ => {
-                    gear.event.record(&gear.stream).map_err(Fault::Device)?;
-                    lane.is_busy = true;
-                    lane.counter.blocked_on = None;
-                    moved = true;
+                let begun = self.begin_action(lane, links, gear)?;
+                let on = &mut self.lanes[lane];
+                on.counter.blocked_on = None;
+                match begun {
+                    Begun::Slice => {
+                        let gear = &gear.lanes[lane];
+                        gear.event.record(&gear.stream).map_err(Fault::Device)?;
+                        on.is_busy = true;
+                        has_moved = true;
+                    }
+                    // With copies under way it waits for the device.
+                    Begun::Waits(peer) if on.copies.is_empty() => {
+                        on.counter.blocked_on = Some(peer)
+                    }
+                    Begun::Waits(_) | Begun::Complete => {}
                 }
             }
+            has_moved |= self.begin_sends(lane, links, gear)?;
+            if !has_moved {
+                return Ok(moved);
+            }
+            moved = true;
         }
     }
 
-    /// The device is through with the batch: what arrived is given back, and what it wrote is sent.
-    fn finish_batch(
+    /// The device is through with the slice: what arrived is given back, and what it wrote is sent.
+    fn finish_slice(
         &mut self,
         lane: usize,
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<(), Fault> {
         self.lanes[lane].is_busy = false;
-        while let Some(copy) = self.lanes[lane].batch.copies.pop() {
-            self.send(lane, copy, links, gear)?;
-            if let Via::Piece(room) = copy.via {
-                gear.lanes[lane].give_back(room);
-            }
+        let Some(slice) = self.lanes[lane].slice.take() else { return Ok(()) };
+        if let Some(recording) = &mut gear.recording {
+            recording.end_batch(lane, slice.len_bytes);
         }
-        let Some(slice) = self.lanes[lane].batch.slice.take() else { return Ok(()) };
         let channel = self.lanes[lane].counter.channel;
         for index in slice.sources.0..slice.sources.1 {
             if let Source::Arrival { peer } = self.program.sources[index] {
                 link(links, peer).release(channel, slice.len_bytes).map_err(Fault::Link)?;
             }
         }
-        for index in 0..self.lanes[lane].batch.outgoing.len() {
-            let outgoing = self.lanes[lane].batch.outgoing[index];
+        for index in 0..self.lanes[lane].outgoing.len() {
+            let outgoing = self.lanes[lane].outgoing[index];
             match (outgoing.via, slice.own) {
                 (Via::Own, Some(address)) => {
                     let Outgoing { peer, len_bytes, last, .. } = outgoing;
-                    self.send_own(lane, peer, Waiting { address, len_bytes, last }, links)?;
+                    let waiting = Waiting { address, len_bytes, last };
+                    self.send_own(lane, peer, waiting, links, gear)?;
                 }
                 _ => self.send(lane, outgoing, links, gear)?,
             }
@@ -360,7 +388,7 @@ impl Staged {
             gear.lanes[lane].give_back(room);
         }
         let lane = &mut self.lanes[lane];
-        lane.batch.outgoing.clear();
+        lane.outgoing.clear();
         lane.counter.done_bytes += slice.len_bytes;
         if slice.ends_action {
             lane.counter.finish_action();
@@ -440,7 +468,7 @@ impl Staged {
                 if let Destination::Send { peer, .. } = self.program.destinations[index] {
                     let len_bytes = mv.total_bytes;
                     let waiting = Waiting { address, len_bytes, last: true };
-                    self.send_own(lane, peer, waiting, links)?;
+                    self.send_own(lane, peer, waiting, links, gear)?;
                 }
             }
             return Ok(Begun::Complete);

@@ -6,8 +6,8 @@ use ringtree_transport::cuda::DeviceAddress;
 use super::super::Fault;
 use super::super::moves::link;
 use super::Staged;
-use super::gear::{Gear, PIECE_BYTES, Room};
-use super::lane::{Outgoing, Via, Waiting};
+use super::gear::{COPIES, Gear, PIECE_BYTES, Room};
+use super::lane::{Copying, Outgoing, Via, Waiting};
 
 impl Staged {
     /// Sends what the device has put into a slot or a piece.
@@ -18,6 +18,9 @@ impl Staged {
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<(), Fault> {
+        if let Some(recording) = &mut gear.recording {
+            recording.posted(lane, outgoing.peer, outgoing.len_bytes);
+        }
         let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
         let (channel, tag) = (lane.counter.channel, self.tag);
         let Outgoing { peer, len_bytes, last, via } = outgoing;
@@ -47,10 +50,12 @@ impl Staged {
         peer: u32,
         waiting: Waiting,
         links: &mut [Option<Link>],
+        gear: &mut Gear,
     ) -> Result<(), Fault> {
         let index = self.peers.binary_search(&peer).expect("a peer of the program");
-        let is_next = self.lanes[lane].sends[index].is_empty();
-        if !(is_next && self.lend(lane, peer, waiting, links)?) {
+        let on = &self.lanes[lane];
+        let is_next = on.sends[index].is_empty() && on.copies_for(peer).next().is_none();
+        if !(is_next && self.lend(lane, peer, waiting, links, gear)?) {
             self.lanes[lane].sends[index].push_back(waiting);
         }
         Ok(())
@@ -63,6 +68,7 @@ impl Staged {
         peer: u32,
         Waiting { address, len_bytes, last }: Waiting,
         links: &mut [Option<Link>],
+        gear: &mut Gear,
     ) -> Result<bool, Fault> {
         let link = link(links, peer);
         if !self.may_lend(lane, link, address, len_bytes) {
@@ -73,6 +79,9 @@ impl Staged {
         let lent = lent.map_err(Fault::Link)?;
         if lent {
             counter.posted(link, peer, address as *const u8, len_bytes);
+            if let Some(recording) = &mut gear.recording {
+                recording.posted(lane, peer, len_bytes);
+            }
         }
         Ok(lent)
     }
@@ -88,47 +97,101 @@ impl Staged {
         self.lends && len_bytes > 0 && link.lends_device(channel, address, len_bytes)
     }
 
-    /// Begins to copy what waits to be sent to where there is room now. Returns whether there is any such.
+    /// Sends what has been copied. Returns whether anything was.
+    pub(super) fn finish_copies(
+        &mut self,
+        lane: usize,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<bool, Fault> {
+        let mut moved = false;
+        while let Some(&copy) = self.lanes[lane].copies.front() {
+            if !gear.lanes[lane].copy_events[copy.event].is_done().map_err(Fault::Device)? {
+                break;
+            }
+            self.lanes[lane].copies.pop_front();
+            self.send(lane, copy.outgoing, links, gear)?;
+            if let Via::Piece(room) = copy.outgoing.via {
+                gear.lanes[lane].give_back(room);
+            }
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Begins to copy what waits to be sent to where there is room now, a part for each peer. Returns whether there is any
+    /// such.
     pub(super) fn begin_sends(
         &mut self,
         lane: usize,
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<bool, Fault> {
+        let mut moved = false;
         for index in 0..self.peers.len() {
             let peer = self.peers[index];
             while let Some(&waiting) = self.lanes[lane].sends[index].front() {
-                if waiting.len_bytes == 0 {
-                    self.lanes[lane].sends[index].pop_front();
+                // What needs no copy must not overtake what does.
+                if self.lanes[lane].copies_for(peer).next().is_none() {
                     let Waiting { len_bytes, last, .. } = waiting;
-                    let nothing = Outgoing { peer, len_bytes, last, via: Via::Nothing };
-                    self.send(lane, nothing, links, gear)?;
-                    continue;
+                    let is_sent = if len_bytes == 0 {
+                        let nothing = Outgoing { peer, len_bytes, last, via: Via::Nothing };
+                        self.send(lane, nothing, links, gear)?;
+                        true
+                    } else {
+                        self.lend(lane, peer, waiting, links, gear)?
+                    };
+                    if is_sent {
+                        self.lanes[lane].sends[index].pop_front();
+                        moved = true;
+                        continue;
+                    }
                 }
-                if self.lend(lane, peer, waiting, links)? {
-                    self.lanes[lane].sends[index].pop_front();
-                    continue;
-                }
-                let room = self.room(lane, peer, waiting.len_bytes, None, links, gear)?;
-                let Some((via, address, room_bytes)) = room else { break };
-                let len_bytes = waiting.len_bytes.min(room_bytes);
-                let last = waiting.last && len_bytes == waiting.len_bytes;
-                copy(gear, lane, waiting.address, address, len_bytes)?;
-                self.counters.copies += 1;
-                self.counters.to_host_bytes += len_bytes as u64;
-                let lane = &mut self.lanes[lane];
-                lane.batch.copies.push(Outgoing { peer, len_bytes, last, via });
-                let rest = lane.sends[index].front_mut().expect("looked at above");
-                rest.address += len_bytes as u64;
-                rest.len_bytes -= len_bytes;
-                if rest.len_bytes == 0 {
-                    lane.sends[index].pop_front();
-                }
-                // One a peer and batch: a link has one slot reserved at a time.
+                moved |= self.begin_copy(lane, index, waiting, links, gear)?;
                 break;
             }
         }
-        Ok(!self.lanes[lane].batch.copies.is_empty())
+        Ok(moved)
+    }
+
+    /// Begins to copy a part of what waits first for a peer, if there is room.
+    fn begin_copy(
+        &mut self,
+        lane: usize,
+        index: usize,
+        waiting: Waiting,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<bool, Fault> {
+        let peer = self.peers[index];
+        let on = &self.lanes[lane];
+        // A link has one slot reserved at a time.
+        let has_slot = on.copies_for(peer).any(|copy| matches!(copy.outgoing.via, Via::Slot));
+        let under_way: usize = self.lanes.iter().map(|lane| lane.copies.len()).sum();
+        if has_slot || waiting.len_bytes == 0 || under_way >= COPIES {
+            return Ok(false);
+        }
+        let room = self.room(lane, peer, waiting.len_bytes, None, links, gear)?;
+        let Some((via, to, room_bytes)) = room else { return Ok(false) };
+        let len_bytes = waiting.len_bytes.min(room_bytes);
+        let last = waiting.last && len_bytes == waiting.len_bytes;
+        let (event, address) = (self.lanes[lane].next_event, waiting.address);
+        // SAFETY: the room is the message's. The span is not written before the copy is done, as long as it is among the
+        // lane's copies or in what waits to be sent.
+        unsafe { gear.copy(lane, event, to, address, len_bytes) }.map_err(Fault::Device)?;
+        self.counters.copies += 1;
+        self.counters.to_host_bytes += len_bytes as u64;
+        let lane = &mut self.lanes[lane];
+        lane.next_event = (event + 1) % COPIES;
+        let outgoing = Outgoing { peer, len_bytes, last, via };
+        lane.copies.push_back(Copying { address, outgoing, event });
+        let rest = lane.sends[index].front_mut().expect("looked at before");
+        rest.address += len_bytes as u64;
+        rest.len_bytes -= len_bytes;
+        if rest.len_bytes == 0 {
+            lane.sends[index].pop_front();
+        }
+        Ok(true)
     }
 
     /// Room for bytes for a peer, which the GPU can write: a slot, or a piece, of which a slice has one for all
@@ -155,16 +218,4 @@ impl Staged {
         };
         Ok(piece.map(|room| (Via::Piece(room), room.address, PIECE_BYTES)))
     }
-}
-
-fn copy(
-    gear: &Gear,
-    lane: usize,
-    from: DeviceAddress,
-    to: DeviceAddress,
-    len_bytes: usize,
-) -> Result<(), Fault> {
-    // SAFETY: the room is the message's. The span is not written before the copy is done: it is taken from what waits to
-    // be sent only in this batch, and the lane's stream keeps the order.
-    unsafe { gear.lanes[lane].stream.copy(to, from, len_bytes) }.map_err(Fault::Device)
 }

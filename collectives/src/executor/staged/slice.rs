@@ -9,6 +9,7 @@ use super::super::moves::{Move, link};
 use super::gear::{ARRIVALS_BYTES, Gear};
 use super::lane::{Outgoing, Slice, Via};
 use super::{Begun, LINE_BYTES, Staged};
+use crate::device::{Activity, Work};
 
 impl Staged {
     /// Begins the next slice of a move, if all that it takes is there.
@@ -45,7 +46,9 @@ impl Staged {
             let Destination::Send { peer, .. } = self.program.destinations[index] else { continue };
             let position = self.peers.binary_search(&peer).expect("a peer of the program");
             let lends = own_start.is_some_and(|s| self.may_lend(lane, link(links, peer), s, part));
-            let via = if lends || !self.lanes[lane].sends[position].is_empty() {
+            let on = &self.lanes[lane];
+            let is_behind = !on.sends[position].is_empty() || on.copies_for(peer).next().is_some();
+            let via = if lends || is_behind {
                 // In place, or behind what waits already.
                 Via::Own
             } else if part == 0 {
@@ -69,10 +72,10 @@ impl Staged {
             };
             own_needed |= matches!(via, Via::Own);
             let outgoing = Outgoing { peer, len_bytes: 0, last: false, via };
-            self.lanes[lane].batch.outgoing.push(outgoing);
+            self.lanes[lane].outgoing.push(outgoing);
         }
         let last = part == rest;
-        for outgoing in &mut self.lanes[lane].batch.outgoing {
+        for outgoing in &mut self.lanes[lane].outgoing {
             (outgoing.len_bytes, outgoing.last) = (part, last);
         }
         if let (true, Some(start)) = (own_needed, own_start) {
@@ -80,14 +83,14 @@ impl Staged {
         }
         self.gather(lane, mv, part, links, gear)?;
         self.fold(lane, part, mv.completes, gear)?;
-        self.lanes[lane].batch.slice = Some(Slice {
+        self.lanes[lane].slice = Some(Slice {
             len_bytes: part,
             sources: mv.sources,
             ends_action: last,
             own: own_start,
             piece,
         });
-        Ok(Begun::Batch)
+        Ok(Begun::Slice)
     }
 
     /// How much of the rest of a move can be done in one slice, by what has arrived; or who has not sent.
@@ -147,6 +150,11 @@ impl Staged {
                     let arrival = link(links, peer).arrival(channel).map_err(Fault::Link)?;
                     let arrival = arrival.expect("looked at before");
                     let data = arrival.data;
+                    if let Some(recording) = &mut gear.recording
+                        && !recording.look(lane, channel, link(links, peer))
+                    {
+                        recording.arrive(lane, peer, part as u64);
+                    }
                     self.host_sources += u64::from(!arrival.on_device);
                     self.peer_sources += u64::from(arrival.on_device);
                     match gear.pins.address_of(peer, data, part) {
@@ -173,32 +181,51 @@ impl Staged {
         lane: usize,
         part: usize,
         completes: bool,
-        gear: &Gear,
+        gear: &mut Gear,
     ) -> Result<(), Fault> {
         self.counters.from_host_bytes += self.host_sources * part as u64;
         self.counters.from_peers_bytes += self.peer_sources * part as u64;
         self.counters.to_host_bytes += self.host_destinations * part as u64;
-        let stream = &gear.lanes[lane].stream;
+        let read = |sources: u64| sources * part as u64;
+        let operands = (self.sources.len() + self.destinations.len()) as u64;
+        let kernel = Work {
+            activity: Activity::Kernel,
+            bytes: read(operands),
+            from_host_bytes: read(self.host_sources),
+            to_host_bytes: read(self.host_destinations),
+        };
         let result = match (&self.sources[..], &self.destinations[..]) {
             (_, destinations) if part == 0 || destinations.is_empty() => Ok(()),
             (&[source], &[destination]) if source != destination => {
                 self.counters.copies += 1;
+                let activity = match (self.host_sources, self.host_destinations) {
+                    (0, 0) => Activity::CopyAcross,
+                    (0, _) => Activity::CopyUp,
+                    (..) => Activity::CopyDown,
+                };
+                let copy = Work { activity, bytes: part as u64, ..kernel };
                 // SAFETY: see below.
-                unsafe { stream.copy(destination, source, part) }
+                gear.queue(lane, copy, |stream| unsafe { stream.copy(destination, source, part) })
             }
             (&[source], destinations) if destinations.iter().all(|d| *d == source) => Ok(()),
             (&[_], destinations) => {
                 self.counters.kernels += 1;
+                let (copy, sources) = (&self.copy, &self.sources);
                 // SAFETY: see below.
-                unsafe { self.copy.queue(stream, &self.sources, destinations, part) }
+                gear.queue(lane, kernel, |stream| unsafe {
+                    copy.queue(stream, sources, destinations, part)
+                })
             }
             _ => {
                 self.counters.kernels += 1;
                 let fold = if completes { &self.completing } else { &self.partial };
                 // SAFETY: each source has `part` readable bytes (a slot's, a piece's or a span's), each
                 // destination room for as many; spans lie in memory that `start` vouched for, and the plan's proof
-                // says that nobody else writes them now. All stay until the batch is done.
-                unsafe { fold.queue(stream, &self.sources, &self.destinations, part) }
+                // says that nobody else writes them now. All stay until the slice is done.
+                let (sources, destinations) = (&self.sources, &self.destinations);
+                gear.queue(lane, kernel, |stream| unsafe {
+                    fold.queue(stream, sources, destinations, part)
+                })
             }
         };
         result.map_err(Fault::Device)

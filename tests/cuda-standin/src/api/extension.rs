@@ -1,7 +1,7 @@
 //! The stand-in's own functions, for tests in the same process. They count and fail nothing.
 
 use crate::counters::{self, Counters};
-use crate::ffi::{Demand, Out, Text, enter};
+use crate::ffi::{Demand, Out, Text, enter, inside_ns};
 use crate::initialisation::is_initialised;
 use crate::settings::configure_or_say;
 
@@ -21,6 +21,12 @@ extern "C" fn ringtree_standin_configure(key: Text, value: Text) -> i32 {
 #[unsafe(no_mangle)]
 extern "C" fn ringtree_standin_counters(to: Out<Counters>) -> i32 {
     enter("", Demand::Nothing, || to.set(counters::read()))
+}
+
+/// Nanoseconds that the calling thread has spent in the driver's functions.
+#[unsafe(no_mangle)]
+extern "C" fn ringtree_standin_inside_ns() -> u64 {
+    inside_ns()
 }
 
 /// Zeroes all counters but the levels.
