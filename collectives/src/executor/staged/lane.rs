@@ -79,6 +79,12 @@ pub(super) struct Waiting {
     pub(super) last: bool,
 }
 
+impl Via {
+    pub(super) fn is_slot(self) -> bool {
+        matches!(self, Via::Slot)
+    }
+}
+
 impl StagedLane {
     pub(super) fn new(
         number: usize,

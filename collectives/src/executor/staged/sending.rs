@@ -165,14 +165,18 @@ impl Staged {
     ) -> Result<bool, Fault> {
         let peer = self.peers[index];
         let on = &self.lanes[lane];
-        // A link has one slot reserved at a time.
-        let has_slot = on.copies_for(peer).any(|copy| matches!(copy.outgoing.via, Via::Slot));
+        let is_first = on.copies_for(peer).next().is_none();
+        let has_slot = on.copies_for(peer).any(|copy| copy.outgoing.via.is_slot());
         let under_way: usize = self.lanes.iter().map(|lane| lane.copies.len()).sum();
         if has_slot || waiting.len_bytes == 0 || under_way >= COPIES {
             return Ok(false);
         }
         let room = self.room(lane, peer, waiting.len_bytes, None, links, gear)?;
         let Some((via, to, room_bytes)) = room else { return Ok(false) };
+        // A channel has one slot reserved at a time, and what is posted first takes it.
+        if via.is_slot() && !is_first {
+            return Ok(false);
+        }
         let len_bytes = waiting.len_bytes.min(room_bytes);
         let last = waiting.last && len_bytes == waiting.len_bytes;
         let (event, address) = (self.lanes[lane].next_event, waiting.address);
