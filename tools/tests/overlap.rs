@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use ringtree_tests::gpu::stand_in;
 use ringtree_tests::namespaces::{Host, TwoHosts};
@@ -91,10 +92,12 @@ fn arguments(command: &mut Command, bytes: u64, speeds: Speeds, timeline: &PathB
     command.env("RINGTREE_STANDIN_DEVICES", "4");
 }
 
-/// The best of a few runs, since the machine may do something else during one.
+/// The best of a few runs, since the machine may do something else during one; no other of these tests does.
 fn best(speeds: Speeds, ranks: usize, path: &PathBuf, run: impl Fn()) {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut tried = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..5 {
         run();
         let recorded = Recorded::read(path, ranks);
         std::fs::remove_file(path).expect("the file");

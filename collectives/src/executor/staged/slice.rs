@@ -183,16 +183,16 @@ impl Staged {
         completes: bool,
         gear: &mut Gear,
     ) -> Result<(), Fault> {
-        self.counters.from_host_bytes += self.host_sources * part as u64;
-        self.counters.from_peers_bytes += self.peer_sources * part as u64;
-        self.counters.to_host_bytes += self.host_destinations * part as u64;
-        let read = |sources: u64| sources * part as u64;
+        let bytes = |operands: u64| operands * part as u64;
+        self.counters.from_host_bytes += bytes(self.host_sources);
+        self.counters.from_peers_bytes += bytes(self.peer_sources);
+        self.counters.to_host_bytes += bytes(self.host_destinations);
         let operands = (self.sources.len() + self.destinations.len()) as u64;
         let kernel = Work {
             activity: Activity::Kernel,
-            bytes: read(operands),
-            from_host_bytes: read(self.host_sources),
-            to_host_bytes: read(self.host_destinations),
+            bytes: bytes(operands),
+            from_host_bytes: bytes(self.host_sources),
+            to_host_bytes: bytes(self.host_destinations),
         };
         let result = match (&self.sources[..], &self.destinations[..]) {
             (_, destinations) if part == 0 || destinations.is_empty() => Ok(()),
@@ -203,7 +203,7 @@ impl Staged {
                     (0, _) => Activity::CopyUp,
                     (..) => Activity::CopyDown,
                 };
-                let copy = Work { activity, bytes: part as u64, ..kernel };
+                let copy = Work { activity, bytes: bytes(1), ..kernel };
                 // SAFETY: see below.
                 gear.queue(lane, copy, |stream| unsafe { stream.copy(destination, source, part) })
             }
@@ -219,10 +219,10 @@ impl Staged {
             _ => {
                 self.counters.kernels += 1;
                 let fold = if completes { &self.completing } else { &self.partial };
+                let (sources, destinations) = (&self.sources, &self.destinations);
                 // SAFETY: each source has `part` readable bytes (a slot's, a piece's or a span's), each
                 // destination room for as many; spans lie in memory that `start` vouched for, and the plan's proof
                 // says that nobody else writes them now. All stay until the slice is done.
-                let (sources, destinations) = (&self.sources, &self.destinations);
                 gear.queue(lane, kernel, |stream| unsafe {
                     fold.queue(stream, sources, destinations, part)
                 })
