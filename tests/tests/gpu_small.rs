@@ -373,3 +373,31 @@ fn ranks_join_once_and_with_one_gpu() {
         });
     });
 }
+
+#[test]
+fn a_gpu_that_fails_ends_the_small_calls_of_all() {
+    let settings = [("FAIL", "cuEventQuery:100:700")];
+    alone("a_gpu_that_fails_ends_the_small_calls_of_all", &settings, || {
+        let errors = joined(3, SOON, |communicator, gpu| {
+            let mut memory = gpu.memory(&communicator, &[1_f32; 100]);
+            let mut sum = || communicator.on(&gpu.stream).all_reduce(&mut memory, Op::Sum)?.wait();
+            (0..1_000).find_map(|_| sum().err()).expect("the end")
+        });
+        for error in errors {
+            let text = error.to_string();
+            assert!(text.contains("its GPU failed") || text.contains("(700)"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn a_rank_without_a_board_has_all_go_on_as_before() {
+    let settings = [("FAIL", "cuMemAlloc_v2:1:801")];
+    alone("a_rank_without_a_board_has_all_go_on_as_before", &settings, || {
+        each(reproducible(3, PATIENCE), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            assert!(!communicator.join_devices(&gpu.device).expect("an answer"));
+            check_all::<f32>(&communicator, &gpu, 100, Op::Sum);
+        });
+    });
+}
