@@ -49,4 +49,52 @@ pub enum Error {
         /// What was found and what was expected.
         problem: String,
     },
+    /// Something else than the graph's nodes was named.
+    #[error("there is no node {node} in a graph of {nodes}: give numbers of its nodes")]
+    NoSuchNode {
+        /// What was named.
+        node: u32,
+        /// How many nodes there are.
+        nodes: usize,
+    },
+    /// A ring goes through each device once.
+    #[error("{device} is named twice: give every device once")]
+    DeviceTwice {
+        /// Its name.
+        device: String,
+    },
+    /// Devices are not connected.
+    #[error(
+        "no way is known from {from} to {to}, and no ring leads through all devices without one: leave one of \
+         them out, or complete the description of the machine"
+    )]
+    NoWay {
+        /// Of a pair without a way between them.
+        from: String,
+        #[allow(missing_docs)]
+        to: String,
+    },
+    /// Devices are connected, but not so that each could be visited once.
+    #[error("no ring was found that leads once through each of {devices} devices: leave some out")]
+    NoRing {
+        /// How many there are.
+        devices: usize,
+    },
+    /// A plan for no host at all.
+    #[error("a cluster without hosts was given: name at least one")]
+    NoHosts,
+    /// A host without devices of its ranks.
+    #[error("host {host} has no rank: leave it out, or say where its ranks are")]
+    NoRanks {
+        /// Its name.
+        host: String,
+    },
+    /// A host that others cannot reach.
+    #[error(
+        "no port of host {host} is up and reaches all its devices: see `ringtree topo --check` there"
+    )]
+    NoPort {
+        /// Its name.
+        host: String,
+    },
 }

@@ -12,6 +12,7 @@ mod figures;
 mod graph;
 mod machine;
 mod path;
+pub mod search;
 mod table;
 mod walk;
 mod xml;

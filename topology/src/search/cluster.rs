@@ -1,0 +1,288 @@
+//! Rings through several hosts.
+//!
+//! A ring through all ranks enters and leaves every host once: it comes in by a port, goes through all devices
+//! of the host and leaves by a port. There is a channel for each port (or, where hosts differ in ports, as many as
+//! let each host share its ports evenly), so that every port works in both directions.
+//!
+//! - *Rails*: where all hosts have as many ports of the same speeds, the k-th port of each is rail k, and
+//!   channels stay on their rail between hosts. A channel that comes in on rail k leaves on the rail beside it (k xor 1)
+//!   and the next host brings it back, as NCCL does with NCCL_CROSS_NIC=2: so it can enter at the device next to
+//!   one port and leave at the one next to the other. With an odd number of hosts or ports it
+//!   leaves by the port by which it came.
+//! - *Inside* a host, the orders of all channels are chosen against each other (`inside`).
+//! - *Rates*: a channel goes at the rate of the host that can do least for it; no rank idles, since every channel
+//!   goes through all of them.
+//!
+//! The hosts' order is the given one: nothing is known of the network between them.
+
+use serde::Serialize;
+
+use super::cut;
+use super::few::MOST_CHANNELS;
+use super::inside::Inside;
+use super::nics::{NicAssignment, assign_nics, port_speed};
+use super::rings;
+use crate::error::Error;
+use crate::graph::{EdgeId, Graph, NodeId};
+
+/// One host as its ranks see it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HostGraph {
+    /// Its name, for people.
+    pub name: String,
+    /// How it is wired.
+    pub graph: Graph,
+    /// Where each of its ranks is, in their order: a GPU or a NUMA node. Several ranks may be at the same node.
+    pub devices: Vec<NodeId>,
+}
+
+/// All hosts of a job, in the order of their ranks: those of the first host come first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cluster {
+    #[allow(missing_docs)]
+    pub hosts: Vec<HostGraph>,
+}
+
+/// Rings through all ranks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClusterPlan {
+    /// Which port serves which device, for each host; devices are the host's different nodes.
+    pub nics: Vec<NicAssignment>,
+    /// For each rail the port of each host; empty if ports differ or there is one host.
+    pub rails: Vec<Vec<NodeId>>,
+    /// The fastest first, within rails in their order.
+    pub channels: Vec<ClusterChannel>,
+    /// Sum of the rates.
+    pub total_bytes_per_s: f64,
+    /// What no set of rings through all ranks can exceed.
+    pub bound_bytes_per_s: f64,
+    /// Which host bounds the total, and its links that do.
+    pub limit: Option<(usize, Vec<EdgeId>)>,
+}
+
+/// One ring through all ranks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClusterChannel {
+    /// The ranks in the order of the ring.
+    pub order: Vec<usize>,
+    /// Bytes a second.
+    pub rate_bytes_per_s: f64,
+    /// Host by host, in the order of the ring.
+    pub parts: Vec<HostPart>,
+}
+
+/// What a ring does inside a host.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HostPart {
+    /// Place in the cluster.
+    pub host: usize,
+    /// Places in the host's list of devices. The first one receives from the host before, the last one sends to the
+    /// host after.
+    pub order: Vec<usize>,
+    /// The port by which the ring comes in, and that by which it leaves; `None` if there is one host.
+    pub ports: Option<[NodeId; 2]>,
+    /// The links to each device of `order` from what is before it, the first from the port; and last those from the last
+    /// device to the port. For one host: from each device to the next one and from the last to the first, as in
+    /// [`Channel`](super::Channel), with an empty list in front.
+    pub hops: Vec<Vec<EdgeId>>,
+}
+
+/// Rings through all ranks of all hosts.
+///
+/// # Errors
+/// If there is no host or one has no rank, if devices are none of their graph's nodes, if no ring leads through a
+/// host, or if one of several hosts has no port that is up.
+pub fn cluster_plan(cluster: &Cluster) -> Result<ClusterPlan, Error> {
+    let empty = cluster.hosts.iter().find(|host| host.devices.is_empty());
+    if let Some(host) = empty {
+        return Err(Error::NoRanks { host: host.name.clone() });
+    }
+    match &cluster.hosts[..] {
+        [] => Err(Error::NoHosts),
+        [host] => one_host(host),
+        hosts => several_hosts(hosts),
+    }
+}
+
+/// The different nodes of a host's ranks, in the order in which they are first named, with the ranks there.
+fn places(host: &HostGraph) -> (Vec<NodeId>, Vec<Vec<usize>>) {
+    let (mut nodes, mut ranks): (Vec<NodeId>, Vec<Vec<usize>>) = (Vec::new(), Vec::new());
+    for (rank, &node) in host.devices.iter().enumerate() {
+        match nodes.iter().position(|&other| other == node) {
+            Some(place) => ranks[place].push(rank),
+            None => {
+                nodes.push(node);
+                ranks.push(vec![rank]);
+            }
+        }
+    }
+    (nodes, ranks)
+}
+
+/// Ranks at one node follow each other; between them there is no link.
+fn with_all_ranks(
+    order: &[usize],
+    hops: Vec<Vec<EdgeId>>,
+    ranks: &[Vec<usize>],
+) -> (Vec<usize>, Vec<Vec<EdgeId>>) {
+    let (mut all, mut all_hops) = (Vec::new(), Vec::new());
+    let mut hops = hops.into_iter();
+    for &place in order {
+        all_hops.extend(hops.next());
+        all_hops.extend(ranks[place].iter().skip(1).map(|_| Vec::new()));
+        all.extend(&ranks[place]);
+    }
+    all_hops.extend(hops);
+    (all, all_hops)
+}
+
+fn one_host(host: &HostGraph) -> Result<ClusterPlan, Error> {
+    let (nodes, ranks) = places(host);
+    let set = rings(&host.graph, &nodes)?;
+    let channels = set.channels.into_iter().map(|channel| {
+        let hops = [vec![Vec::new()], channel.hops].concat();
+        let (order, hops) = with_all_ranks(&channel.order, hops, &ranks);
+        ClusterChannel {
+            order: order.clone(),
+            rate_bytes_per_s: channel.rate_bytes_per_s,
+            parts: vec![HostPart { host: 0, order, ports: None, hops }],
+        }
+    });
+    Ok(ClusterPlan {
+        nics: vec![assign_nics(&host.graph, &nodes)?],
+        rails: Vec::new(),
+        channels: channels.collect(),
+        total_bytes_per_s: set.total_bytes_per_s,
+        bound_bytes_per_s: set.bound_bytes_per_s,
+        limit: (!set.limits.is_empty()).then_some((0, set.limits)),
+    })
+}
+
+fn several_hosts(hosts: &[HostGraph]) -> Result<ClusterPlan, Error> {
+    let mut nics = Vec::new();
+    for host in hosts {
+        let assignment = assign_nics(&host.graph, &places(host).0)?;
+        if assignment.ports.is_empty() {
+            return Err(Error::NoPort { host: host.name.clone() });
+        }
+        nics.push(assignment);
+    }
+    let counts: Vec<_> = nics.iter().map(|nics| nics.ports.len()).collect();
+    let channels = channel_count(&counts);
+    let rails = rails(hosts, &nics);
+    let mut insides = Vec::new();
+    for (number, (host, nics)) in hosts.iter().zip(&nics).enumerate() {
+        let ports: Vec<_> = (0..channels)
+            .map(|channel| ports_of_channel(channel, number, hosts.len(), nics.ports.len()))
+            .collect();
+        insides.push(Inside::new(&host.graph, nics, ports)?);
+    }
+    let wishes: Vec<f64> = (0..channels)
+        .map(|c| insides.iter().map(|inside| inside.wish(c)).fold(f64::INFINITY, f64::min))
+        .collect();
+    for (inside, host) in insides.iter_mut().zip(hosts) {
+        inside.choose(&host.graph, &wishes)?;
+    }
+    let rates: Vec<f64> = (0..channels)
+        .map(|c| insides.iter().map(|inside| inside.rate(c, &wishes)).fold(wishes[c], f64::min))
+        .collect();
+    let (bound, limit) = bound(hosts, &nics);
+    let total: f64 = rates.iter().sum();
+    let limit = limit.filter(|_| total >= bound * (1.0 - 1e-6));
+    let limit = limit.or_else(|| slowest(&insides, &rates, &wishes));
+    Ok(ClusterPlan {
+        channels: joined(hosts, &insides, &rates),
+        nics,
+        rails,
+        total_bytes_per_s: total,
+        bound_bytes_per_s: bound,
+        limit,
+    })
+}
+
+/// As many as let every host share its ports evenly; if that is too many, as many as the most ports.
+fn channel_count(ports: &[usize]) -> usize {
+    let common = ports.iter().try_fold(1_usize, |common, &ports| {
+        let (mut a, mut b) = (common, ports);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        Some(common / a * ports).filter(|&multiple| multiple <= MOST_CHANNELS)
+    });
+    let most = ports.iter().copied().max().unwrap_or(1);
+    common.unwrap_or(most.min(MOST_CHANNELS))
+}
+
+/// The places of the ports by which a channel comes into a host and leaves it.
+fn ports_of_channel(channel: usize, host: usize, hosts: usize, ports: usize) -> [usize; 2] {
+    let port = channel % ports;
+    if !hosts.is_multiple_of(2) || !ports.is_multiple_of(2) {
+        return [port, port];
+    }
+    let beside = port ^ 1;
+    if host.is_multiple_of(2) { [port, beside] } else { [beside, port] }
+}
+
+/// The k-th port of every host, if all have as many and they are equally fast.
+fn rails(hosts: &[HostGraph], nics: &[NicAssignment]) -> Vec<Vec<NodeId>> {
+    let speeds = |host: usize| -> Vec<f64> {
+        nics[host].ports.iter().map(|&port| port_speed(&hosts[host].graph, port)).collect()
+    };
+    let first = speeds(0);
+    if (1..hosts.len()).any(|host| speeds(host) != first) {
+        return Vec::new();
+    }
+    (0..first.len()).map(|rail| nics.iter().map(|nics| nics.ports[rail]).collect()).collect()
+}
+
+/// What goes through all hosts goes through every cut of each, the network being one more device.
+fn bound(hosts: &[HostGraph], nics: &[NicAssignment]) -> (f64, Option<(usize, Vec<EdgeId>)>) {
+    let mut least = (f64::INFINITY, None);
+    for (number, (host, nics)) in hosts.iter().zip(nics).enumerate() {
+        let devices = nics.devices.iter().map(|&device| vec![device]);
+        let groups: Vec<_> = devices.chain([nics.ports.clone()]).collect();
+        if let Some(cut) = cut::narrowest(&host.graph, &groups)
+            && cut.capacity < least.0 * (1.0 - 1e-9)
+        {
+            least = (cut.capacity, Some((number, cut.edges)));
+        }
+    }
+    least
+}
+
+/// The host that slows a channel most, and its most loaded links.
+fn slowest(insides: &[Inside], rates: &[f64], wishes: &[f64]) -> Option<(usize, Vec<EdgeId>)> {
+    let sums = insides.iter().map(|inside| {
+        let rates = (0..rates.len()).map(|c| inside.rate(c, wishes));
+        rates.sum::<f64>()
+    });
+    let (host, _) = sums.enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    Some((host, insides[host].most_loaded()))
+}
+
+/// The rings of all hosts' parts, the fastest first.
+fn joined(hosts: &[HostGraph], insides: &[Inside], rates: &[f64]) -> Vec<ClusterChannel> {
+    let mut channels: Vec<ClusterChannel> = (0..rates.len())
+        .map(|channel| {
+            let parts = insides.iter().zip(hosts).enumerate();
+            let parts: Vec<_> =
+                parts.map(|(i, (inside, host))| part(i, host, inside, channel)).collect();
+            let mut first_rank = 0;
+            let mut order = Vec::new();
+            for (host, part) in hosts.iter().zip(&parts) {
+                order.extend(part.order.iter().map(|rank| first_rank + rank));
+                first_rank += host.devices.len();
+            }
+            ClusterChannel { order, rate_bytes_per_s: rates[channel], parts }
+        })
+        .collect();
+    channels.sort_by(|a, b| b.rate_bytes_per_s.total_cmp(&a.rate_bytes_per_s));
+    channels
+}
+
+fn part(number: usize, host: &HostGraph, inside: &Inside, channel: usize) -> HostPart {
+    let (_, ranks) = places(host);
+    let (order, hops) = inside.way(channel);
+    let (order, hops) = with_all_ranks(order, hops, &ranks);
+    HostPart { host: number, order, ports: Some(inside.ports(channel)), hops }
+}

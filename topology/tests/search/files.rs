@@ -1,0 +1,103 @@
+//! Rings, trees and ports of real machines, from the files of a folder: RINGTREE_TEST_TOPOLOGIES, or `shared/topologies`
+//! beside the checkout. Without it these tests say that they were skipped.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use ringtree_topology::search::{
+    Cluster, HostGraph, assign_nics, best_tree, cluster_plan, explain_cluster, explain_rings, rings,
+};
+use ringtree_topology::{EdgeKind, Graph, Machine, PathClass};
+
+use crate::machines::GB;
+use crate::rings::check;
+
+fn folder() -> Option<PathBuf> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/topologies");
+    let named = std::env::var_os("RINGTREE_TEST_TOPOLOGIES");
+    let folder = named.map_or_else(|| PathBuf::from(beside), PathBuf::from);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!("skipped: there is no {}, and RINGTREE_TEST_TOPOLOGIES names none", folder.display());
+    None
+}
+
+fn read(name: &str) -> Option<Graph> {
+    let machine = Machine::from_xml_file(folder()?.join(name)).unwrap();
+    Some(Graph::new(&machine).0)
+}
+
+fn host(name: &str, graph: &Graph) -> HostGraph {
+    HostGraph { name: name.into(), graph: graph.clone(), devices: graph.gpus() }
+}
+
+#[test]
+fn every_file_is_searched_to_the_optimum_quickly() {
+    let Some(folder) = folder() else { return };
+    let mut paths: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "xml"));
+    paths.sort();
+    for path in paths {
+        let Ok(machine) = Machine::from_xml_file(&path) else { continue };
+        let (graph, _) = Graph::new(&machine);
+        let start = Instant::now();
+        let set = rings(&graph, &graph.gpus()).unwrap();
+        let took = start.elapsed();
+        println!("{}: {took:?}", path.display());
+        print!("{}", explain_rings(&graph, &set));
+        if graph.gpus().len() < 2 {
+            assert!(set.channels.is_empty());
+            continue;
+        }
+        check(&graph, &set);
+        assert!(set.gap() < 1e-6, "{}: {}", path.display(), set.gap());
+        assert!(took.as_secs() < 2, "{}: {took:?}", path.display());
+        assert!(best_tree(&graph, &graph.gpus()).unwrap().rate_bytes_per_s > 0.0);
+        if assign_nics(&graph, &graph.gpus()).unwrap().ports.is_empty() {
+            continue;
+        }
+        let cluster = Cluster { hosts: vec![host("a", &graph), host("b", &graph)] };
+        let plan = cluster_plan(&cluster).unwrap();
+        print!("{}", explain_cluster(&cluster, &plan));
+        assert!(plan.total_bytes_per_s > 0.0);
+    }
+}
+
+#[test]
+fn an_h100_machine_has_eight_gpus_with_two_near_ports_each() {
+    let Some(graph) = read("oci-8xH100.xml") else { return };
+    let nics = assign_nics(&graph, &graph.gpus()).unwrap();
+    assert_eq!((nics.devices.len(), nics.ports.len()), (8, 16));
+    for (device, ports) in nics.ports_of.iter().enumerate() {
+        assert_eq!(ports.len(), 2);
+        for &port in ports {
+            let class = graph.path_class(nics.devices[device], nics.ports[port]);
+            assert!(matches!(class, PathClass::Pix | PathClass::Pxb), "{class:?}");
+        }
+    }
+    let plan =
+        cluster_plan(&Cluster { hosts: vec![host("a", &graph), host("b", &graph)] }).unwrap();
+    assert_eq!(plan.rails.len(), 16);
+}
+
+#[test]
+fn a_machine_of_pairs_crosses_between_them_twice() {
+    let Some(graph) = read("azure-ncv4-4xA100-pcie.xml") else { return };
+    let set = rings(&graph, &graph.gpus()).unwrap();
+    for channel in set.channels.iter().chain(&set.single) {
+        let nvlink = |hop: &&Vec<_>| graph.edge(hop[0]).kind == EdgeKind::NvLink;
+        assert_eq!(channel.hops.iter().filter(nvlink).count(), 2, "{channel:?}");
+    }
+}
+
+#[test]
+fn links_between_gpus_of_amd_are_used() {
+    let Some(graph) = read("rccl-8p6l-2nic.xml") else { return };
+    let set = rings(&graph, &graph.gpus()).unwrap();
+    let single = set.single.as_ref().unwrap();
+    let widest = graph.edges.iter().filter(|edge| edge.kind == EdgeKind::Xgmi);
+    let widest = widest.map(|edge| edge.bandwidth_bytes_per_s).fold(0.0, f64::max);
+    println!("{} of {}", single.rate_bytes_per_s / GB, widest / GB);
+    assert!(single.hops.iter().flatten().all(|&edge| graph.edge(edge).kind == EdgeKind::Xgmi));
+}
