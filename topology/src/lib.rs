@@ -7,6 +7,7 @@
 mod check;
 mod complete;
 mod diff;
+mod drawing;
 mod error;
 mod figures;
 mod graph;
@@ -18,6 +19,7 @@ mod walk;
 mod xml;
 
 pub use check::{Finding, Severity, check};
+pub use drawing::svg;
 pub use diff::{Difference, diff};
 pub use error::Error;
 pub use graph::{Edge, EdgeId, EdgeKind, Graph, Node, NodeId, NodeKind};
