@@ -195,7 +195,7 @@ impl<'a> Search<'a> {
             uses.iter().for_each(|&(c, times)| left[c] -= rate * times);
             taken += rate;
             self.add_both_ways(&cheapest, ring);
-            if rate < taken / 1000.0 {
+            if rate < taken / 1000.0 || self.work >= WORK {
                 break;
             }
         }
@@ -206,7 +206,7 @@ impl<'a> Search<'a> {
         if self.routes.count <= EXACT_ALWAYS {
             return self.exact_cycle(costs);
         }
-        self.work += improving_work(self.routes.count);
+        self.work += cycle::work_of_cheap(self.routes.count);
         let found = cycle::cheap(costs).into_iter().map(|order| (costs.of(&order), order));
         found.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, order)| order)
     }
@@ -290,7 +290,7 @@ impl<'a> Search<'a> {
         let cheapest = Cheapest::new(self.routes, sought_by);
         let exact_now = self.routes.count <= EXACT_ALWAYS;
         if !exact_now {
-            self.work += improving_work(self.routes.count);
+            self.work += cycle::work_of_cheap(self.routes.count);
             let mut cheap: Vec<_> = cycle::cheap(&cheapest.costs)
                 .into_iter()
                 .map(|order| (cheapest.costs.of(&order), order))
@@ -329,10 +329,4 @@ impl<'a> Search<'a> {
             (cost < 1.0 - 1e-9 && self.add(ring)) | any
         })
     }
-}
-
-/// Of the improving search.
-fn improving_work(count: usize) -> u64 {
-    let starts = count.min(16) as u64;
-    starts * (count as u64).pow(3) * 4
 }

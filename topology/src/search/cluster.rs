@@ -5,10 +5,10 @@
 //! let each host share its ports evenly), so that every port works in both directions.
 //!
 //! - *Rails*: where all hosts have as many ports of the same speeds, the k-th port of each is rail k, and
-//!   channels stay on their rail between hosts. A channel that comes in on rail k leaves on the rail beside it (k xor 1)
-//!   and the next host brings it back, as NCCL does with NCCL_CROSS_NIC=2: so it can enter at the device next to
-//!   one port and leave at the one next to the other. With an odd number of hosts or ports it
-//!   leaves by the port by which it came.
+//!   channels stay on their rail between hosts. A channel that comes in by one port leaves by another, beside another
+//!   device, and the next host brings it back (as NCCL does with NCCL_CROSS_NIC=2): so it enters at the device next to
+//!   one port and leaves at the one next to the other. With an odd number of hosts it
+//!   changes its rail on the way from the last to the first.
 //! - *Inside* a host, the orders of all channels are chosen against each other (`inside`).
 //! - *Rates*: a channel goes at the rate of the host that can do least for it; no rank idles, since every channel
 //!   goes through all of them.
@@ -24,6 +24,9 @@ use super::nics::{NicAssignment, assign_nics, port_speed};
 use super::rings;
 use crate::error::Error;
 use crate::graph::{EdgeId, Graph, NodeId};
+
+/// With more than this, channels of one port hardly differ.
+const MOST_CHANNELS_A_PORT: usize = 4;
 
 /// One host as its ranks see it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -167,60 +170,133 @@ fn several_hosts(hosts: &[HostGraph]) -> Result<ClusterPlan, Error> {
         }
         nics.push(assignment);
     }
-    let counts: Vec<_> = nics.iter().map(|nics| nics.ports.len()).collect();
-    let channels = channel_count(&counts);
-    let rails = rails(hosts, &nics);
-    let mut insides = Vec::new();
-    for (number, (host, nics)) in hosts.iter().zip(&nics).enumerate() {
-        let ports: Vec<_> = (0..channels)
-            .map(|channel| ports_of_channel(channel, number, hosts.len(), nics.ports.len()))
-            .collect();
-        insides.push(Inside::new(&host.graph, nics, ports)?);
+    let (bound, at_bound) = bound(hosts, &nics);
+    let mut best: Option<Rings> = None;
+    // More channels can go different ways from the same port; they are taken only if they gain.
+    let channels = channel_count(&nics);
+    for times in 1..=MOST_CHANNELS_A_PORT {
+        if times > 1 && times * channels > MOST_CHANNELS {
+            break;
+        }
+        let rings = Rings::new(hosts, &nics, times * channels)?;
+        if best.as_ref().is_none_or(|best| rings.total() > 1.01 * best.total()) {
+            best = Some(rings);
+        }
+        if best.as_ref().is_some_and(|best| best.total() > 0.99 * bound) {
+            break;
+        }
     }
-    let wishes: Vec<f64> = (0..channels)
-        .map(|c| insides.iter().map(|inside| inside.wish(c)).fold(f64::INFINITY, f64::min))
-        .collect();
-    for (inside, host) in insides.iter_mut().zip(hosts) {
-        inside.choose(&host.graph, &wishes)?;
-    }
-    let rates: Vec<f64> = (0..channels)
-        .map(|c| insides.iter().map(|inside| inside.rate(c, &wishes)).fold(wishes[c], f64::min))
-        .collect();
-    let (bound, limit) = bound(hosts, &nics);
-    let total: f64 = rates.iter().sum();
-    let limit = limit.filter(|_| total >= bound * (1.0 - 1e-6));
-    let limit = limit.or_else(|| slowest(&insides, &rates, &wishes));
+    let Some(rings) = best else { return Err(Error::NoHosts) };
+    let total = rings.total();
+    let limit = at_bound.filter(|_| total >= bound * (1.0 - 1e-6)).or_else(|| rings.slowest());
     Ok(ClusterPlan {
-        channels: joined(hosts, &insides, &rates),
+        channels: rings.joined(hosts),
+        rails: rails(hosts, &nics),
         nics,
-        rails,
         total_bytes_per_s: total,
         bound_bytes_per_s: bound,
         limit,
     })
 }
 
+/// A number of channels through all hosts.
+struct Rings {
+    insides: Vec<Inside>,
+    /// What each channel wants: what its ports can.
+    wishes: Vec<f64>,
+    rates: Vec<f64>,
+}
+
+impl Rings {
+    fn new(hosts: &[HostGraph], nics: &[NicAssignment], channels: usize) -> Result<Rings, Error> {
+        let mut insides = Vec::new();
+        for (number, host) in hosts.iter().enumerate() {
+            let shift = shift(nics, nics[number].ports.len());
+            let ports = (0..channels).map(|channel| {
+                let ports = nics[number].ports.len();
+                let [one, other] = [channel % ports, (channel + shift) % ports];
+                if number.is_multiple_of(2) { [one, other] } else { [other, one] }
+            });
+            insides.push(Inside::new(&host.graph, &nics[number], ports.collect()));
+        }
+        let least =
+            |of: &dyn Fn(&Inside) -> f64| insides.iter().map(of).fold(f64::INFINITY, f64::min);
+        let wishes: Vec<f64> = (0..channels).map(|c| least(&|inside| inside.wish(c))).collect();
+        for (inside, host) in insides.iter_mut().zip(hosts) {
+            inside.choose(&host.graph, &wishes)?;
+        }
+        let rate = |c: usize| {
+            insides.iter().map(|inside| inside.rate(c, &wishes)).fold(wishes[c], f64::min)
+        };
+        let rates = (0..channels).map(rate).collect();
+        Ok(Rings { insides, wishes, rates })
+    }
+
+    fn total(&self) -> f64 {
+        self.rates.iter().sum()
+    }
+
+    /// The host that slows the channels most, and its most loaded links.
+    fn slowest(&self) -> Option<(usize, Vec<EdgeId>)> {
+        let sums = self.insides.iter().map(|inside| {
+            let rates = (0..self.rates.len()).map(|c| inside.rate(c, &self.wishes));
+            rates.sum::<f64>()
+        });
+        let (host, _) = sums.enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        Some((host, self.insides[host].most_loaded()))
+    }
+
+    /// The parts of all hosts, the fastest channels first.
+    fn joined(&self, hosts: &[HostGraph]) -> Vec<ClusterChannel> {
+        let mut channels: Vec<ClusterChannel> =
+            (0..self.rates.len()).map(|channel| self.channel(hosts, channel)).collect();
+        channels.sort_by(|a, b| b.rate_bytes_per_s.total_cmp(&a.rate_bytes_per_s));
+        channels
+    }
+
+    fn channel(&self, hosts: &[HostGraph], channel: usize) -> ClusterChannel {
+        let (mut first_rank, mut order, mut parts) = (0, Vec::new(), Vec::new());
+        for (number, (host, inside)) in hosts.iter().zip(&self.insides).enumerate() {
+            let part = part(number, host, inside, channel);
+            order.extend(part.order.iter().map(|rank| first_rank + rank));
+            first_rank += host.devices.len();
+            parts.push(part);
+        }
+        ClusterChannel { order, rate_bytes_per_s: self.rates[channel], parts }
+    }
+}
+
 /// As many as let every host share its ports evenly; if that is too many, as many as the most ports.
-fn channel_count(ports: &[usize]) -> usize {
-    let common = ports.iter().try_fold(1_usize, |common, &ports| {
+fn channel_count(nics: &[NicAssignment]) -> usize {
+    let ports = || nics.iter().map(|nics| nics.ports.len());
+    let common = ports().try_fold(1_usize, |common, ports| {
         let (mut a, mut b) = (common, ports);
         while b != 0 {
             (a, b) = (b, a % b);
         }
         Some(common / a * ports).filter(|&multiple| multiple <= MOST_CHANNELS)
     });
-    let most = ports.iter().copied().max().unwrap_or(1);
-    common.unwrap_or(most.min(MOST_CHANNELS))
+    common.unwrap_or(ports().max().unwrap_or(1).min(MOST_CHANNELS))
 }
 
-/// The places of the ports by which a channel comes into a host and leaves it.
-fn ports_of_channel(channel: usize, host: usize, hosts: usize, ports: usize) -> [usize; 2] {
-    let port = channel % ports;
-    if !hosts.is_multiple_of(2) || !ports.is_multiple_of(2) {
-        return [port, port];
-    }
-    let beside = port ^ 1;
-    if host.is_multiple_of(2) { [port, beside] } else { [beside, port] }
+/// How far the port by which a channel leaves is from the one by which it came: the least shift by which
+/// most are beside another device. The same for all hosts with so many ports.
+fn shift(nics: &[NicAssignment], ports: usize) -> usize {
+    let alike: Vec<_> = nics.iter().filter(|nics| nics.ports.len() == ports).collect();
+    let differ = |shift: usize| {
+        let of_host = |nics: &&NicAssignment| {
+            let other = |&port: &usize| {
+                nics.devices_of(port).first() != nics.devices_of((port + shift) % ports).first()
+            };
+            (0..ports).filter(other).count()
+        };
+        alike.iter().map(of_host).sum::<usize>()
+    };
+    let counts: Vec<_> = (0..ports).map(differ).collect();
+    let most = counts.iter().max().copied().unwrap_or(0);
+    // Where nothing differs the ports still do.
+    let first = usize::from(ports > 1);
+    (first..ports).find(|&shift| counts[shift] == most).unwrap_or(0)
 }
 
 /// The k-th port of every host, if all have as many and they are equally fast.
@@ -250,36 +326,7 @@ fn bound(hosts: &[HostGraph], nics: &[NicAssignment]) -> (f64, Option<(usize, Ve
     least
 }
 
-/// The host that slows a channel most, and its most loaded links.
-fn slowest(insides: &[Inside], rates: &[f64], wishes: &[f64]) -> Option<(usize, Vec<EdgeId>)> {
-    let sums = insides.iter().map(|inside| {
-        let rates = (0..rates.len()).map(|c| inside.rate(c, wishes));
-        rates.sum::<f64>()
-    });
-    let (host, _) = sums.enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    Some((host, insides[host].most_loaded()))
-}
-
-/// The rings of all hosts' parts, the fastest first.
-fn joined(hosts: &[HostGraph], insides: &[Inside], rates: &[f64]) -> Vec<ClusterChannel> {
-    let mut channels: Vec<ClusterChannel> = (0..rates.len())
-        .map(|channel| {
-            let parts = insides.iter().zip(hosts).enumerate();
-            let parts: Vec<_> =
-                parts.map(|(i, (inside, host))| part(i, host, inside, channel)).collect();
-            let mut first_rank = 0;
-            let mut order = Vec::new();
-            for (host, part) in hosts.iter().zip(&parts) {
-                order.extend(part.order.iter().map(|rank| first_rank + rank));
-                first_rank += host.devices.len();
-            }
-            ClusterChannel { order, rate_bytes_per_s: rates[channel], parts }
-        })
-        .collect();
-    channels.sort_by(|a, b| b.rate_bytes_per_s.total_cmp(&a.rate_bytes_per_s));
-    channels
-}
-
+/// What a channel does in one host.
 fn part(number: usize, host: &HostGraph, inside: &Inside, channel: usize) -> HostPart {
     let (_, ranks) = places(host);
     let (order, hops) = inside.way(channel);

@@ -7,8 +7,11 @@
 /// With 16 devices the table has 2^15 sets of 15 devices: 4 MiB, filled in about 2 ms.
 pub(super) const MOST_EXACT: usize = 16;
 
-/// From how many devices the improving search begins.
+/// From how many devices the improving search begins at most.
 const STARTS: usize = 16;
+
+/// Pairs of devices that are looked at from all starts together; with more devices there are fewer starts.
+const PAIRS: usize = 20_000;
 
 /// What it costs to go from each device to each; infinite where there is no way.
 pub(super) struct Costs {
@@ -101,7 +104,7 @@ impl Table {
 /// Cheap cycles, each from device 0 and different, in the order in which they were found.
 pub(super) fn cheap(costs: &Costs) -> Vec<Vec<usize>> {
     let mut found: Vec<Vec<usize>> = Vec::new();
-    for start in 0..costs.count.min(STARTS) {
+    for start in 0..starts(costs.count) {
         let mut order = nearest_neighbours(costs, start);
         improve(costs, &mut order);
         let zero = order.iter().position(|&device| device == 0).unwrap_or(0);
@@ -111,6 +114,15 @@ pub(super) fn cheap(costs: &Costs) -> Vec<Vec<usize>> {
         }
     }
     found
+}
+
+/// About how long [`cheap`] takes, in nanoseconds.
+pub(super) fn work_of_cheap(count: usize) -> u64 {
+    starts(count) as u64 * (count as u64).pow(3) * 4
+}
+
+fn starts(count: usize) -> usize {
+    STARTS.min(count).min((PAIRS / (count * count)).max(1))
 }
 
 /// The numbers of the bits of a set.

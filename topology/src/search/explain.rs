@@ -274,7 +274,9 @@ fn next(graph: &Graph, set: &RingSet) -> Option<String> {
     }
     let after = rings(&wider, &set.devices).ok()?;
     let same = after.limits.iter().all(|&edge| set.limits.iter().any(|&limit| alike(limit, edge)));
-    Some(if same || after.limits.is_empty() {
+    // What carries a hundred times as much is bounded only by those links, however wide they are.
+    let far = after.total_bytes_per_s > 100.0 * set.total_bytes_per_s;
+    Some(if same || far {
         "nothing else bounds it".into()
     } else {
         let bounds = several(graph, &after.limits);

@@ -6,7 +6,7 @@
 //! and one more, the network.
 
 use super::cycle::{self, Costs, Table};
-use super::nics::{NicAssignment, nearest, port_speed};
+use super::nics::NicAssignment;
 use super::no_ring;
 use super::routes::{Route, Routes};
 use crate::error::Error;
@@ -44,28 +44,24 @@ struct Way {
 
 impl Inside {
     /// Of channels that come in and leave by these ports (places in `nics.ports`).
-    pub fn new(
-        graph: &Graph,
-        nics: &NicAssignment,
-        ports_of: Vec<[usize; 2]>,
-    ) -> Result<Inside, Error> {
+    pub fn new(graph: &Graph, nics: &NicAssignment, ports_of: Vec<[usize; 2]>) -> Inside {
         let (devices, ports) = (nics.devices.clone(), nics.ports.clone());
         let routes = Routes::new(graph, &[&devices[..], &ports].concat());
-        let reach = |port: usize| {
-            let near = (0..devices.len())
-                .filter_map(|device| nearest(graph, &routes, device, devices.len() + port));
-            let width = near.map(|route| routes.bottleneck(route)).fold(0.0, f64::max);
-            width.min(port_speed(graph, ports[port]))
-        };
+        let reaches: Vec<_> = (0..ports.len())
+            .map(|port| reach(&routes, devices.len(), devices.len() + port))
+            .collect();
         let users = |end: usize, port: usize| {
             ports_of.iter().filter(|used| used[end] == port).count() as f64
         };
-        let wish =
-            |&[come, go]: &[usize; 2]| (reach(come) / users(0, come)).min(reach(go) / users(1, go));
+        let share = |end: usize, port: usize| {
+            let (alone, together) = reaches[port];
+            alone.min(together / users(end, port))
+        };
+        let wish = |&[come, go]: &[usize; 2]| share(0, come).min(share(1, go));
         let wishes = ports_of.iter().map(wish).collect();
         let loads = vec![0.0; routes.constraints.len()];
         let (ways, history) = (Vec::new(), loads.clone());
-        Ok(Inside { devices, ports, routes, ports_of, wishes, ways, loads, history })
+        Inside { devices, ports, routes, ports_of, wishes, ways, loads, history }
     }
 
     /// What a channel can get at most, by its ports.
@@ -178,4 +174,15 @@ impl Inside {
         let routes = cycle.iter().zip(next).filter_map(|(&a, &b)| Some(cheapest(a, b)?.1.clone()));
         Some(Way { routes: routes.collect(), order: cycle[1..].iter().map(|d| d - 1).collect() })
     }
+}
+
+/// What one route between a port and a device can carry, and what all of them together can: what every one of
+/// them uses limits both.
+fn reach(routes: &Routes, devices: usize, port: usize) -> (f64, f64) {
+    let all = || (0..devices).flat_map(|device| routes.between(device, port));
+    let alone = all().map(|route| routes.bottleneck(route)).fold(0.0, f64::max);
+    let common = (0..routes.constraints.len())
+        .filter(|c| all().all(|route| route.constraints.contains(c)))
+        .map(|c| routes.constraints[c].capacity);
+    (alone, common.fold(alone * devices as f64, f64::min))
 }

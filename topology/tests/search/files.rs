@@ -79,6 +79,12 @@ fn an_h100_machine_has_eight_gpus_with_two_near_ports_each() {
     let plan =
         cluster_plan(&Cluster { hosts: vec![host("a", &graph), host("b", &graph)] }).unwrap();
     assert_eq!(plan.rails.len(), 16);
+    // The PCIe links of the GPUs bound it, not those up to the processors, which are much slower.
+    assert!(
+        plan.total_bytes_per_s > 0.95 * plan.bound_bytes_per_s,
+        "{}",
+        plan.total_bytes_per_s / GB
+    );
 }
 
 #[test]
@@ -89,6 +95,15 @@ fn a_machine_of_pairs_crosses_between_them_twice() {
         let nvlink = |hop: &&Vec<_>| graph.edge(hop[0]).kind == EdgeKind::NvLink;
         assert_eq!(channel.hops.iter().filter(nvlink).count(), 2, "{channel:?}");
     }
+}
+
+#[test]
+fn a_port_is_used_by_ways_over_several_sockets() {
+    let Some(graph) = read("rccl-8p-rome-n4.xml") else { return };
+    let plan =
+        cluster_plan(&Cluster { hosts: vec![host("a", &graph), host("b", &graph)] }).unwrap();
+    // One link between sockets carries 16 GB/s, the port 25 GB/s.
+    assert!(plan.total_bytes_per_s > 20.0 * GB, "{}", plan.total_bytes_per_s / GB);
 }
 
 #[test]

@@ -242,9 +242,13 @@ fn sixteen_devices_are_quick() {
 
 #[test]
 fn more_devices_still_get_an_answer() {
-    for machine in [nvswitch(72, 900.0), pcie_tree(20, 12.0, 10.0), scattered(24, 3)] {
+    let machines =
+        [nvswitch(72, 900.0), pcie_tree(20, 12.0, 10.0), scattered(24, 3), scattered(72, 4)];
+    for machine in machines {
+        let start = std::time::Instant::now();
         let set = found(&machine);
-        assert!(set.total_bytes_per_s > 0.0);
+        println!("{} devices: {:?}, gap {}", machine.gpus.len(), start.elapsed(), set.gap());
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     }
     assert_total(&found(&nvswitch(72, 900.0)), 900.0);
 }
