@@ -97,4 +97,14 @@ pub enum Error {
         /// Its name.
         host: String,
     },
+    /// A folder does not hold what the system keeps in sysfs.
+    #[error(
+        "{} holds neither devices, class nor bus, as sysfs does: mount sysfs there, or name a folder \
+         with the recorded sys and proc of a machine",
+        folder.display()
+    )]
+    NoSysfs {
+        /// Where it was expected.
+        folder: PathBuf,
+    },
 }

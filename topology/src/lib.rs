@@ -6,6 +6,7 @@
 
 mod check;
 mod complete;
+mod detect;
 mod diff;
 mod drawing;
 mod error;
@@ -19,8 +20,12 @@ mod walk;
 mod xml;
 
 pub use check::{Finding, Severity, check};
-pub use drawing::svg;
+pub use detect::{
+    C2cFact, Detection, GpuFact, GpuFacts, Limits, NvLinkEnd, NvLinkFact, Roots, Unreachable,
+    VisibleDevices, detect, detect_with,
+};
 pub use diff::{Difference, diff};
+pub use drawing::svg;
 pub use error::Error;
 pub use graph::{Edge, EdgeId, EdgeKind, Graph, Node, NodeId, NodeKind};
 pub use machine::{

@@ -152,7 +152,9 @@ fn the_widest_then_the_shortest_then_the_fastest() {
     let ends = [gpu(&mut graph, 0), gpu(&mut graph, 1)];
     let middle = [20, 21, 22, 23].map(|n| bridge(&mut graph, n));
     let third = gpu(&mut graph, 2);
-    // Narrow and short; wide with three hops; wide with two; wide with two and slower; through a GPU.
+    let port = graph.add_node("mlx5_0", NodeKind::Port(0));
+    // Narrow and short; wide with three hops; wide with two; wide with two and slower; through a GPU
+    // and through a port.
     link(&mut graph, ends[0], ends[1], Pcie, 8.0);
     let mut way = |nodes: &[NodeId], latency_ns| {
         for pair in nodes.windows(2) {
@@ -165,6 +167,7 @@ fn the_widest_then_the_shortest_then_the_fastest() {
     way(&[ends[0], middle[2], ends[1]], 50);
     way(&[ends[0], middle[3], ends[1]], 20);
     way(&[ends[0], third, ends[1]], 1);
+    way(&[ends[0], port, ends[1]], 1);
     let path = graph.path(ends[0], ends[1]).expect("a path");
     assert_eq!((path.hops(), path.bottleneck_bytes_per_s, path.latency_ns), (2, 32e9, 40));
 }
