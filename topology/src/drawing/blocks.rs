@@ -87,8 +87,9 @@ pub(super) fn of_machine(machine: &Machine, graph: &Graph) -> Vec<Block> {
     let blocks: Vec<Block> = nodes.map(|(place, node)| builder.numa(place, node)).collect();
     let shown =
         |(block, node): &(Block, &NumaNode)| !block.rows.is_empty() || !node.cpus.is_empty();
-    let shown = blocks.into_iter().zip(&machine.numa_nodes).filter(shown);
-    shown.map(|(block, _)| block).collect()
+    let mut shown: Vec<_> = blocks.into_iter().zip(&machine.numa_nodes).filter(shown).collect();
+    shown.sort_by_key(|(_, node)| node.id);
+    shown.into_iter().map(|(block, _)| block).collect()
 }
 
 struct Builder<'a> {
@@ -222,9 +223,8 @@ fn add_ports(card: &mut Block, nic: &Nic) {
 
 fn of(port: &NetPort) -> Words {
     let speed = port.speed_mbit_per_s.filter(|&speed| speed > 0);
-    let mut text = speed.map_or("speed unknown".into(), |speed| {
-        format!("{} Gbit/s", speed as f64 / 1e3)
-    });
+    let mut text =
+        speed.map_or("speed unknown".into(), |speed| format!("{} Gbit/s", speed as f64 / 1e3));
     let is_bad = port.state == PortState::Down;
     if is_bad {
         text = "down".into();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::canvas::{Canvas, Lettering, Stroke, text_width};
-use super::tracks::MOST_RINGS;
+use super::tracks::{MOST_RINGS, drawn, is_broken};
 use super::{gigabytes, link_color, link_width, ring_color};
 use crate::search::RingSet;
 use crate::{EdgeKind, Graph};
@@ -105,7 +105,7 @@ fn of_rings(graph: &Graph, set: &RingSet) -> Vec<Entry> {
     }
     let mut entries =
         vec![Entry::text(format!("Rings, together {}", gigabytes(set.total_bytes_per_s)))];
-    for (number, channel) in set.channels.iter().take(MOST_RINGS).enumerate() {
+    for (number, channel) in drawn(Some(set)) {
         let names = channel.order.iter().map(|&place| {
             let name = graph.node(set.devices[place]).name.as_str();
             name.trim_start_matches("GPU").trim_start_matches("NUMA")
@@ -117,6 +117,9 @@ fn of_rings(graph: &Graph, set: &RingSet) -> Vec<Entry> {
     let more = set.channels.len().saturating_sub(MOST_RINGS);
     if more > 0 {
         entries.push(Entry::text(format!("and {more} more, not drawn")));
+    }
+    if drawn(Some(set)).any(|(_, channel)| channel.hops.iter().any(|hop| is_broken(graph, hop))) {
+        entries.push(Entry::text("broken: over PCIe and processors"));
     }
     entries
 }

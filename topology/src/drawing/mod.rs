@@ -54,8 +54,13 @@ pub fn svg(machine: &Machine, graph: &Graph, rings: Option<&RingSet>) -> String 
     below.draw(&mut canvas);
     bottom += below.height() + MARGIN;
     let (legend_width, legend_height) = legend::draw(&mut canvas, MARGIN, bottom, graph, rings);
-    let look =
-        Lettering { x: MARGIN, y: MARGIN + TITLE_SIZE, size: TITLE_SIZE, is_bold: true, color: INK };
+    let look = Lettering {
+        x: MARGIN,
+        y: MARGIN + TITLE_SIZE,
+        size: TITLE_SIZE,
+        is_bold: true,
+        color: INK,
+    };
     canvas.text(look, &title);
     let width = boxes.width.max(legend_width).max(text_width(&title, TITLE_SIZE));
     canvas.finish(width + 2.0 * MARGIN, bottom + legend_height + MARGIN)
@@ -66,9 +71,8 @@ const RED: &str = "#c00000";
 
 /// Of rings: those of Okabe and Ito (2008), which can be told apart whatever one sees of colours, without the
 /// black, and with a brown and a purple instead.
-const RING_COLORS: [&str; tracks::MOST_RINGS] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3f00", "#6a3d9a",
-];
+const RING_COLORS: [&str; tracks::MOST_RINGS] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3f00", "#6a3d9a"];
 
 fn ring_color(ring: usize) -> &'static str {
     RING_COLORS[ring % RING_COLORS.len()]

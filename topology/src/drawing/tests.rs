@@ -70,15 +70,21 @@ fn rings_are_lines_of_their_colours_and_broken_where_there_is_no_link() {
         let (_, drawing) = drawing(text);
         drawing.lines().filter(|line| line.starts_with("<path") && line.contains(what)).count()
     };
-    // A ring of four over the pairs' bridges crosses between the pairs twice, by PCIe; and the same
-    // the other way round.
+    // A ring of four over the pairs' bridges crosses between the pairs twice, by PCIe.
     let pairs = FILES[1].1;
-    let hops = paths(pairs, "stroke-width=\"2\"");
-    assert!(hops > 0 && hops.is_multiple_of(4), "{hops}");
-    assert_eq!(paths(pairs, "dasharray"), hops / 2);
+    let hops = paths(pairs, super::RING_COLORS[0]);
+    assert_eq!((hops, paths(pairs, "dasharray")), (4, 2));
     // NVLink in two pairs, and the link between the sockets.
     assert_eq!(paths(pairs, "#d3d3d3"), 2);
     assert_eq!(paths(pairs, "#c9bddf"), 1);
+    // Over the switches a ring of eight needs no PCIe.
+    let switched = FILES[3].1;
+    let (_, drawing) = drawing(switched);
+    let first = drawing
+        .lines()
+        .filter(|line| line.starts_with("<path") && line.contains(super::RING_COLORS[0]));
+    assert_eq!(first.clone().count(), 8);
+    assert_eq!(first.filter(|line| line.contains("dasharray")).count(), 0);
 }
 
 #[test]

@@ -1,17 +1,20 @@
 //! Links between GPUs and between NUMA nodes as bands, and the rings as coloured lines in them.
 //!
 //! Each pair of boxes that has a link or follows one another in a ring is a track: an arc below the GPUs, or above
-//! the NUMA nodes. Its band is as wide as the link's bandwidth says; where there is none, the way goes
-//! over PCIe and processors, and the lines are broken.
+//! the NUMA nodes. Its band is as wide as the link's bandwidth says; lines are broken where the ring goes over
+//! PCIe and processors.
 
 use std::collections::BTreeMap;
 
 use super::canvas::{Canvas, Stroke};
 use super::{link_color, link_width, ring_color};
-use crate::search::RingSet;
-use crate::{EdgeKind, Graph, NodeId, NodeKind};
+use crate::search::{Channel, RingSet};
+use crate::{EdgeId, EdgeKind, Graph, NodeId, NodeKind};
 
-const LINE_WIDTH: f64 = 2.0;
+/// Of the fastest ring, and of one that carries hardly anything.
+const WIDEST_LINE: f64 = 2.4;
+const NARROWEST_LINE: f64 = 1.0;
+
 const BETWEEN_LINES: f64 = 3.0;
 
 /// More rings than there are colours are not drawn.
@@ -49,50 +52,51 @@ struct Track {
     ends: [Side; 2],
     /// Colour and width of the link.
     band: Option<(&'static str, f64)>,
-    /// Numbers of the rings.
-    rings: Vec<usize>,
+    lines: Vec<Line>,
     /// Where on its sides it ends.
     x: [f64; 2],
+}
+
+/// A ring on a track.
+struct Line {
+    ring: usize,
+    width: f64,
+    is_broken: bool,
 }
 
 impl Track {
     /// Of all lines side by side.
     fn width(&self) -> f64 {
-        let lines = BETWEEN_LINES * self.rings.len() as f64;
+        let lines = BETWEEN_LINES * self.lines.len() as f64;
         self.band.map_or(0.0, |(_, width)| width).max(lines)
     }
 }
 
 impl Tracks {
-    /// Between the boxes that have a side here. `switched` are those that reach each other over NVSwitches:
-    /// their ways are no detour.
+    /// Between the boxes that have a side here.
     pub fn new(
         graph: &Graph,
         sides: &BTreeMap<NodeId, Side>,
         rings: Option<&RingSet>,
         bend: Bend,
     ) -> Tracks {
-        let mut found: BTreeMap<(NodeId, NodeId), Track> = BTreeMap::new();
-        let mut track = |a: NodeId, b: NodeId, change: &mut dyn FnMut(&mut Track)| {
-            let (Some(&one), Some(&other)) = (sides.get(&a), sides.get(&b)) else { return };
-            let ends = if one.middle() <= other.middle() { [one, other] } else { [other, one] };
-            let track = found.entry((a.min(b), a.max(b))).or_insert(Track {
-                ends,
-                band: None,
-                rings: Vec::new(),
-                x: [0.0; 2],
-            });
-            change(track);
-        };
+        let mut found = BTreeMap::new();
         for edge in graph.edges.iter().step_by(2) {
-            let band = (link_color(edge.kind), link_width(edge.bandwidth_bytes_per_s));
-            track(edge.from, edge.to, &mut |track| track.band = Some(band));
+            if let Some(track) = between(&mut found, sides, [edge.from, edge.to]) {
+                track.band = Some((link_color(edge.kind), link_width(edge.bandwidth_bytes_per_s)));
+            }
         }
-        for (number, channel) in rings.iter().flat_map(|set| set.channels.iter().enumerate()) {
+        let devices = rings.map_or(&[][..], |set| &set.devices);
+        let most = rings.and_then(|set| set.channels.first()).map_or(0.0, |c| c.rate_bytes_per_s);
+        for (ring, channel) in drawn(rings) {
+            let part = (channel.rate_bytes_per_s / most).sqrt();
+            let width = NARROWEST_LINE + (WIDEST_LINE - NARROWEST_LINE) * part;
             let next = channel.order.iter().skip(1).chain(channel.order.first());
-            for (&from, &to) in channel.order.iter().zip(next).filter(|_| number < MOST_RINGS) {
-                let devices = rings.map_or(&[][..], |set| &set.devices);
-                track(devices[from], devices[to], &mut |track| track.rings.push(number));
+            for ((&from, &to), hop) in channel.order.iter().zip(next).zip(&channel.hops) {
+                let ends = [devices[from], devices[to]];
+                if let Some(track) = between(&mut found, sides, ends) {
+                    track.lines.push(Line { ring, width, is_broken: is_broken(graph, hop) });
+                }
             }
         }
         let mut tracks = Tracks { tracks: found.into_values().collect(), bend };
@@ -113,11 +117,11 @@ impl Tracks {
             }
         }
         for track in &self.tracks {
-            let middle = (track.rings.len() as f64 - 1.0) / 2.0;
-            for (place, &ring) in track.rings.iter().enumerate() {
+            let middle = (track.lines.len() as f64 - 1.0) / 2.0;
+            for (place, line) in track.lines.iter().enumerate() {
                 let aside = (place as f64 - middle) * BETWEEN_LINES;
-                let is_broken = track.band.is_none();
-                let look = Stroke { is_broken, ..Stroke::new(ring_color(ring), LINE_WIDTH) };
+                let Line { ring, width, is_broken } = *line;
+                let look = Stroke { is_broken, ..Stroke::new(ring_color(ring), width) };
                 self.arc(canvas, track, aside, look);
             }
         }
@@ -173,12 +177,38 @@ impl Tracks {
     }
 }
 
-/// Sides of the boxes that reach an NVSwitch, moved below the bar that stands for all of them.
+/// The track of two nodes, if both have a side.
+fn between<'t>(
+    found: &'t mut BTreeMap<[NodeId; 2], Track>,
+    sides: &BTreeMap<NodeId, Side>,
+    [a, b]: [NodeId; 2],
+) -> Option<&'t mut Track> {
+    let mut ends = [*sides.get(&a)?, *sides.get(&b)?];
+    if ends[0].middle() > ends[1].middle() {
+        ends.reverse();
+    }
+    let new = Track { ends, band: None, lines: Vec::new(), x: [0.0; 2] };
+    Some(found.entry([a.min(b), a.max(b)]).or_insert(new))
+}
+
+/// The rings for which there are colours, with their numbers.
+pub(super) fn drawn(rings: Option<&RingSet>) -> impl Iterator<Item = (usize, &Channel)> {
+    let channels = rings.map_or(&[][..], |set| &set.channels);
+    channels.iter().take(MOST_RINGS).enumerate()
+}
+
+/// Whether a hop is drawn so: it is not over links of the GPUs (or, between NUMA nodes, of the processors) alone.
+pub(super) fn is_broken(graph: &Graph, hop: &[EdgeId]) -> bool {
+    hop.iter().any(|&id| graph.edge(id).kind == EdgeKind::Pcie)
+}
+
+/// The node of the NVSwitches, and the GPUs that have links with it, with their bandwidths.
 pub(super) fn switched(graph: &Graph) -> Option<(NodeId, Vec<(NodeId, f64)>)> {
     let is_switch = |node: NodeId| matches!(graph.node(node).kind, NodeKind::NvSwitch(_));
     let links = graph.edges.iter().step_by(2);
     let links = links.filter(|edge| edge.kind == EdgeKind::NvLink && is_switch(edge.to));
-    let links: Vec<_> = links.map(|edge| (edge.to, edge.from, edge.bandwidth_bytes_per_s)).collect();
+    let links: Vec<_> =
+        links.map(|edge| (edge.to, edge.from, edge.bandwidth_bytes_per_s)).collect();
     let (switch, ..) = *links.first()?;
     Some((switch, links.into_iter().map(|(_, gpu, bandwidth)| (gpu, bandwidth)).collect()))
 }
