@@ -32,8 +32,20 @@ impl Recorded {
         let folder = std::env::temp_dir().join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         // Most of the many thousand files are of no use here.
-        let useless =
-            ["cache", "cpufreq", "cpuidle", "power", "block", "irq", "msi_irqs", "statistics"];
+        let useless = [
+            "cache",
+            "cpufreq",
+            "cpuidle",
+            "power",
+            "block",
+            "irq",
+            "msi_irqs",
+            "statistics",
+            "memory[0-9]*",
+            "usb*",
+            "host*",
+            "dmi",
+        ];
         let tar = Command::new("tar")
             .args(useless.map(|name| format!("--exclude={name}")))
             .arg("-xjf")
