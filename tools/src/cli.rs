@@ -19,10 +19,11 @@ use crate::run::{
     Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
 };
 use crate::sim::{self, SimArguments};
+use crate::topo::{self, TopoArguments};
 use crate::tune::{self, TuneArguments};
 
-/// Measures collectives, predicts them and chooses by that, starts jobs, shows and proves plans, and says
-/// what is wrong with a machine.
+/// Measures collectives, predicts them and chooses by that, starts jobs, shows and proves plans, shows how
+/// a machine is wired and says what is wrong with it.
 #[derive(Debug, Parser)]
 #[command(name = "ringtree", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -43,6 +44,7 @@ enum Action {
     #[command(hide = true)]
     Remote,
     Sim(SimArguments),
+    Topo(Box<TopoArguments>),
     Tune(TuneArguments),
 }
 
@@ -156,6 +158,7 @@ pub fn run() -> ExitCode {
         Action::Man(arguments) => manual::man(&arguments, Cli::command()),
         Action::Plan(arguments) => plan::run(&arguments),
         Action::Sim(arguments) => sim::run(&arguments),
+        Action::Topo(arguments) => topo::run(&arguments),
         Action::Tune(arguments) => tune::run(&arguments),
         Action::Run(arguments) => {
             status(LaunchOptions::try_from(arguments).and_then(|options| launch(&options)))

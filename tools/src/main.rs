@@ -10,6 +10,7 @@ mod manual;
 mod plan;
 mod run;
 mod sim;
+mod topo;
 mod tune;
 mod words;
 

@@ -1,5 +1,8 @@
 //! `ringtree sim`: predicts how long each algorithm takes on a machine that is described.
 
+mod flows;
+mod topology;
+
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +16,7 @@ use crate::bench::{bus_factor, sizes};
 use crate::chart::{Chart, Curve, Over, Point, with_unit};
 use crate::collective::{CollectiveName, algorithm, all_algorithm_names, serving};
 use crate::run::report;
+use crate::topo::TopoError;
 use crate::words::{counted, say};
 
 /// Predicts how long each algorithm takes.
@@ -23,18 +27,27 @@ use crate::words::{counted, say};
 /// memory and sums have the figures that the library's choice has. Among more than 1,024 ranks, each on
 /// its host, an exact formula is taken where there is one. * is the algorithm that the library would
 /// choose there.
+///
+/// With --topology there is a rank at each GPU of the machines that files describe (at each NUMA node of one
+/// without GPUs), and a time is latency + bytes / bandwidth, without any cost of software. A ring goes over
+/// all channels that the search finds, at their bandwidth together, and its latency is that of all hops one
+/// after the other. A tree is the best one inside each host, and two binary trees between hosts. Direct is
+/// each block by the best way to whom it is for; the link that is busy longest counts. Ports reach each
+/// other at their speed: nothing is known of the network between.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  ringtree sim all-reduce --ranks 64 --bytes 16M --latency-us 10 --bandwidth 12.5G\n  \
                         ringtree sim all-gather --ranks 64 --hosts 8 --bytes 1M --latency-us 20 --bandwidth 1.25G\n  \
-                        ringtree sim all-reduce --ranks 2,16,128,1024 --bytes 1M --latency-us 10 --bandwidth 12.5G --plot scaling.svg"
+                        ringtree sim all-reduce --ranks 2,16,128,1024 --bytes 1M --latency-us 10 --bandwidth 12.5G --plot scaling.svg\n  \
+                        ringtree sim all-reduce --topology topology.xml --bytes 1G\n  \
+                        ringtree sim all-reduce --topology topology.xml --hosts 4 --bytes 1G"
 )]
 pub struct SimArguments {
     /// What all ranks do together
     #[arg(value_name = "COLLECTIVE")]
     collective: CollectiveName,
     /// How many ranks take part; several numbers, such as 2,16,128, are predicted one after the other
-    #[arg(long, value_name = "N", required = true, value_delimiter = ',',
+    #[arg(long, value_name = "N", required_unless_present = "topology", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=MAX_RANKS))]
     ranks: Vec<u32>,
     /// Size of the buffer, such as 64K or 1M; where it is cut into a block for each rank, of all blocks
@@ -42,11 +55,18 @@ pub struct SimArguments {
     bytes: u64,
     /// Microseconds from the first byte's leaving a host to its arrival
     #[arg(long, value_name = "US", allow_negative_numbers = true)]
-    latency_us: f64,
+    #[arg(required_unless_present = "topology")]
+    latency_us: Option<f64>,
     /// Bytes that a host sends and receives in a second, such as 12.5G; units are those of sizes
     #[arg(long, value_name = "RATE", value_parser = sizes::parse_rate)]
-    bandwidth: f64,
-    /// Hosts that the ranks are spread over evenly, neighbours together [default: one for each rank]
+    #[arg(required_unless_present = "topology")]
+    bandwidth: Option<f64>,
+    /// Machines that the ranks are on, a file for each, as ringtree topo --xml reads them
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["ranks", "latency_us", "bandwidth", "algorithm", "plot"])]
+    topology: Vec<PathBuf>,
+    /// Hosts that the ranks are spread over evenly, neighbours together [default: one for each rank]; with
+    /// one file of --topology, hosts of that kind [default: 1]
     #[arg(long, value_name = "H", value_parser = clap::value_parser!(u32).range(1..))]
     hosts: Option<u32>,
     #[arg(long, value_name = "NAME", help = format!("Only this algorithm: {}", all_algorithm_names()))]
@@ -80,6 +100,14 @@ enum SimError {
     File { path: PathBuf, source: io::Error },
     #[error("cannot print: {0}")]
     Print(serde_json::Error),
+    #[error(
+        "--hosts {hosts} with {files} files: give one file, which is then each host's, or no --hosts"
+    )]
+    Files { hosts: usize, files: usize },
+    #[error("{hosts} hosts are more than the {most} whose rings are planned: give fewer")]
+    TooManyHosts { hosts: usize, most: usize },
+    #[error(transparent)]
+    Topology(#[from] TopoError),
 }
 
 /// Predicts what was asked for.
@@ -94,13 +122,16 @@ pub fn run(arguments: &SimArguments) -> ExitCode {
 }
 
 fn predict(arguments: &SimArguments) -> Result<String, SimError> {
+    if !arguments.topology.is_empty() {
+        return topology::predict(arguments);
+    }
     let collective = arguments.collective.with_root(0);
     let only = arguments.algorithm.as_deref().map(|name| {
         algorithm(name, collective)
             .map_err(|valid| SimError::Algorithm { algorithm: name.to_owned(), valid })
     });
     let only = only.transpose()?;
-    if !arguments.latency_us.is_finite() || arguments.latency_us < 0.0 {
+    if !arguments.latency_us.is_some_and(|latency| latency.is_finite() && latency >= 0.0) {
         return Err(SimError::Latency);
     }
     if arguments.plot.is_some() && arguments.ranks.len() < 2 {
@@ -181,8 +212,9 @@ impl Scenery {
             bytes: if collective == Collective::Barrier { 0 } else { arguments.bytes },
             ranks,
             hosts,
-            latency_us: arguments.latency_us,
-            bandwidth_bytes_per_s: arguments.bandwidth,
+            // The command line asks for both without --topology.
+            latency_us: arguments.latency_us.unwrap_or_default(),
+            bandwidth_bytes_per_s: arguments.bandwidth.unwrap_or_default(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! Findings about a machine: what makes it slower than it could be, and what to do about it.
 
+mod bottleneck;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -34,8 +36,10 @@ pub struct Finding {
 }
 
 /// Looks for devices at reduced speed or width, bottlenecks above them, ports that are down or slow, hosts
-/// whose parts are unequal, missing links of GPUs, and virtual machines that hide how they are wired.
-/// The worst come first.
+/// whose parts are unequal, missing links of GPUs, links that halve the rings of all GPUs, and virtual machines
+/// that hide how they are wired. The worst come first.
+///
+/// The rings are sought twice: see [`rings`](crate::search::rings) for how long that takes.
 pub fn check(machine: &Machine, graph: &Graph) -> Vec<Finding> {
     let mut found = Vec::new();
     reduced_links(machine, &mut found);
@@ -44,6 +48,7 @@ pub fn check(machine: &Machine, graph: &Graph) -> Vec<Finding> {
     unequal_gpu_links(machine, &mut found);
     unequal_halves(machine, &mut found);
     far_ports(graph, &mut found);
+    bottleneck::find(graph, &mut found);
     hidden_switches(machine, &mut found);
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     found

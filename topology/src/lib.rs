@@ -8,6 +8,7 @@ mod check;
 mod complete;
 mod detect;
 mod diff;
+mod drawing;
 mod error;
 mod figures;
 mod graph;
@@ -24,6 +25,7 @@ pub use detect::{
     VisibleDevices, detect, detect_with,
 };
 pub use diff::{Difference, diff};
+pub use drawing::svg;
 pub use error::Error;
 pub use graph::{Edge, EdgeId, EdgeKind, Graph, Node, NodeId, NodeKind};
 pub use machine::{

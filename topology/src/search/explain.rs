@@ -132,6 +132,11 @@ pub fn explain_cluster(cluster: &Cluster, plan: &ClusterPlan) -> String {
     text
 }
 
+/// Links that limit, as `RingSet::limits`, in words: the first few, and how many more there are.
+pub fn explain_limits(graph: &Graph, limits: &[EdgeId]) -> String {
+    several(graph, limits)
+}
+
 fn line(text: &mut String, what: std::fmt::Arguments) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{what}");

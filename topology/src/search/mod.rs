@@ -36,7 +36,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 pub use cluster::{Cluster, ClusterChannel, ClusterPlan, HostGraph, HostPart, cluster_plan};
-pub use explain::{explain_cluster, explain_rings, explain_tree};
+pub use explain::{explain_cluster, explain_limits, explain_rings, explain_tree};
 pub use nics::{NicAssignment, assign_nics};
 pub use tree::{Tree, best_tree};
 

@@ -487,3 +487,32 @@ fn domains_in_functions_and_trees_without_a_bus() {
     std::fs::remove_dir_all(tree.root().join("sys/bus")).unwrap();
     assert_eq!(machine(&tree), with_bus);
 }
+
+#[test]
+fn control_groups_of_version_1_and_2() {
+    let quota = |tree: &Tree| found(tree, &GpuFacts::default()).limits.cpu_quota;
+    let tree = Tree::new(&["0-7"]);
+    assert_eq!(quota(&tree), None);
+    // The group is a path of the host, and the mount is the container's.
+    let mount = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup ro,nosuid,cpu,cpuacct 0 0";
+    tree.file("proc/mounts", mount);
+    tree.file("proc/self/cgroup", "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab");
+    let group = "sys/fs/cgroup/cpu,cpuacct";
+    tree.file(&format!("{group}/cpu.cfs_quota_us"), "300000");
+    tree.file(&format!("{group}/cpu.cfs_period_us"), "100000");
+    assert_eq!(quota(&tree), Some(3.0));
+    tree.file(&format!("{group}/cpu.cfs_quota_us"), "-1");
+    assert_eq!(quota(&tree), None);
+    // The least of a group and of those that it is in.
+    tree.file("proc/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0");
+    tree.file("proc/self/cgroup", "0::/job/rank");
+    for (folder, text) in
+        [("", "400000 100000"), ("job/", "150000 100000"), ("job/rank/", "max 100000")]
+    {
+        tree.file(&format!("sys/fs/cgroup/{folder}cpu.max"), text);
+    }
+    assert_eq!(quota(&tree), Some(1.5));
+    tree.file("sys/fs/cgroup/job/cpuset.cpus.effective", "2-3");
+    let cpus = found(&tree, &GpuFacts::default()).limits.cpus;
+    assert_eq!(cpus.map(|cpus| cpus.to_string()).as_deref(), Some("2-3"));
+}

@@ -1,11 +1,11 @@
 //! GPUs: which PCI functions are some, and what their drivers say of them.
 
-pub(super) mod amd;
+mod amd;
 pub(super) mod facts;
 mod nvidia;
 mod nvml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::Files;
 use super::pci::{Function, Functions};
@@ -60,6 +60,15 @@ pub(super) fn read(
     let other =
         |&bus_id| (Known { bus_id, vendor: Vendor::Other, uuid: String::new() }, Gpu::default());
     all.extend(of(Vendor::Other).iter().map(other));
+    let mut seen = BTreeSet::new();
+    all.retain(|(known, _)| {
+        let is_new = seen.insert(known.bus_id);
+        if !is_new {
+            let message = "a driver has it in several parts: only the first is used";
+            sysfs.warnings.add(known.bus_id, message);
+        }
+        is_new
+    });
     let mut gpus = BTreeMap::new();
     for (index, (known, gpu)) in all.iter_mut().enumerate() {
         gpu.index = index as u32;

@@ -1,0 +1,10 @@
+//! The command `topo`, and `sim --topology`, by real processes: on small files of our own, on real machines'
+//! files where there are some, and on this machine.
+
+mod bad;
+mod changes;
+mod live;
+mod machines;
+mod program;
+mod sim;
+mod views;
