@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::{
-    Graph, Machine, NodeId, PathClass, PciDevice, PcieLink, PlacedDevice, PortState, figures,
+    Graph, LinkLayer, Machine, NodeId, PathClass, PciDevice, PcieLink, PlacedDevice, PortState,
+    figures,
 };
 
 /// How bad a finding is.
@@ -163,10 +164,14 @@ fn ports(machine: &Machine, found: &mut Vec<Finding>) {
         let port = placed.port;
         let subject = format!("port {}", port.name);
         if port.state == PortState::Down {
+            // Servers have more Ethernet ports than cables; what speaks RDMA was bought to be used.
+            let is_plain =
+                port.link_layer == LinkLayer::Ethernet && port.port == 0 && port.partner.is_empty();
+            let severity = if is_plain { Severity::Note } else { Severity::Failure };
             let message = "down: no traffic can use it";
             let remedy = "see to its cable and the switch's port; for InfiniBand that a subnet \
                           manager runs; for Ethernet: ip link set dev NAME up";
-            add(found, Severity::Failure, subject, message, remedy);
+            add(found, severity, subject, message, remedy);
             continue;
         }
         let speeds = port.speed_mbit_per_s.zip(port.possible_speed_mbit_per_s);

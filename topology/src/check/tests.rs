@@ -80,3 +80,17 @@ fn a_missing_card_makes_halves_unequal() {
     assert!(texts.contains(&switches), "{texts:?}");
     assert_eq!(texts.iter().filter(|text| text.contains("nearest port")).count(), 2, "{texts:?}");
 }
+
+#[test]
+fn an_ethernet_port_without_a_cable_is_no_failure() {
+    let severity = |layer: &str| {
+        let to = format!("state=\"down\" link_layer=\"{layer}\"");
+        let found = findings("state=\"up\"", &to);
+        found
+            .into_iter()
+            .find(|(_, text)| text.starts_with("port mlx5_0: down"))
+            .map(|found| found.0)
+    };
+    assert_eq!(severity("ethernet"), Some(Severity::Note));
+    assert_eq!(severity("infiniband"), Some(Severity::Failure));
+}
