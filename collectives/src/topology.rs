@@ -209,8 +209,9 @@ fn host_by_host(all: &[(HostGraph, Vec<u32>)]) -> Option<Vec<u32>> {
                 let nodes = different(&host.devices);
                 let best = rings(&host.graph, &nodes).ok()?.single;
                 let ring = best.map(|ring| ring.order.iter().map(|at| nodes[*at]).collect());
-                known.push((host, ring.unwrap_or(nodes)));
-                known[known.len() - 1].1.clone()
+                let ring: Vec<NodeId> = ring.unwrap_or(nodes);
+                known.push((host, ring.clone()));
+                ring
             }
         };
         for node in ring {

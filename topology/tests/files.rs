@@ -3,9 +3,12 @@
 //! The real ones are in a folder that `RINGTREE_TEST_TOPOLOGIES` names; without it, tests on them say that
 //! they were skipped.
 
+mod real;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use real::folder;
 use ringtree_topology::{
     EdgeKind, Error, Graph, Machine, NodeId, NodeKind, PathClass, check, diff, table,
 };
@@ -338,17 +341,6 @@ fn own_folder() -> PathBuf {
 
 fn real(name: &str) -> Option<Machine> {
     Some(Machine::from_xml_file(folder()?.join(name)).expect("a file of a real machine"))
-}
-
-fn folder() -> Option<PathBuf> {
-    let named = std::env::var_os("RINGTREE_TEST_TOPOLOGIES").map(PathBuf::from);
-    let folder = named
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/topologies"));
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("skipped: no folder {}; RINGTREE_TEST_TOPOLOGIES names it", folder.display());
-    None
 }
 
 fn all_files() -> Vec<PathBuf> {

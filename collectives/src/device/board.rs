@@ -114,7 +114,7 @@ struct Ready {
 
 /// An exchange that was queued.
 #[derive(Debug)]
-pub(crate) struct Queued {
+pub(crate) struct QueuedExchange {
     pub(crate) boards: Arc<Boards>,
     pub(crate) marks: Arc<Marks>,
     pub(crate) record: CallRecord,
@@ -193,7 +193,7 @@ impl Boards {
         call: &Call,
         stream: &Stream,
         place: DevicePlace,
-        post: impl FnOnce(Queued) -> P,
+        post: impl FnOnce(QueuedExchange) -> P,
     ) -> Result<P, Error> {
         let mut state = self.lock();
         let ready = self.ready(&mut state, call)?;
@@ -211,7 +211,8 @@ impl Boards {
         state.last = Some((stream.raw() as usize, marks.clone()));
         let recorded = marks.end.record(stream);
         let counters = self.counters(&ready);
-        let queued = Queued { boards: self.clone(), marks, record: ready.record, counters, word };
+        let queued =
+            QueuedExchange { boards: self.clone(), marks, record: ready.record, counters, word };
         let posted = post(queued);
         // The kernel is under way, whose end nobody would see.
         recorded?;
@@ -371,7 +372,7 @@ impl Drop for Boards {
     }
 }
 
-impl Queued {
+impl QueuedExchange {
     /// Whether it is done.
     pub(crate) fn is_done(&self) -> Result<bool, CudaError> {
         self.marks.end.is_done()

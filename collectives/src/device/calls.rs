@@ -458,7 +458,8 @@ impl OnStream<'_> {
         let (stream, device) = (self.stream, self.stream.device());
         if device != boards.device() {
             return Err(Error::Argument(format!(
-                "this rank has joined with GPU {}, and the stream is one of GPU {}: queue small calls in a stream of that                  which joined",
+                "this rank has joined with GPU {}, and the stream is one of GPU {}: queue small calls in a stream of that \
+                 which joined",
                 boards.device().ordinal(),
                 device.ordinal()
             )));

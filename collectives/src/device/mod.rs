@@ -47,7 +47,7 @@ pub use timeline::{Activity, Entry};
 /// What keeps memory of the program.
 pub(crate) type KeepAlive = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
-pub(crate) use board::{Boards, Queued as QueuedExchange};
+pub(crate) use board::{Boards, QueuedExchange};
 pub(crate) use kernels::{Fold, Kernels, MOST_OPERANDS};
 pub(crate) use pins::Pins;
 pub(crate) use signal::Signals;

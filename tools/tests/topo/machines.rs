@@ -8,20 +8,10 @@ use roxmltree::Document;
 use serde_json::Value;
 
 use super::program::{document, printed};
+use super::real::folder;
 
 /// With a program built for speed, on a machine that does nothing else, each takes less than 100 ms.
 const LONGEST: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 });
-
-fn folder() -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/topologies");
-    let named = std::env::var_os("RINGTREE_TEST_TOPOLOGIES");
-    let folder = named.map_or_else(|| PathBuf::from(beside), PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("skipped: there is no {}, and RINGTREE_TEST_TOPOLOGIES names none", folder.display());
-    None
-}
 
 /// A file of that folder, if it is there.
 fn real(name: &str) -> Option<String> {

@@ -6,5 +6,7 @@ mod changes;
 mod live;
 mod machines;
 mod program;
+#[path = "../../../topology/tests/real/mod.rs"]
+mod real;
 mod sim;
 mod views;

@@ -1,7 +1,6 @@
 //! Rings, trees and ports of real machines, from the files of a folder: RINGTREE_TEST_TOPOLOGIES, or `shared/topologies`
 //! beside the checkout. Without it these tests say that they were skipped.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use ringtree_topology::search::{
@@ -10,18 +9,8 @@ use ringtree_topology::search::{
 use ringtree_topology::{EdgeKind, Graph, Machine, PathClass};
 
 use crate::machines::GB;
+use crate::real::folder;
 use crate::rings::check;
-
-fn folder() -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/topologies");
-    let named = std::env::var_os("RINGTREE_TEST_TOPOLOGIES");
-    let folder = named.map_or_else(|| PathBuf::from(beside), PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("skipped: there is no {}, and RINGTREE_TEST_TOPOLOGIES names none", folder.display());
-    None
-}
 
 fn read(name: &str) -> Option<Graph> {
     let machine = Machine::from_xml_file(folder()?.join(name)).unwrap();

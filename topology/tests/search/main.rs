@@ -5,5 +5,7 @@ mod brute;
 mod cluster;
 mod files;
 mod machines;
+#[path = "../real/mod.rs"]
+mod real;
 mod rings;
 mod trees;
