@@ -338,7 +338,9 @@ impl Driver {
             }
             Fault::Device(error) => {
                 self.control.abort(&format!("in {operation} its GPU failed: {error}"));
-                self.verdict_or(Error::Device(Arc::new(error)))
+                // It may name another cause, which counts before this one.
+                let _ = self.abort.await_verdict(Instant::now() + VERDICT_WAIT);
+                Error::Device(Arc::new(error))
             }
             Fault::Length { peer, expected_bytes } => {
                 self.control.abort(&format!(

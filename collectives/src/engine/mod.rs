@@ -14,7 +14,7 @@ use ringtree_transport::rdma::Counters;
 use ringtree_transport::shm::Board;
 use ringtree_transport::{Link, Tag};
 
-use crate::control::{Operation as Named, Stream};
+use crate::control::{Operation as Named, Stream, Verdict};
 use crate::device::{Boards, DeviceCounters, Recording, Signals};
 use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
@@ -428,11 +428,17 @@ impl Engine {
         *counter
     }
 
-    /// Remembers the error that ends the communicator, a verdict before anything else, and drops
-    /// the links: from here on nothing reads or writes the caller's memory.
+    /// Remembers the error that ends the communicator, and drops the links: from here on nothing reads or writes the
+    /// caller's memory. A verdict counts before anything else, but for one that only repeats how this rank's GPU failed.
     fn fail(&mut self, error: Error) -> Error {
-        let verdict = self.driver.abort.verdict().map(Error::Verdict);
-        let error = verdict.unwrap_or(error);
+        let rank = self.rank();
+        let repeats =
+            |verdict: &Verdict| matches!(verdict, Verdict::Aborted { by, .. } if *by == rank);
+        let error = match (self.driver.abort.verdict(), error) {
+            (Some(verdict), error @ Error::Device(_)) if repeats(&verdict) => error,
+            (Some(verdict), _) => Error::Verdict(verdict),
+            (None, error) => error,
+        };
         self.leave_devices(&error);
         drop_all(&mut self.wiring.links);
         self.failed = Some(error.clone());

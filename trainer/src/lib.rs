@@ -1,0 +1,13 @@
+//! Data-parallel training, as a client of `ringtree`: every rank has the whole model and a part of each batch; gradients
+//! are averaged in buckets while the backward pass still runs.
+//!
+//! | to | see |
+//! | --- | --- |
+//! | wrap a candle model | [`DataParallel`] |
+//! | bring another framework's gradients | [`GradientExchange`] |
+
+mod error;
+mod model;
+
+pub use error::{Error, Result};
+pub use model::{Batch, Model};
