@@ -52,7 +52,7 @@ pub use costs::{Costs, LinkCosts};
 pub use error::Error;
 pub use meeting::Meeting;
 pub use memory::{Memory, Registered, Registrable, RegistrableMut};
-pub use progress::Pending;
+pub use progress::{Pending, Ran};
 pub use ringtree_plan::{Algorithm, Collective};
 pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;

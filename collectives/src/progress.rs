@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::Error;
 use crate::communicator::Inner;
@@ -37,12 +38,30 @@ impl<B> Pending<B> {
     ///
     /// # Errors
     /// See [`Error`]. The buffer is freed then: what it holds is neither input nor result.
-    pub fn wait(mut self) -> Result<B, Error> {
+    pub fn wait(self) -> Result<B, Error> {
+        self.wait_timed().map(|(buffer, _)| buffer)
+    }
+
+    /// As [`Pending::wait`], and says when the operation was carried out: what of that time the program has spent
+    /// waiting is what it did not hide.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn wait_timed(mut self) -> Result<(B, Ran), Error> {
         match self.slot.take().map(|slot| slot.wait()) {
-            Some(Stage::Done(buffer, result)) => result.map(|()| buffer),
+            Some(Stage::Done(buffer, result, ran)) => result.map(|()| (buffer, ran)),
             _ => Err(Error::Panicked),
         }
     }
+}
+
+/// When an asynchronous operation was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// When its turn had come.
+    pub began: Instant,
+    /// When this rank was done with it.
+    pub ended: Instant,
 }
 
 impl<B> Drop for Pending<B> {
@@ -77,7 +96,7 @@ enum Stage<B> {
     Free,
     Posted(Call, B, Run<B>),
     Running,
-    Done(B, Result<(), Error>),
+    Done(B, Result<(), Error>, Ran),
     /// The code of the buffer's owner panicked.
     Panicked,
 }
@@ -138,8 +157,9 @@ impl<B: Send + 'static> Job for Slot<B> {
     fn run(&self, engine: &mut Engine) {
         let stage = replace(&mut lock(&self.operation).stage, Stage::Running);
         if let Stage::Posted(call, mut buffer, run) = stage {
+            let began = Instant::now();
             let result = run(engine, &call, &mut buffer);
-            self.end(Stage::Done(buffer, result));
+            self.end(Stage::Done(buffer, result, Ran { began, ended: Instant::now() }));
         }
     }
 

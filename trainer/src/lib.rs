@@ -6,8 +6,18 @@
 //! | wrap a candle model | [`DataParallel`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
 
+mod data_parallel;
 mod error;
+mod exchange;
+mod gradients;
+mod init;
 mod model;
+mod parameters;
+mod real;
 
+pub use data_parallel::DataParallel;
 pub use error::{Error, Result};
+pub use exchange::{BucketTimes, ExchangeSettings, Exchanged, GradientExchange, Part};
 pub use model::{Batch, Model};
+pub use parameters::Parameter;
+pub use real::Real;
