@@ -15,12 +15,12 @@ use crate::config::{self, ConfigArguments};
 use crate::doctor::{self, DoctorArguments};
 use crate::manual::{self, CompletionsArguments, ManArguments};
 use crate::plan::{self, PlanArguments};
-use crate::run::{
-    Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
-};
 use crate::sim::{self, SimArguments};
 use crate::topo::{self, TopoArguments};
 use crate::tune::{self, TuneArguments};
+use ringtree_launcher::{
+    Binding, HostList, LaunchError, LaunchOptions, Layout, launch, launch_part, report,
+};
 
 /// Measures collectives, predicts them and chooses by that, starts jobs, shows and proves plans, shows how
 /// a machine is wired and says what is wrong with it.

@@ -8,7 +8,6 @@ mod config;
 mod doctor;
 mod manual;
 mod plan;
-mod run;
 mod sim;
 mod topo;
 mod tune;

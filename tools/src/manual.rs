@@ -10,8 +10,8 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::run::report;
 use crate::words::say;
+use ringtree_launcher::report;
 
 /// Prints what makes a shell complete this program's commands and options
 #[derive(Debug, clap::Args)]

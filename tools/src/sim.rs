@@ -15,9 +15,9 @@ use serde::Serialize;
 use crate::bench::{bus_factor, sizes};
 use crate::chart::{Chart, Curve, Over, Point, with_unit};
 use crate::collective::{CollectiveName, algorithm, all_algorithm_names, serving};
-use crate::run::report;
 use crate::topo::TopoError;
 use crate::words::{counted, say};
+use ringtree_launcher::report;
 
 /// Predicts how long each algorithm takes.
 ///

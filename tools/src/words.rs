@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::run::report;
+use ringtree_launcher::report;
 
 /// Prints, and ends with `status`. Whoever closes the pipe has seen enough.
 pub fn say(text: &str, status: u8) -> ExitCode {

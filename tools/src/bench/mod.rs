@@ -34,7 +34,6 @@ use ringtree::{
 };
 use ringtree_transport::endpoint::Transports;
 
-use crate::run::{LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report};
 use call::Called;
 use counters::Counters;
 use gpu::Gpu;
@@ -43,6 +42,7 @@ pub use options::{BenchArguments, Transport, bus_factor};
 use options::{CutSize, Measurement, Memory, OptionError};
 use output::{Carried, Output};
 use pattern::Patterned;
+use ringtree_launcher::{LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report};
 use summary::Summary;
 
 /// How long the other ranks may run on after one has failed.

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::call::{CallName, Called};
 use super::sizes::{self, SizesError, Step};
 use crate::collective::{CollectiveName, all_algorithm_names};
-use crate::run::Binding;
+use ringtree_launcher::Binding;
 
 /// The sweep that is measured unless another is asked for: 12 sizes, a few seconds.
 const FIRST_BYTES: u64 = 8;

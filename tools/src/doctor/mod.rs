@@ -29,12 +29,12 @@ use ringtree::{Meeting, Settings};
 use ringtree_transport::endpoint::{EndpointError, Transports};
 use ringtree_transport::rendezvous::Place;
 
-use crate::run::{Binding, LaunchOptions, Layout, launch};
 use crate::words::{json, say};
 use finding::{Check, Finding, Level};
 use host::{Host, OfRank};
 use job::{Hosts, Pair, Said};
 use report::Report;
+use ringtree_launcher::{Binding, LaunchOptions, Layout, launch};
 use system::System;
 
 const SETTINGS: Check =

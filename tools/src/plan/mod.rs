@@ -11,8 +11,8 @@ use indicatif::ProgressBar;
 use ringtree_plan::{Algorithm, Collective, Plan, prove};
 
 use crate::collective::{CollectiveName, algorithm, algorithm_names, all_algorithm_names, serving};
-use crate::run::report;
 use crate::words::{counted, say};
+use ringtree_launcher::report;
 
 /// Prints the plan of a collective, draws it, or proves it.
 ///

@@ -19,11 +19,11 @@ use ringtree_topology::search::{Cluster, ClusterPlan, RingSet, explain_cluster};
 use ringtree_topology::{Graph, Machine, Warning, check, diff, svg, table};
 use serde::Serialize;
 
-use crate::run::report;
 use crate::words::{json, say};
 use changes::{LinkChange, changed};
 pub use error::TopoError;
 pub use rings::{host_name, through};
+use ringtree_launcher::report;
 use source::Source;
 pub use source::read_machine;
 

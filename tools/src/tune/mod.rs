@@ -15,7 +15,9 @@ use ringtree_transport::endpoint::Transports;
 
 use crate::bench::Transport;
 use crate::cli::seconds;
-use crate::run::{Binding, LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report};
+use ringtree_launcher::{
+    Binding, LaunchError, LaunchOptions, Layout, end_by_broken_pipe, launch, report,
+};
 
 /// How long the other ranks may run on after one has failed.
 const GRACE: Duration = Duration::from_secs(5);
