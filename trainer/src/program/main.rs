@@ -1,0 +1,138 @@
+//! The program `ringtree-train`: trains a model on several ranks, which it starts itself or which a launcher has
+//! started.
+
+mod banner;
+mod config;
+mod events;
+mod interrupt;
+mod metrics;
+mod output;
+mod plan;
+mod rank;
+mod report;
+mod timeline;
+mod validation;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use ringtree::Settings;
+use ringtree_launcher::{Binding, LaunchOptions, Layout, launch};
+use ringtree_trainer::Error;
+
+use config::Config;
+
+/// candle asks for memory for every result, and gives it back; this allocator keeps it at hand.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long ranks may take to write a checkpoint and leave, after another has failed.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Trains a model on several ranks.
+#[derive(Debug, Parser)]
+#[command(name = "ringtree-train", version, about, long_about = LONG)]
+pub struct Arguments {
+    /// The model: mlp, cnn or gpt
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// What it learns from: digits, a text file, or a folder of texts or of images by class
+    #[arg(long, value_name = "digits|FILE|FOLDER")]
+    data: Option<String>,
+    /// How many ranks are started on this host; as many as a launcher has started, under one
+    #[arg(long, value_name = "N")]
+    ranks: Option<u32>,
+    /// A file of settings, as the one that each run leaves in its folder
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// One more setting, as in a file: `optimiser.momentum=0.9`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Stop after so many steps
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Stop after so many passes over the data
+    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    epochs: Option<u64>,
+    /// Samples of a step on each rank
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// The highest learning rate
+    #[arg(long, value_name = "X")]
+    learning_rate: Option<f64>,
+    /// What initial parameters and the order of the data are made from
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The folder of the run: settings, metrics, checkpoints, report
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Where to go on: from the run's last good checkpoint if there is one (auto), or from the beginning (never)
+    #[arg(long, value_name = "auto|never", default_value = "never")]
+    resume: Resume,
+    /// Print ranks, buckets, memory and the time that the exchange will take, and leave
+    #[arg(long)]
+    dry_run: bool,
+    /// Write what each rank did when, for https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    timeline: Option<PathBuf>,
+    /// What each rank is bound to
+    #[arg(long, value_enum, default_value_t = Binding::None)]
+    bind: Binding,
+}
+
+const LONG: &str = "Trains a model on several ranks: each has the whole model and a part of each batch, and gradients are \
+averaged while they are calculated. Starts its ranks itself, or takes part in a job that ringtree run, torchrun, \
+mpirun or srun has started.";
+
+/// Whether a run goes on where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Resume {
+    Auto,
+    Never,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = if Settings::in_env() { rank::run(&arguments) } else { start(&arguments) };
+    done.unwrap_or_else(|error| {
+        eprintln!("ringtree-train: {error}");
+        let is_mistake = matches!(
+            error,
+            Error::Argument(_) | Error::Data { .. } | Error::Ringtree(ringtree::Error::Settings(_))
+        );
+        ExitCode::from(if is_mistake { 2 } else { 1 })
+    })
+}
+
+/// Starts this program again, once for each rank.
+fn start(arguments: &Arguments) -> Result<ExitCode, Error> {
+    // A mistake is told once, and not by every rank.
+    Settings::from_env()?;
+    let mut config = Config::new(arguments)?;
+    config.open_data()?;
+    let refused = |error: ringtree_launcher::LaunchError| Error::Argument(error.to_string());
+    let program = env::current_exe().map_err(|error| Error::Argument(error.to_string()))?;
+    // All ranks, and those of a later start, use one folder.
+    let out = config.out_folder();
+    let mut with_folder: Vec<_> = env::args_os().skip(1).collect();
+    if arguments.out.is_none() {
+        with_folder.extend(["--out".into(), out.into()]);
+    }
+    config.check(arguments)?;
+    let code = launch(&LaunchOptions {
+        ranks: arguments.ranks.unwrap_or(1),
+        layout: Layout::Nodes { nodes: 1, node_rank: 0 },
+        rendezvous: None,
+        job: None,
+        binding: arguments.bind,
+        program: program.into(),
+        arguments: with_folder,
+        raw_output_of_rank_0: true,
+        grace: GRACE,
+    })
+    .map_err(refused)?;
+    Ok(ExitCode::from(code))
+}
