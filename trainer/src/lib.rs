@@ -4,10 +4,14 @@
 //! | to | see |
 //! | --- | --- |
 //! | wrap a candle model | [`DataParallel`] |
+//! | open data, and divide it over ranks | [`data`] |
+//! | use a model that comes with it | [`models`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
 
+pub mod data;
 mod error;
 mod model;
+pub mod models;
 
 pub use error::{Error, Result};
 pub use model::{Batch, Model};
