@@ -4,14 +4,18 @@
 //! | to | see |
 //! | --- | --- |
 //! | wrap a candle model | [`DataParallel`] |
+//! | open data, and divide it over ranks | [`data`] |
+//! | use a model that comes with it | [`models`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
 
+pub mod data;
 mod data_parallel;
 mod error;
 mod exchange;
 mod gradients;
 mod init;
 mod model;
+pub mod models;
 mod parameters;
 mod real;
 
