@@ -10,7 +10,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Linear, Module, VarBuilder, linear_no_bias};
 use ringtree::Communicator;
-use ringtree_trainer::{DataParallel, Error, Exchanged, ExchangeSettings};
+use ringtree_trainer::{DataParallel, Error, ExchangeSettings, Exchanged};
 use serde_json::{Value, json};
 
 const LAYERS: usize = 8;
@@ -52,8 +52,7 @@ fn main() -> Result<(), Error> {
         backward_ms = together(&communicator, backward_alone(&communicator, batch)?)?;
         batch = ((batch as f64 * exchange_ms / backward_ms).round() as usize).max(1);
     }
-    let (overlapped, one_bucket) =
-        (measure(&mut several, batch)?, measure(&mut one, batch)?);
+    let (overlapped, one_bucket) = (measure(&mut several, batch)?, measure(&mut one, batch)?);
     let bytes = LAYERS * LAYER_BYTES;
     let figures = json!({
         "layers": LAYERS, "width": WIDTH, "gradient_bytes": bytes, "batch": batch,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use ringtree::{Communicator, Op};
 
@@ -33,14 +33,17 @@ impl<M, T: Real> DataParallel<M, T> {
     /// rank 0 has them: made from the seed, unless the program changes them.
     ///
     /// # Errors
-    /// [`Error::Candle`]: what `build` returns; [`Error::Argument`]: ranks have built different models;
+    /// What `build` returns; [`Error::Argument`]: ranks have built different models;
     /// [`Error::Ringtree`]: what has ended the communicator.
-    pub fn new(
+    pub fn new<E>(
         communicator: &Communicator,
         seed: u64,
         settings: ExchangeSettings,
-        build: impl FnOnce(VarBuilder<'static>) -> CandleResult<M>,
-    ) -> Result<DataParallel<M, T>> {
+        build: impl FnOnce(VarBuilder<'static>) -> std::result::Result<M, E>,
+    ) -> Result<DataParallel<M, T>>
+    where
+        Error: From<E>,
+    {
         let gradients = Arc::new(Gradients::new());
         let parameters = Parameters::new(seed, gradients.clone());
         let model = build(parameters.builder())?;

@@ -8,6 +8,7 @@
 //! | use a model that comes with it | [`models`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
 
+pub mod checkpoint;
 pub mod data;
 mod data_parallel;
 mod error;
@@ -16,6 +17,8 @@ mod gradients;
 mod init;
 mod model;
 pub mod models;
+pub mod optimiser;
+mod optimizing;
 mod parameters;
 mod real;
 
@@ -23,5 +26,6 @@ pub use data_parallel::DataParallel;
 pub use error::{Error, Result};
 pub use exchange::{BucketTimes, ExchangeSettings, Exchanged, GradientExchange, Part};
 pub use model::{Batch, Model};
+pub use optimizing::Optimizing;
 pub use parameters::Parameter;
 pub use real::Real;

@@ -1,27 +1,60 @@
-//! The numbers that models are trained in: f32, or f64 where a test wants to see more digits.
+//! The number types that a model can be trained in.
 
 use candle_core::{CpuStorage, WithDType};
+use ringtree::Element;
 
-/// A type of parameters and gradients.
-pub trait Real: ringtree::Element + WithDType {
+/// `f32` or `f64`: what parameters, gradients and optimiser states are made of. Nothing else can implement it,
+/// since nobody else can add an [`Element`].
+pub trait Real: Element + WithDType {
+    /// Its type in a safetensors file.
+    const SAFETENSORS_TYPE: safetensors::Dtype;
+
     /// The elements of a tensor's storage, if they are of this type.
     fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+
+    /// The square root, correctly rounded.
+    fn sqrt(self) -> Self;
+
+    /// The values' bytes, lowest first.
+    fn to_bytes(values: &[Self]) -> Vec<u8>;
+
+    /// Reads as many values as there is room for, from bytes that are lowest first.
+    ///
+    /// # Panics
+    ///
+    /// Where there are not exactly as many bytes as the values have.
+    fn from_bytes(bytes: &[u8], values: &mut [Self]);
 }
 
-impl Real for f32 {
-    fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [f32]> {
-        match storage {
-            CpuStorage::F32(elements) => Some(elements),
-            _ => None,
+macro_rules! real {
+    ($type:ty, $safetensors_type:ident) => {
+        impl Real for $type {
+            const SAFETENSORS_TYPE: safetensors::Dtype = safetensors::Dtype::$safetensors_type;
+
+            fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$safetensors_type(elements) => Some(elements),
+                    _ => None,
+                }
+            }
+
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
+
+            fn to_bytes(values: &[Self]) -> Vec<u8> {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect()
+            }
+
+            fn from_bytes(bytes: &[u8], values: &mut [Self]) {
+                assert_eq!(bytes.len(), size_of_val(values), "as many bytes as the values have");
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = Self::from_le_bytes(*bytes);
+                }
+            }
         }
-    }
+    };
 }
 
-impl Real for f64 {
-    fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [f64]> {
-        match storage {
-            CpuStorage::F64(elements) => Some(elements),
-            _ => None,
-        }
-    }
-}
+real!(f32, F32);
+real!(f64, F64);

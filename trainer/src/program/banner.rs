@@ -69,10 +69,7 @@ impl Banner {
                     bytes(parameters * size_of::<T>())
                 ),
             ),
-            (
-                "step",
-                format!("{of_step} samples ({} a rank{micro}){tokens}", config.batch),
-            ),
+            ("step", format!("{of_step} samples ({} a rank{micro}){tokens}", config.batch)),
             ("steps", format!("{steps}, {per_epoch} an epoch")),
             ("optimiser", optimiser(config)),
             ("memory", memory::<T>(config, parameters, ranks)),
@@ -131,7 +128,8 @@ fn optimiser(config: &Config) -> String {
         Decay::All => "",
         Decay::Matrices => " of matrices",
     };
-    let clip = config.max_gradient_norm.map_or(String::new(), |most| format!(", clipped to {most}"));
+    let clip =
+        config.max_gradient_norm.map_or(String::new(), |most| format!(", clipped to {most}"));
     let rate = match config.schedule {
         Schedule::Constant { warm_up_steps } => format!("constant after {warm_up_steps} steps"),
         Schedule::Cosine { warm_up_steps, final_fraction } => {
@@ -170,7 +168,12 @@ fn exchange<T: Real>(
         false => (T::DATA_TYPE, size_of::<T>()),
     };
     let buckets = model.bucket_bytes()?;
-    let mut text = format!("{} of {} in {}", plural(buckets.len()), data_type.name(), bytes(buckets.iter().sum()));
+    let mut text = format!(
+        "{} of {} in {}",
+        plural(buckets.len()),
+        data_type.name(),
+        bytes(buckets.iter().sum())
+    );
     if communicator.ranks() == 1 {
         return Ok(text);
     }
@@ -210,9 +213,10 @@ fn choice(
 ) -> (String, f64) {
     let explanation = communicator.explain(collective, count, data_type);
     match explanation.candidates.first() {
-        Some(best) => {
-            (format!("{} by {}", collective.name(), best.choice.algorithm.name()), best.expected_s())
-        }
+        Some(best) => (
+            format!("{} by {}", collective.name(), best.choice.algorithm.name()),
+            best.expected_s(),
+        ),
         None => (collective.name().to_owned(), 0.0),
     }
 }

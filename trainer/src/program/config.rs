@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use ringtree_trainer::data::{self, Data, DataSettings};
-use ringtree_trainer::models::{ModelKind, ModelSettings};
+use ringtree_trainer::models::ModelSettings;
 use ringtree_trainer::optimiser::{Optimiser, Schedule};
 use ringtree_trainer::{Error, ExchangeSettings};
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,6 @@ pub struct Config {
     pub checkpoints_kept: usize,
     /// Steps between two comparisons of all ranks' parameters, to the bit; 0: none.
     pub check_every: u64,
-    /// Threads with which a rank calculates; by default its share of the processors.
-    pub threads: Option<usize>,
     /// How the data is read.
     pub data_settings: DataSettings,
     /// The model.
@@ -102,8 +100,7 @@ impl Config {
             };
             set(&mut given, key.trim(), parse(value.trim()))?;
         }
-        let kind = kind(&given)?;
-        let mut all = defaults(kind);
+        let mut all = defaults(kind(&given)?);
         merge(&mut all, given);
         let mut config: Config = all.try_into().map_err(|error: toml::de::Error| {
             Error::Argument(format!("the settings: {}", error.message()))
@@ -157,7 +154,7 @@ impl Config {
     pub fn name(&self) -> String {
         let data = PathBuf::from(&self.data);
         let data = data.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        format!("{}-{data}", self.model.kind().name())
+        format!("{}-{data}", kind_of(&self.model).name())
     }
 
     /// How many steps the run has, of so many an epoch.
@@ -173,7 +170,8 @@ impl Config {
     /// # Errors
     /// [`Error::Argument`]: a value has no form in TOML.
     pub fn to_toml(&self) -> Result<String, Error> {
-        toml::to_string_pretty(self).map_err(|error| Error::Argument(format!("the settings: {error}")))
+        toml::to_string_pretty(self)
+            .map_err(|error| Error::Argument(format!("the settings: {error}")))
     }
 }
 
@@ -243,27 +241,137 @@ fn merge(below: &mut Table, over: Table) {
     }
 }
 
-/// Which model is asked for: the MLP unless something else is.
-fn kind(given: &Table) -> Result<ModelKind, Error> {
-    let kind = given.get("model").and_then(|model| model.get("kind"));
-    match kind {
-        None => Ok(ModelKind::Mlp),
-        Some(Value::String(name)) => ModelKind::from_name(name).ok_or_else(|| {
-            Error::Argument(format!("there is no model {name}: give mlp, cnn or gpt"))
-        }),
-        Some(other) => Err(Error::Argument(format!("model.kind is {other}: give mlp, cnn or gpt"))),
+/// The models that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Mlp,
+    Cnn,
+    Gpt,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Mlp, Kind::Cnn, Kind::Gpt];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Mlp => "mlp",
+            Kind::Cnn => "cnn",
+            Kind::Gpt => "gpt",
+        }
+    }
+
+    /// What trains well on two processors in a minute or a few.
+    fn defaults(self) -> &'static str {
+        match self {
+            Kind::Mlp => include_str!("defaults/mlp.toml"),
+            Kind::Cnn => include_str!("defaults/cnn.toml"),
+            Kind::Gpt => include_str!("defaults/gpt.toml"),
+        }
     }
 }
 
-/// The defaults of a model: what trains well on two processors in a minute or a few.
-fn defaults(kind: ModelKind) -> Table {
-    let text = match kind {
-        ModelKind::Mlp => include_str!("defaults/mlp.toml"),
-        ModelKind::Cnn => include_str!("defaults/cnn.toml"),
-        ModelKind::Gpt => include_str!("defaults/gpt.toml"),
+fn kind_of(model: &ModelSettings) -> Kind {
+    match model {
+        ModelSettings::Mlp(_) => Kind::Mlp,
+        ModelSettings::Cnn(_) => Kind::Cnn,
+        ModelSettings::Gpt(_) => Kind::Gpt,
+    }
+}
+
+/// Which model is asked for: the MLP unless something else is.
+fn kind(given: &Table) -> Result<Kind, Error> {
+    let Some(kind) = given.get("model").and_then(|model| model.get("kind")) else {
+        return Ok(Kind::Mlp);
     };
-    let mut defaults: Table =
-        include_str!("defaults/all.toml").parse().expect("a test reads these files");
-    merge(&mut defaults, text.parse().expect("a test reads these files"));
+    let named = Kind::ALL.into_iter().find(|one| kind.as_str() == Some(one.name()));
+    named.ok_or_else(|| Error::Argument(format!("there is no model {kind}: give mlp, cnn or gpt")))
+}
+
+/// The defaults of a model.
+fn defaults(kind: Kind) -> Table {
+    let mut defaults = table(include_str!("defaults/all.toml"));
+    merge(&mut defaults, table(kind.defaults()));
     defaults
+}
+
+fn table(text: &str) -> Table {
+    text.parse().expect("a test reads all of them")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, Error> {
+        let all = std::iter::once("ringtree-train").chain(arguments.iter().copied());
+        Config::new(&Arguments::try_parse_from(all).unwrap())
+    }
+
+    #[test]
+    fn every_model_has_defaults_which_its_file_repeats() {
+        for kind in Kind::ALL {
+            let config = config(&["--model", kind.name()]).unwrap();
+            assert_eq!(kind_of(&config.model), kind);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("run.toml");
+            fs::write(&path, config.to_toml().unwrap()).unwrap();
+            let again = self::config(&["--config", path.to_str().unwrap()]).unwrap();
+            assert_eq!(again.to_toml().unwrap(), config.to_toml().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_nearer_counts_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        let text = "batch = 3\nepochs = 2\nseed = 9\n[optimiser]\nkind = \"sgd\"\nmomentum = 0.5\n";
+        fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap();
+        let config = config(&[
+            "--config",
+            path,
+            "--batch",
+            "5",
+            "--steps",
+            "7",
+            "--set",
+            "optimiser.momentum=0.9",
+            "--set",
+            "exchange.sharded=true",
+            "--set",
+            "data=a folder",
+        ])
+        .unwrap();
+        assert_eq!((config.batch, config.seed, config.data.as_str()), (5, 9, "a folder"));
+        assert_eq!((config.steps, config.epochs), (Some(7), None), "one of the two ends a run");
+        let momentum = Optimiser::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+        assert_eq!((config.optimiser, config.exchange.sharded), (momentum, true));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (arguments, named) in [
+            (&["--model", "lstm"][..], "there is no model \"lstm\": give mlp, cnn or gpt"),
+            (&["--set", "bach=3"], "unknown field `bach`"),
+            (&["--set", "batch"], "--set batch: give KEY=VALUE"),
+            (&["--set", "batch.size=3"], "batch.size: batch has no settings in it"),
+            (&["--batch", "0"], "batch is 0; it must be at least 1"),
+            (
+                &["--set", "micro_batches=17"],
+                "a batch of 16 cannot be divided into 17 micro-batches",
+            ),
+            (
+                &["--learning-rate", "-1"],
+                "learning_rate is -1; it must be a number that is at least 0",
+            ),
+            (&["--set", "max_gradient_norm=0"], "max_gradient_norm must be above 0"),
+            (&["--set", "optimiser.beta1=1"], "beta1 is 1"),
+            (&["--config", "/nonexistent.toml"], "/nonexistent.toml: No such file"),
+        ] {
+            let error = config(arguments).unwrap_err().to_string();
+            assert!(error.contains(named), "{arguments:?}: {error}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod output;
 mod plan;
 mod rank;
 mod report;
+mod saving;
 mod timeline;
 mod validation;
 
@@ -28,6 +29,9 @@ use config::Config;
 /// candle asks for memory for every result, and gives it back; this allocator keeps it at hand.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// With how many threads candle calculates.
+const THREADS: &str = "RAYON_NUM_THREADS";
 
 /// How long ranks may take to write a checkpoint and leave, after another has failed.
 const GRACE: Duration = Duration::from_secs(30);
@@ -96,6 +100,7 @@ enum Resume {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    share_processors(&arguments);
     let done = if Settings::in_env() { rank::run(&arguments) } else { start(&arguments) };
     done.unwrap_or_else(|error| {
         eprintln!("ringtree-train: {error}");
@@ -107,12 +112,28 @@ fn main() -> ExitCode {
     })
 }
 
+/// Has candle calculate with this rank's share of the processors, which it reads from the environment alone.
+fn share_processors(arguments: &Arguments) {
+    if env::var_os(THREADS).is_some() {
+        return;
+    }
+    // torchrun sets it, for the same purpose.
+    let given = env::var("OMP_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    let ranks = match Settings::from_env() {
+        Ok(settings) if Settings::in_env() => settings.ranks as usize,
+        _ => arguments.ranks.unwrap_or(1) as usize,
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads: usize = given.unwrap_or(processors / ranks.max(1));
+    // SAFETY: the process has no other thread yet, that could read the environment meanwhile.
+    unsafe { env::set_var(THREADS, threads.max(1).to_string()) };
+}
+
 /// Starts this program again, once for each rank.
 fn start(arguments: &Arguments) -> Result<ExitCode, Error> {
     // A mistake is told once, and not by every rank.
     Settings::from_env()?;
-    let mut config = Config::new(arguments)?;
-    config.open_data()?;
+    let config = Config::new(arguments)?;
     let refused = |error: ringtree_launcher::LaunchError| Error::Argument(error.to_string());
     let program = env::current_exe().map_err(|error| Error::Argument(error.to_string()))?;
     // All ranks, and those of a later start, use one folder.
@@ -121,7 +142,6 @@ fn start(arguments: &Arguments) -> Result<ExitCode, Error> {
     if arguments.out.is_none() {
         with_folder.extend(["--out".into(), out.into()]);
     }
-    config.check(arguments)?;
     let code = launch(&LaunchOptions {
         ranks: arguments.ranks.unwrap_or(1),
         layout: Layout::Nodes { nodes: 1, node_rank: 0 },

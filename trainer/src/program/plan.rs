@@ -11,7 +11,8 @@ const NAME_BYTES: usize = 64;
 /// # Errors
 /// [`Error::Ringtree`]: what has ended the communicator.
 pub fn rank_map(communicator: &Communicator) -> Result<String, Error> {
-    let name = nix::unistd::gethostname().unwrap_or_default().into_string().unwrap_or_default();
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim_end();
     let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let mut own = [0_u8; NAME_BYTES + 8];
     let len = name.len().min(NAME_BYTES);

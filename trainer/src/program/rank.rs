@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ringtree::{Communicator, Settings, Source};
-use ringtree_trainer::checkpoint::{self, Checkpoint, Writer};
-use ringtree_trainer::data::{Data, Loaded, Loader, Position, Sampler};
-use ringtree_trainer::models::{self};
+use ringtree_trainer::checkpoint::Writer;
+use ringtree_trainer::data::{Data, Input, Loaded, Loader, Sampler};
+use ringtree_trainer::models;
 use ringtree_trainer::{Batch, DataParallel, Error, Model, Optimizing, Real};
 
 use crate::banner::Banner;
 use crate::config::{Config, Decay, Number};
 use crate::events::{Phase, StepEvents};
 use crate::interrupt::Interrupt;
-use crate::metrics::{EventLine, Line, Metrics, StepLine};
+use crate::metrics::{EventLine, Metrics, StepLine};
 use crate::output::Output;
+use crate::saving::{self, Progress};
 use crate::timeline::Timeline;
 use crate::validation::validate;
 use crate::{Arguments, Resume, plan, report};
@@ -38,11 +39,29 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     let launcher = settings.source;
     // Before other threads begin, so that they leave signals to this one.
     let interrupt = Interrupt::catch()?;
-    let data = config.open_data()?;
     let communicator = Communicator::with(settings)?;
+    let Some(data) = together(&communicator, config.open_data())? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     match config.number {
-        Number::F32 => Run::<f32>::new(config, arguments, communicator, launcher, data)?.go(&interrupt),
-        Number::F64 => Run::<f64>::new(config, arguments, communicator, launcher, data)?.go(&interrupt),
+        Number::F32 => {
+            Run::<f32>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
+        }
+        Number::F64 => {
+            Run::<f64>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
+        }
+    }
+}
+
+/// What all ranks have done, if they have. Where some have failed, the first of them says why, and the others leave in
+/// silence: `None`.
+fn together<R>(communicator: &Communicator, done: Result<R, Error>) -> Result<Option<R>, Error> {
+    let mut failed = vec![0_u8; communicator.ranks() as usize];
+    communicator.all_gather_into(&[u8::from(done.is_err())], &mut failed)?;
+    match failed.iter().position(|failed| *failed != 0) {
+        None => done.map(Some),
+        Some(first) if first == communicator.rank() as usize => done.map(Some),
+        Some(_) => Ok(None),
     }
 }
 
@@ -54,9 +73,8 @@ struct Run<T: Real> {
     data: Data,
     model: DataParallel<Box<dyn Model>, T>,
     optimizing: Optimizing<T>,
-    /// The step that was made last, and where it left the data.
-    step: u64,
-    position: Position,
+    progress: Progress,
+    /// The last step.
     steps: u64,
     out: PathBuf,
     dry_run: bool,
@@ -75,7 +93,7 @@ impl<T: Real> Run<T> {
     ) -> Result<Run<T>, Error> {
         let out = config.out_folder();
         let saved = match arguments.resume {
-            Resume::Auto => checkpoint::latest(&checkpoints(&out))?,
+            Resume::Auto => saving::latest(&out, &communicator)?,
             Resume::Never => None,
         };
         let mut exchange = config.exchange.clone();
@@ -85,6 +103,7 @@ impl<T: Real> Run<T> {
         let model = DataParallel::new(&communicator, config.seed, exchange, build)?;
         let optimizing = Optimizing::new(config.optimiser, config.decay == Decay::Matrices)?;
         let per_epoch = sampler(&config, &communicator, &data)?.steps_per_epoch();
+        let samples = data.train.len();
         let mut run = Run {
             steps: config.steps(per_epoch),
             config,
@@ -93,44 +112,52 @@ impl<T: Real> Run<T> {
             data,
             model,
             optimizing,
-            step: 0,
-            position: Position::default(),
+            progress: Progress { samples, ..Progress::default() },
             out,
             dry_run: arguments.dry_run,
             timeline: arguments.timeline.clone(),
             resumed: None,
         };
         if let Some(saved) = saved {
-            run.restore(&saved)?;
+            run.progress = saving::restore(&saved, samples, &run.model, &mut run.optimizing)?;
+            run.resumed = Some(saved.path().to_owned());
         }
         Ok(run)
     }
 
     fn go(mut self, interrupt: &Interrupt) -> Result<ExitCode, Error> {
         let is_first = self.communicator.rank() == 0;
+        let banner = Banner::new(
+            &self.config,
+            &self.model,
+            &self.data,
+            self.launcher,
+            self.steps,
+            &self.out,
+        )?;
         if self.dry_run {
+            let ranks = plan::rank_map(&self.communicator)?;
             if is_first {
-                plan::print(&self.config, &self.model, self.steps)?;
+                banner.print();
+                println!("{ranks}");
             }
-            self.communicator.barrier()?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut output = None;
         if is_first {
             fs::create_dir_all(&self.out).map_err(refused(&self.out))?;
             self.write_config()?;
-            let banner = Banner::new(&self.config, &self.model, &self.data, self.launcher, &self.out);
-            let resumed = self.resumed.as_deref().map(|folder| (folder, self.step));
+            let resumed = self.resumed.as_deref().map(|folder| (folder, self.progress.step));
             let metrics =
                 Metrics::open(self.out.join("metrics.jsonl"), resumed.map(|(_, step)| step))?;
-            output = Some(Output::new(banner, resumed, metrics, self.steps, self.step));
+            output = Some(Output::new(banner, resumed, metrics, self.steps));
         }
         // The others write their checkpoints into folders that it has made.
         self.communicator.barrier()?;
         let ended = self.train(interrupt, output.as_mut());
-        let report = output.map(|output| output.end()).transpose()?;
+        let banner = output.map(Output::end);
         let interrupted = ended?;
-        if let Some(banner) = report {
+        if let Some(banner) = banner {
             let path = report::write(&self.out, &banner)?;
             println!("report: {}", path.display());
         }
@@ -146,58 +173,66 @@ impl<T: Real> Run<T> {
         let sampler = sampler(&self.config, &self.communicator, &self.data)?;
         let rank = self.communicator.rank() as usize;
         let data: Arc<_> = self.data.train.clone();
-        let mut loader = Loader::new(data, &sampler, self.position, rank, T::DTYPE)?;
-        let mut writer = Writer::new(
-            checkpoints(&self.out),
-            self.communicator.rank(),
-            self.communicator.ranks(),
-            self.config.checkpoints_kept,
-        );
-        let mut timeline = self.timeline.is_some().then(Timeline::new);
-        let mut saved_at = self.step;
+        let mut loader = Loader::new(data, &sampler, rank, self.progress.position, T::DTYPE)?;
+        let mut writer =
+            saving::writer(&self.out, &self.communicator, self.config.checkpoints_kept)?;
+        let mut timeline = match self.timeline {
+            Some(_) => Some(Timeline::new(&self.communicator)?),
+            None => None,
+        };
+        let mut saved_at = self.progress.step;
         let mut interrupted = false;
-        while self.step < self.steps && !interrupted {
+        while self.progress.step < self.steps && !interrupted {
             let begin = Instant::now();
             let mut events = StepEvents::default();
-            let loaded = events.run(Phase::Data, || loader.next_step())?;
+            let loaded = events.run(Phase::Data, || loader.next()).transpose()?;
+            let Some(loaded) = loaded else { break };
             let loss = self.learn(&loaded, &mut events)?;
             let rate = self.config.learning_rate
-                * self.config.schedule.factor(self.step + 1, self.steps);
+                * self.config.schedule.factor(self.progress.step + 1, self.steps);
             let norm = events.run(Phase::Optimiser, || {
                 self.optimizing.step(&mut self.model, rate, self.config.max_gradient_norm)
             })?;
-            self.step += 1;
-            self.position = loaded.step.after;
+            self.progress.step += 1;
+            self.progress.position = loaded.after;
             let shared = Shared::of(&events, loss, begin.elapsed().as_secs_f64(), interrupt);
             let all = shared.gather(&self.communicator)?;
             interrupted = all.iter().any(|one| one.interrupted != 0.0);
             if let Some(timeline) = &mut timeline {
-                timeline.add(self.step, &events);
+                timeline.add(self.progress.step, &events);
             }
             if let Some(output) = output.as_deref_mut() {
-                output.step(self.line(&loaded, &all, &events, rate, norm, sampler.steps_per_epoch()))?;
+                output.step(self.line(
+                    &loaded,
+                    &all,
+                    &events,
+                    rate,
+                    norm,
+                    sampler.steps_per_epoch(),
+                ))?;
             }
-            if is_due(self.config.check_every, self.step) {
+            if is_due(self.config.check_every, self.progress.step) {
                 self.model.check_equal()?;
             }
-            let is_end = self.step == self.steps || interrupted;
-            if is_due(self.config.validate_every, self.step) || is_end {
+            let is_end = self.progress.step == self.steps || interrupted;
+            if is_due(self.config.validate_every, self.progress.step) || is_end {
                 let data = self.data.validation.as_ref();
-                let line = validate(&self.model, data, self.config.batch, self.step)?;
+                let line = validate(&self.model, data, self.config.batch, self.progress.step)?;
                 if let Some(output) = output.as_deref_mut() {
                     output.validation(line)?;
                 }
             }
-            if is_due(self.config.checkpoint_every, self.step) || is_end {
+            if is_due(self.config.checkpoint_every, self.progress.step) || is_end {
                 self.save(&mut writer)?;
-                saved_at = self.step;
+                saved_at = self.progress.step;
             }
         }
-        writer.finish()?;
+        writer.finish(saving::DEADLINE)?;
         if let Some(output) = output {
             let what = if interrupted { "interrupted" } else { "finished" };
-            let event = format!("{what} after step {}; checkpoint at step {saved_at}", self.step);
-            output.event(EventLine { step: self.step, what: event })?;
+            let event =
+                format!("{what} after step {}; checkpoint at step {saved_at}", self.progress.step);
+            output.event(EventLine { step: self.progress.step, what: event })?;
         }
         if let (Some(timeline), Some(path)) = (timeline, &self.timeline) {
             timeline.write(&self.communicator, path)?;
@@ -207,7 +242,7 @@ impl<T: Real> Run<T> {
 
     /// Forward and backward passes of a step, and the exchange. Returns the part of the step's loss that this rank has.
     fn learn(&mut self, loaded: &Loaded, events: &mut StepEvents) -> Result<f64, Error> {
-        let of_all = predictions_of_all(loaded);
+        let of_all = self.predictions(loaded) as f64;
         let mut loss_part = 0.0;
         if let Some(batch) = &loaded.batch {
             let parts = micro_batches(batch, self.config.micro_batches)?;
@@ -226,6 +261,13 @@ impl<T: Real> Run<T> {
         Ok(loss_part)
     }
 
+    fn save(&self, writer: &mut Writer) -> Result<(), Error> {
+        let snapshot =
+            saving::snapshot(&self.config, self.progress, &self.model, &self.optimizing)?;
+        writer.save(snapshot)?;
+        Ok(())
+    }
+
     fn line(
         &self,
         loaded: &Loaded,
@@ -234,18 +276,19 @@ impl<T: Real> Run<T> {
         learning_rate: f64,
         gradient_norm: f64,
         steps_per_epoch: usize,
-    ) -> Line {
+    ) -> StepLine {
         let busy_ms: Vec<f64> = all.iter().map(|one| one.busy_ms).collect();
         let step_s = all.iter().map(|one| one.step_s).fold(0.0, f64::max);
-        let slowest = (0..all.len()).max_by(|a, b| busy_ms[*a].total_cmp(&busy_ms[*b])).unwrap_or(0);
+        let slowest =
+            (0..all.len()).max_by(|a, b| busy_ms[*a].total_cmp(&busy_ms[*b])).unwrap_or(0);
         let mut sorted = busy_ms.clone();
         sorted.sort_by(f64::total_cmp);
-        let samples = loaded.step.samples() as u64;
-        let predictions = predictions_of_all(loaded) as u64;
+        let samples = loaded.counts.iter().sum::<usize>() as u64;
+        let predictions = self.predictions(loaded) as u64;
         let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
-        Line::Step(StepLine {
-            step: self.step,
-            epoch: self.step as f64 / steps_per_epoch as f64,
+        StepLine {
+            step: self.progress.step,
+            epoch: self.progress.step as f64 / steps_per_epoch as f64,
             loss: all.iter().map(|one| one.loss).sum(),
             gradient_norm,
             learning_rate,
@@ -260,7 +303,16 @@ impl<T: Real> Run<T> {
             behind_ms: busy_ms[slowest] - sorted[(sorted.len() - 1) / 2],
             busy_ms,
             phases_ms: Phase::ALL.map(|phase| ms(events.time(phase))).to_vec(),
-        })
+        }
+    }
+
+    /// How many predictions a step has, on all ranks.
+    fn predictions(&self, loaded: &Loaded) -> usize {
+        let samples: usize = loaded.counts.iter().sum();
+        match self.data.train.facts().input {
+            Input::Image { .. } => samples,
+            Input::Tokens { block } => samples * block,
+        }
     }
 
     fn write_config(&self) -> Result<(), Error> {
@@ -305,11 +357,6 @@ fn sampler(config: &Config, communicator: &Communicator, data: &Data) -> Result<
     Sampler::new(data.train.len(), ranks, config.batch, config.seed)
 }
 
-/// The predictions of a step, on all ranks.
-fn predictions_of_all(loaded: &Loaded) -> f64 {
-    (loaded.step.samples() * loaded.predictions_per_sample) as f64
-}
-
 /// A batch in parts, as even as possible and none of them empty.
 fn micro_batches(batch: &Batch, count: usize) -> Result<Vec<Batch>, Error> {
     let samples = batch.samples();
@@ -327,11 +374,6 @@ fn micro_batches(batch: &Batch, count: usize) -> Result<Vec<Batch>, Error> {
 /// Whether what happens every so many steps happens now.
 fn is_due(every: u64, step: u64) -> bool {
     every != 0 && step.is_multiple_of(every)
-}
-
-/// Where a run's checkpoints are.
-fn checkpoints(out: &Path) -> PathBuf {
-    out.join("checkpoints")
 }
 
 fn refused(path: &Path) -> impl FnOnce(std::io::Error) -> Error {

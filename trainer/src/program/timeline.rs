@@ -84,7 +84,8 @@ fn drawn(rank: u32, numbers: &[u64]) -> Vec<Value> {
         named(1, "exchange"),
     ];
     for slice in numbers.chunks_exact(FIELDS) {
-        let [kind, step, bytes, begin_ns, end_ns] = [slice[0], slice[1], slice[2], slice[3], slice[4]];
+        let [kind, step, bytes, begin_ns, end_ns] =
+            [slice[0], slice[1], slice[2], slice[3], slice[4]];
         let name = Phase::ALL.get(kind as usize).map_or("bucket", |phase| phase.name());
         events.push(json!({
             "ph": "X", "name": name, "pid": rank, "tid": u64::from(kind == BUCKET),
