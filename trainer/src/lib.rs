@@ -8,6 +8,10 @@
 
 mod error;
 mod model;
+pub mod optimiser;
+mod real;
 
 pub use error::{Error, Result};
 pub use model::{Batch, Model};
+pub use optimiser::{Optimiser, OptimiserState, Schedule, StateKind};
+pub use real::Real;

@@ -1,0 +1,50 @@
+//! The number types that a model can be trained in.
+
+use candle_core::WithDType;
+use ringtree::Element;
+
+/// `f32` or `f64`: what parameters, gradients and optimiser states are made of. Nothing else can implement it,
+/// since nobody else can add an [`Element`].
+pub trait Real: Element + WithDType {
+    /// Its type in a safetensors file.
+    const SAFETENSORS_TYPE: safetensors::Dtype;
+
+    /// The square root, correctly rounded.
+    fn sqrt(self) -> Self;
+
+    /// The values' bytes, lowest first.
+    fn to_bytes(values: &[Self]) -> Vec<u8>;
+
+    /// Reads as many values as there is room for, from bytes that are lowest first.
+    ///
+    /// # Panics
+    ///
+    /// Where there are not exactly as many bytes as the values have.
+    fn from_bytes(bytes: &[u8], values: &mut [Self]);
+}
+
+macro_rules! real {
+    ($type:ty, $safetensors_type:ident) => {
+        impl Real for $type {
+            const SAFETENSORS_TYPE: safetensors::Dtype = safetensors::Dtype::$safetensors_type;
+
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
+
+            fn to_bytes(values: &[Self]) -> Vec<u8> {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect()
+            }
+
+            fn from_bytes(bytes: &[u8], values: &mut [Self]) {
+                assert_eq!(bytes.len(), size_of_val(values), "as many bytes as the values have");
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = Self::from_le_bytes(*bytes);
+                }
+            }
+        }
+    };
+}
+
+real!(f32, F32);
+real!(f64, F64);
