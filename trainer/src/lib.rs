@@ -6,6 +6,7 @@
 //! | wrap a candle model | [`DataParallel`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
 
+pub mod checkpoint;
 mod error;
 mod model;
 pub mod optimiser;
