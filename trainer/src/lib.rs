@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | wrap a candle model | [`DataParallel`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
+//! | step parameters | [`OptimiserState`], [`Schedule`] |
+//! | stop and go on | [`checkpoint`] |
 
 pub mod checkpoint;
 mod error;

@@ -25,7 +25,7 @@ mod writer;
 use serde::{Deserialize, Serialize};
 
 pub use self::reader::{Checkpoint, Found, latest};
-pub use self::tensors::Array;
+use self::tensors::Array;
 pub use self::writer::{Writer, WriterSettings};
 use crate::Result;
 use crate::optimiser::StateKind;
@@ -50,18 +50,23 @@ pub struct State {
 }
 
 /// A copy of what one rank gives to a checkpoint.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Where the training stands, the same on all ranks.
-    pub state: State,
-    /// Parameters and buffers, at rank 0; the others' are not looked at.
-    pub parameters: Vec<Array>,
+    state: State,
+    /// Parameters and buffers.
+    parameters: Vec<Array>,
     /// What this rank has of the optimiser's state.
-    pub pieces: Vec<Array>,
+    pieces: Vec<Array>,
 }
 
 impl Snapshot {
+    /// Begins with where the training stands, the same on all ranks.
+    pub fn new(state: State) -> Snapshot {
+        Snapshot { state, parameters: Vec::new(), pieces: Vec::new() }
+    }
+
     /// Adds a parameter or a buffer: its name, its shape and its elements, the last dimension's next to each other.
+    /// Only rank 0's are written.
     ///
     /// # Errors
     ///
@@ -76,20 +81,19 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Adds a piece of the optimiser's state: elements of a parameter, from `first_element` on.
-    ///
-    /// # Errors
-    ///
-    /// None that a caller could cause.
+    /// Adds a piece of the optimiser's state: elements of a parameter, from `first_element` on. No two ranks may own
+    /// an element, and together they must own all of a parameter.
     pub fn add_piece<T: Real>(
         &mut self,
         kind: StateKind,
         parameter: &str,
         first_element: usize,
         values: &[T],
-    ) -> Result<()> {
+    ) {
         let name = layout::piece_name(kind, parameter, first_element);
-        self.pieces.push(Array::new(&name, &[values.len()], values)?);
-        Ok(())
+        self.pieces.push(Array::flat(&name, values));
     }
 }
+
+#[cfg(test)]
+mod tests;

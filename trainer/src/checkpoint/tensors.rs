@@ -25,7 +25,7 @@ const PREFIX_BYTES: u64 = 8;
 
 /// A copy of an array, as a checkpoint keeps it.
 #[derive(Clone, Debug)]
-pub struct Array {
+pub(super) struct Array {
     name: String,
     data_type: Dtype,
     shape: Vec<usize>,
@@ -33,23 +33,24 @@ pub struct Array {
 }
 
 impl Array {
-    /// Copies the elements.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Argument`] if there are not as many elements as the shape says.
-    pub fn new<T: Real>(name: &str, shape: &[usize], values: &[T]) -> Result<Array> {
+    /// Copies the elements of an array of this shape.
+    pub(super) fn new<T: Real>(name: &str, shape: &[usize], values: &[T]) -> Result<Array> {
         let elements = shape.iter().try_fold(1_usize, |product, len| product.checked_mul(*len));
         if elements != Some(values.len()) {
             let what = format!("{name} has {} elements, and its shape is {shape:?}", values.len());
             return Err(Error::Argument(what));
         }
-        Ok(Array {
+        Ok(Array { shape: shape.to_vec(), ..Array::flat(name, values) })
+    }
+
+    /// Copies the elements of an array of one dimension.
+    pub(super) fn flat<T: Real>(name: &str, values: &[T]) -> Array {
+        Array {
             name: name.to_owned(),
             data_type: T::SAFETENSORS_TYPE,
-            shape: shape.to_vec(),
+            shape: vec![values.len()],
             bytes: T::to_bytes(values),
-        })
+        }
     }
 }
 
