@@ -116,7 +116,8 @@ fn a_hostile_state_takes_no_memory() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(layout::STATE);
     let begin = r#"{"format":1,"crc32":0,"content":{"ranks":1,"state":{"user":"#;
-    fs::write(&path, begin.to_owned() + &"[".repeat(1 << 20)).expect("a file");
+    let (open, close) = ("[".repeat(1 << 20), "]".repeat(1 << 20));
+    fs::write(&path, format!("{begin}{open}{close}}}}}}}")).expect("a file");
     assert_refused(folder.path(), "recursion limit");
     fs::write(&path, r#"{"format": 2}"#).expect("a file");
     assert_refused(folder.path(), "format is 2");

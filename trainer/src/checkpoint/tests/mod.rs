@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
+use crate::optimiser::{Optimiser, OptimiserState, Step};
 
 /// Long enough for the busiest machine.
 const LONG: Duration = Duration::from_secs(600);
@@ -169,6 +170,64 @@ fn any_number_of_ranks_reads_what_three_wrote() {
     for ranks in [1, 2, 3, 5, 60] {
         assert_holds(&checkpoint, 100, ranks);
     }
+}
+
+/// Three ranks own the optimiser's state, save and stop; two go on.
+#[test]
+fn a_resumed_training_has_the_bits_of_an_undisturbed_one() {
+    const ELEMENTS: usize = 50;
+    let adamw = Optimiser::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+    let share = |rank, ranks| ELEMENTS * rank / ranks..ELEMENTS * (rank + 1) / ranks;
+    let step = |number, state: &mut OptimiserState<f32>, own: Range<usize>, all: &mut [f32]| {
+        let at = Step { number, learning_rate: 0.01, gradient_scale: 1.0 };
+        let gradients = values(number, "gradient", own.clone());
+        state.update(at, true, 0..own.len(), &mut all[own], &gradients);
+    };
+    let mut undisturbed = values(0, "w", 0..ELEMENTS);
+    let mut whole_state = OptimiserState::new(adamw, ELEMENTS);
+    for number in 1..=6 {
+        step(number, &mut whole_state, 0..ELEMENTS, &mut undisturbed);
+    }
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut parameter = values(0, "w", 0..ELEMENTS);
+    let mut snapshots = Vec::new();
+    for rank in 0..3 {
+        let own = share(rank, 3);
+        let mut optimiser = OptimiserState::new(adamw, own.len());
+        for number in 1..=3 {
+            step(number, &mut optimiser, own.clone(), &mut parameter);
+        }
+        let mut snapshot = Snapshot::new(state(3));
+        for kind in adamw.state_kinds() {
+            let array = optimiser.array(*kind).expect("an array of the kind");
+            snapshot.add_piece(*kind, "w", own.start, array);
+        }
+        snapshots.push(snapshot);
+    }
+    snapshots[0].add_parameter("w", &[ELEMENTS], &parameter).expect("all elements");
+    let mut writers = [0, 1, 2].map(|rank| writer(folder.path(), rank, 3));
+    for (writer, snapshot) in writers.iter_mut().zip(snapshots) {
+        writer.save(snapshot).expect("nothing before");
+    }
+    writers[0].finish(LONG).expect("a checkpoint");
+
+    let (checkpoint, _) = found(folder.path());
+    let checkpoint = checkpoint.expect("a checkpoint");
+    let mut resumed = vec![0.0; ELEMENTS];
+    checkpoint.read("w", &mut resumed).expect("the parameter");
+    for rank in 0..2 {
+        let own = share(rank, 2);
+        let mut optimiser = OptimiserState::new(adamw, own.len());
+        for kind in adamw.state_kinds() {
+            let array = optimiser.array_mut(*kind).expect("an array of the kind");
+            checkpoint.read_state(*kind, "w", own.start, array).expect("its share");
+        }
+        for number in 4..=6 {
+            step(number, &mut optimiser, own.clone(), &mut resumed);
+        }
+    }
+    assert_eq!(resumed, undisturbed);
 }
 
 #[test]

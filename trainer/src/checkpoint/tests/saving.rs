@@ -5,8 +5,9 @@ use std::fs;
 use super::*;
 use crate::checkpoint::layout::{Attempt, optimiser_file_name};
 
-fn attempt(step: u64, save: u64) -> String {
-    Attempt { step, run: RUN, save }.folder_name()
+/// The folder in which the ranks of a run meet for their first save.
+fn first_attempt(step: u64, run: u64) -> String {
+    Attempt { step, run, save: 1 }.folder_name()
 }
 
 #[test]
@@ -58,17 +59,18 @@ fn ranks_whose_parts_do_not_come_are_named() {
 #[test]
 fn a_part_of_an_earlier_run_is_not_taken() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut earlier = writer(folder.path(), 1, 2);
+    let mut earlier =
+        Writer::new(WriterSettings { run: 1, ..settings(folder.path(), 1, 2) }).expect("a folder");
     earlier.save(snapshot(100, 1, 2)).expect("nothing before");
     earlier.finish(LONG).expect("its part");
     let settings =
-        WriterSettings { run: RUN + 1, deadline: Duration::ZERO, ..settings(folder.path(), 0, 2) };
+        WriterSettings { run: 2, deadline: Duration::ZERO, ..settings(folder.path(), 0, 2) };
     let mut later = Writer::new(settings).expect("a folder");
     later.save(snapshot(100, 0, 2)).expect("nothing before");
     let error = later.finish(LONG).expect_err("rank 1 does not come").to_string();
     assert!(error.contains("rank 1 "), "{error}");
     // What the earlier run has left goes with the next checkpoint.
-    assert_eq!(names(folder.path()), [attempt(100, 1)]);
+    assert_eq!(names(folder.path()), [first_attempt(100, 1)]);
     save(folder.path(), 1, &[100, 200]);
     assert_eq!(names(folder.path()), ["step-0000000100", "step-0000000200"]);
 }
@@ -78,7 +80,7 @@ fn a_rank_that_cannot_write_says_so_to_rank_0_and_harms_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut writers = [writer(folder.path(), 0, 2), writer(folder.path(), 1, 2)];
     // A folder lies where rank 1's file should be.
-    let in_the_way = folder.path().join(attempt(100, 1)).join(optimiser_file_name(1, 2));
+    let in_the_way = folder.path().join(first_attempt(100, RUN)).join(optimiser_file_name(1, 2));
     fs::create_dir_all(&in_the_way).expect("a folder");
     for (rank, writer) in writers.iter_mut().enumerate() {
         writer.save(snapshot(100, rank, 2)).expect("nothing before");
