@@ -48,6 +48,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says what is wrong with a checkpoint.
+    pub(crate) fn checkpoint(path: &Path, what: impl Into<String>) -> Error {
+        Error::Checkpoint { path: path.to_owned(), what: what.into() }
+    }
+
     /// Says which file the system refused.
     pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();

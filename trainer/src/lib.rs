@@ -7,6 +7,8 @@
 //! | open data, and divide it over ranks | [`data`] |
 //! | use a model that comes with it | [`models`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
+//! | step parameters | [`OptimiserState`], [`Schedule`] |
+//! | stop and go on | [`checkpoint`] |
 
 pub mod checkpoint;
 pub mod data;

@@ -43,7 +43,11 @@ macro_rules! real {
             }
 
             fn to_bytes(values: &[Self]) -> Vec<u8> {
-                values.iter().flat_map(|value| value.to_le_bytes()).collect()
+                let mut bytes = vec![0; size_of_val(values)];
+                for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+                    *bytes = value.to_le_bytes();
+                }
+                bytes
             }
 
             fn from_bytes(bytes: &[u8], values: &mut [Self]) {

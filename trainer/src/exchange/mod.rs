@@ -11,7 +11,7 @@ mod covered;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use ringtree::{Communicator, Memory, Op, Pending, Ran, bf16};
+use ringtree::{Communicator, Element, Memory, Op, Pending, Ran, bf16};
 use serde::{Deserialize, Serialize};
 
 use crate::real::Real;
@@ -280,9 +280,16 @@ impl<T: Real> GradientExchange<T> {
         self.send_complete()?;
         let begin = Instant::now();
         let mut exchanged = Exchanged::default();
+        let last = match self.buckets.last_mut() {
+            Some(one) => {
+                Some(one.exchange(&self.communicator, scatters(&self.settings, self.is_settled))?)
+            }
+            None => None,
+        };
         for one in &mut self.buckets {
             exchanged.buckets.extend(one.arrive()?);
         }
+        exchanged.buckets.extend(last);
         exchanged.exposed = begin.elapsed();
         self.ready.clear();
         self.next = 0;
@@ -331,14 +338,14 @@ impl<T: Real> GradientExchange<T> {
         behind.saturating_sub(1).min(self.starts.len().saturating_sub(2))
     }
 
-    /// Sends off the buckets in whose turn it is, and which are complete.
+    /// Sends off the buckets whose turn it is, and which are complete, but for the last one: with it the gradients are
+    /// complete, and [`GradientExchange::finish`] exchanges it in this thread, without a hand-over.
     fn send_complete(&mut self) -> Result<()> {
-        while let Some(one) = self.buckets.get_mut(self.next)
+        while self.next + 1 < self.buckets.len()
+            && let one = &mut self.buckets[self.next]
             && one.ready_elements == one.bucket.len()
         {
-            // Until the order is known, each rank gets all sums, since its parts will be others.
-            let scatters = self.settings.sharded && self.is_settled;
-            one.leave(&self.communicator, scatters)?;
+            one.leave(&self.communicator, scatters(&self.settings, self.is_settled))?;
             self.next += 1;
         }
         Ok(())
@@ -419,6 +426,27 @@ impl<T: Real> GradientExchange<T> {
 }
 
 impl<T: Real> Travelling<T> {
+    /// Exchanges the bucket in this thread.
+    fn exchange(&mut self, communicator: &Communicator, scatters: bool) -> Result<BucketTimes> {
+        let Place::Here(memory) = &mut self.memory else { return Err(lost()) };
+        let began = Instant::now();
+        let element_bytes = match &mut self.narrow {
+            Some(narrow) => {
+                narrowed(memory, narrow);
+                sum(communicator, narrow, scatters)?;
+                widened(narrow, memory);
+                size_of::<bf16>()
+            }
+            None => {
+                sum(communicator, memory, scatters)?;
+                size_of::<T>()
+            }
+        };
+        self.ready_elements = 0;
+        let ran = Ran { began, ended: Instant::now() };
+        Ok(BucketTimes { bytes: element_bytes * self.bucket.len(), posted: began, ran })
+    }
+
     /// Sends the bucket off.
     fn leave(&mut self, communicator: &Communicator, scatters: bool) -> Result<()> {
         let Some(mut narrow) = self.narrow.take() else {
@@ -430,9 +458,7 @@ impl<T: Real> Travelling<T> {
         let Place::Here(memory) = std::mem::replace(&mut self.memory, Place::Lost) else {
             return Err(lost());
         };
-        for (narrow, gradient) in narrow.iter_mut().zip(&*memory) {
-            *narrow = bf16::from_f64(gradient.to_f64());
-        }
+        narrowed(&memory, &mut narrow);
         let posted = Instant::now();
         let pending = match scatters {
             true => communicator.reduce_scatter_async(narrow, Op::Sum)?,
@@ -470,15 +496,39 @@ impl<T: Real> Travelling<T> {
             }
             Place::NarrowAway { mut memory, pending, posted } => {
                 let (narrow, ran) = pending.wait_timed()?;
-                for (gradient, narrow) in memory.iter_mut().zip(&*narrow) {
-                    *gradient = T::from_f64(narrow.to_f64());
-                }
+                widened(&narrow, &mut memory);
                 self.narrow = Some(narrow);
                 (memory, size_of::<bf16>(), posted, ran)
             }
         };
         self.memory = Place::Here(memory);
         Ok(Some(BucketTimes { bytes: bytes * self.bucket.len(), posted, ran }))
+    }
+}
+
+/// Whether each rank gets the sums of its own parts only. Until the order is known it gets all, since its parts will be
+/// others.
+fn scatters(settings: &ExchangeSettings, is_settled: bool) -> bool {
+    settings.sharded && is_settled
+}
+
+fn sum<E: Element>(communicator: &Communicator, elements: &mut [E], scatters: bool) -> Result<()> {
+    match scatters {
+        true => communicator.reduce_scatter(elements, Op::Sum)?,
+        false => communicator.all_reduce(elements, Op::Sum)?,
+    }
+    Ok(())
+}
+
+fn narrowed<T: Real>(gradients: &[T], narrow: &mut [bf16]) {
+    for (narrow, gradient) in narrow.iter_mut().zip(gradients) {
+        *narrow = bf16::from_f64(gradient.to_f64());
+    }
+}
+
+fn widened<T: Real>(narrow: &[bf16], gradients: &mut [T]) {
+    for (gradient, narrow) in gradients.iter_mut().zip(narrow) {
+        *gradient = T::from_f64(narrow.to_f64());
     }
 }
 

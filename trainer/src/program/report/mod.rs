@@ -77,7 +77,9 @@ fn summary(lines: &[Line]) -> String {
     let sum = |of: fn(&StepLine) -> f64| steps.iter().map(|step| of(step)).sum::<f64>();
     let exchange_ms = sum(|step| step.exchange_ms);
     let hidden = match exchange_ms > 0.0 {
-        true => format!("{:.0} % of it", 100.0 * (1.0 - sum(|s| s.exposed_ms) / exchange_ms).max(0.0)),
+        true => {
+            format!("{:.0} % of it", 100.0 * (1.0 - sum(|s| s.exposed_ms) / exchange_ms).max(0.0))
+        }
         false => "nothing".to_owned(),
     };
     format!(
@@ -116,11 +118,7 @@ fn charts_of(lines: &[Line]) -> Vec<Chart> {
         unit: "",
         curves: vec![
             curve("training", Style::Line, &|step| step.loss),
-            Curve {
-                name: "validation".into(),
-                style: Style::Marks,
-                points: validation.collect(),
-            },
+            Curve { name: "validation".into(), style: Style::Marks, points: validation.collect() },
         ],
     };
     let throughput = Chart {
@@ -133,8 +131,7 @@ fn charts_of(lines: &[Line]) -> Vec<Chart> {
         let up_to = move |step: &StepLine| step.phases_ms.iter().take(top + 1).sum::<f64>();
         curve(Phase::ALL[top].name(), Style::Area, &up_to)
     });
-    let split =
-        Chart { title: "Time of a step on rank 0", unit: "ms", curves: stacked.collect() };
+    let split = Chart { title: "Time of a step on rank 0", unit: "ms", curves: stacked.collect() };
     let ranks = first.busy_ms.len();
     let skew = (0..ranks).map(|rank| {
         let behind = move |step: &StepLine| {
