@@ -180,7 +180,6 @@ impl<T: Real> Run<T> {
             Some(_) => Some(Timeline::new(&self.communicator)?),
             None => None,
         };
-        let mut saved_at = self.progress.step;
         let mut interrupted = false;
         while self.progress.step < self.steps && !interrupted {
             let begin = Instant::now();
@@ -214,24 +213,21 @@ impl<T: Real> Run<T> {
             if is_due(self.config.check_every, self.progress.step) {
                 self.model.check_equal()?;
             }
-            let is_end = self.progress.step == self.steps || interrupted;
-            if is_due(self.config.validate_every, self.progress.step) || is_end {
-                let data = self.data.validation.as_ref();
-                let line = validate(&self.model, data, self.config.batch, self.progress.step)?;
-                if let Some(output) = output.as_deref_mut() {
-                    output.validation(line)?;
-                }
+            let is_last = self.progress.step == self.steps || interrupted;
+            if is_due(self.config.validate_every, self.progress.step) && !is_last {
+                self.validate(output.as_deref_mut())?;
             }
-            if is_due(self.config.checkpoint_every, self.progress.step) || is_end {
+            if is_due(self.config.checkpoint_every, self.progress.step) && !is_last {
                 self.save(&mut writer)?;
-                saved_at = self.progress.step;
             }
         }
+        // Also where no step was left to make.
+        self.validate(output.as_deref_mut())?;
+        self.save(&mut writer)?;
         writer.finish(saving::DEADLINE)?;
         if let Some(output) = output {
             let what = if interrupted { "interrupted" } else { "finished" };
-            let event =
-                format!("{what} after step {}; checkpoint at step {saved_at}", self.progress.step);
+            let event = format!("{what} after step {}", self.progress.step);
             output.event(EventLine { step: self.progress.step, what: event })?;
         }
         if let (Some(timeline), Some(path)) = (timeline, &self.timeline) {
@@ -259,6 +255,12 @@ impl<T: Real> Run<T> {
         }
         events.exchanged = events.run(Phase::Exchange, || self.model.finish())?;
         Ok(loss_part)
+    }
+
+    fn validate(&self, output: Option<&mut Output>) -> Result<(), Error> {
+        let data = self.data.validation.as_ref();
+        let line = validate(&self.model, data, self.config.batch, self.progress.step)?;
+        output.map_or(Ok(()), |output| output.validation(line))
     }
 
     fn save(&self, writer: &mut Writer) -> Result<(), Error> {

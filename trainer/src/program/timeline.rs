@@ -58,7 +58,7 @@ impl Timeline {
         }
         let mut events = drawn(0, &own);
         for rank in 1..communicator.ranks() {
-            let mut len = [0];
+            let mut len = [0_u64];
             communicator.receive(&mut len, rank)?;
             let mut theirs = vec![0; len[0] as usize];
             communicator.receive(&mut theirs, rank)?;
