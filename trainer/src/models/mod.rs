@@ -5,6 +5,7 @@ mod cnn;
 mod gpt;
 mod layers;
 mod mlp;
+mod rows;
 
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
