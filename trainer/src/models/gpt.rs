@@ -35,8 +35,8 @@ impl Default for GptSettings {
 }
 
 /// A transformer that predicts the next token at each place of a block. Parameters are named as in nanoGPT and GPT-2
-/// (`transformer.h.0.attn.c_attn.weight`); weights of linear layers are (outputs, inputs), and the head's is that of the
-/// token embedding.
+/// (`transformer.h.0.attn.c_attn.weight`); weights of linear layers are (outputs, inputs), and the
+/// head's is that of the token embedding.
 #[derive(Clone, Debug)]
 pub struct Gpt {
     token_embedding: Tensor,
