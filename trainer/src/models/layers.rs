@@ -1,8 +1,10 @@
 //! What models are made of, where candle's own layers will not do.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
+
+use super::rows;
 
 /// What keeps layers from being one linear function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +62,7 @@ impl Linear {
 
     /// From (rows, inputs) to (rows, outputs).
     pub(super) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        matmul_transposed(rows, &self.weight)?.broadcast_add(&self.bias)
+        rows::add_bias(&matmul_transposed(rows, &self.weight)?, &self.bias)
     }
 }
 
@@ -95,9 +97,6 @@ impl LayerNorm {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normal = centred.broadcast_div(&(variance + Self::EPSILON)?.sqrt()?)?;
-        normal.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+        rows::layer_norm(x, &self.weight, &self.bias, Self::EPSILON)
     }
 }
