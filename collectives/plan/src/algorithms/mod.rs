@@ -238,7 +238,7 @@ impl Algorithm {
         match self {
             Algorithm::Hierarchical if ranks > 1 && self.serves(collective) => {
                 assert!(rank < ranks, "rank {rank} of {ranks}");
-                hierarchical::plan(rank, places.hosts())
+                hierarchical::plan(rank, &places.ranks_by_host())
             }
             _ if self.has_neighbours(collective) && !places.are_numbers() => {
                 assert!(rank < ranks, "rank {rank} of {ranks}");
@@ -334,8 +334,8 @@ impl Algorithm {
 }
 
 /// Two ranks on each host.
-fn assumed_hosts(ranks: u32) -> Vec<u32> {
-    (0..ranks).map(|rank| rank / 2).collect()
+fn assumed_hosts(ranks: u32) -> Vec<Vec<u32>> {
+    (0..ranks).step_by(2).map(|first| (first..ranks.min(first + 2)).collect()).collect()
 }
 
 /// All-reduce of a rank that is alone.
