@@ -24,6 +24,7 @@ use crate::digest::fnv1a;
 use crate::driver::Driver;
 use crate::engine::{Engine, Wiring};
 use crate::hosting::{Hosted, Hosting};
+use crate::network::{self, NetworkFigures, RankPorts};
 use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
@@ -54,6 +55,8 @@ pub(crate) struct Origin {
     /// them: the ranks outside it are still there.
     place: usize,
     beside: usize,
+    /// Rank 0's cost table, before the ports of the ranks were looked at.
+    pub(crate) costs: Costs,
 }
 
 /// What each rank tells all others before the first call.
@@ -79,6 +82,8 @@ struct Introduction {
     may_be_tuned: bool,
     /// Where on its host it is.
     site: Site,
+    /// What is known of its ports.
+    ports: RankPorts,
     address: Vec<u8>,
 }
 
@@ -145,6 +150,10 @@ fn meet_as(
         costs: settings.costs,
         may_be_tuned: matches!(&settings.tuning, Tuning::Kept(cache) if cache.exists()),
         site: found.site,
+        ports: match &found.machine {
+            Some(machine) => RankPorts::of(&endpoint, machine, found.is_here),
+            None => RankPorts::default(),
+        },
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
@@ -174,17 +183,27 @@ fn meet_as(
     let count = hosts.iter().max().map_or(1, |last| last + 1);
     let on = |host: u32| hosts.iter().filter(|other| **other == host).count() as u32;
     let fewest_local_ranks = (0..count).map(on).min().unwrap_or(1);
+    let rdma = !shared_memory && all.iter().all(|introduction| introduction.has_rdma);
+    let (costs, network_figures) = match count {
+        // Nothing leaves the host, through whatever port.
+        1 => (all[0].costs, NetworkFigures::Default),
+        _ => {
+            let ports: Vec<&RankPorts> = all.iter().map(|one| &one.ports).collect();
+            network::with_ports(all[0].costs, &ports, rdma)
+        }
+    };
     let mut shape = Shape {
         ranks,
         hosts: count,
         shared_memory,
-        rdma: !shared_memory && all.iter().all(|introduction| introduction.has_rdma),
+        rdma,
         local_ranks,
         processors,
         fewest_local_ranks,
         reproducible: settings.reproducible,
         large_pages: all.iter().all(|introduction| introduction.large_pages),
-        costs: all[0].costs,
+        costs,
+        network_figures,
         tuned: None,
         order: None,
     };
@@ -196,6 +215,7 @@ fn meet_as(
         let table = tuned(&mut meeting, &settings, &shape, &links, &name, deadline)?;
         shape.tuned = table.map(Arc::new);
     }
+    let costs = all[0].costs;
     let wiring = Wiring {
         rank,
         endpoint,
@@ -216,7 +236,7 @@ fn meet_as(
         timeout,
     };
     let engine = Engine::new(wiring, driver, shape.clone());
-    let origin = Origin { name, meets_at, place, beside };
+    let origin = Origin { name, meets_at, place, beside, costs };
     Ok(Joined { settings, engine, control, shape, links, hosting: None, origin })
 }
 
@@ -463,6 +483,7 @@ impl Introduction {
         out.extend_from_slice(&self.costs.encode());
         out.push(u8::from(self.may_be_tuned));
         out.extend_from_slice(&self.site.encode());
+        out.extend_from_slice(&self.ports.encode());
         out.extend_from_slice(&self.address);
         out
     }
@@ -479,7 +500,8 @@ impl Introduction {
         let (&reproducible, bytes) = bytes.split_first()?;
         let (costs, bytes) = bytes.split_first_chunk()?;
         let (&may_be_tuned, bytes) = bytes.split_first()?;
-        let (site, address) = bytes.split_first_chunk()?;
+        let (site, bytes) = bytes.split_first_chunk()?;
+        let (ports, address) = RankPorts::decode(bytes)?;
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             process: u32::from_le_bytes(*process),
@@ -493,6 +515,7 @@ impl Introduction {
             costs: Costs::decode(costs)?,
             may_be_tuned: may_be_tuned != 0,
             site: Site::decode(site),
+            ports,
             address: address.to_vec(),
         })
     }

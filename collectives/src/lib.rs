@@ -31,6 +31,7 @@ pub mod executor;
 mod hosting;
 mod meeting;
 mod memory;
+mod network;
 mod prepared;
 mod progress;
 #[doc(hidden)]
@@ -52,6 +53,7 @@ pub use costs::{Costs, LinkCosts};
 pub use error::Error;
 pub use meeting::Meeting;
 pub use memory::{Memory, Registered, Registrable, RegistrableMut};
+pub use network::NetworkFigures;
 pub use progress::Pending;
 pub use ringtree_plan::{Algorithm, Collective};
 pub use ringtree_transport::TransportKind;

@@ -8,7 +8,7 @@ use ringtree_plan::Collective;
 use ringtree_transport::shm::BOARD_BYTES;
 
 use crate::executor::Schedule;
-use crate::{Algorithm, Costs, LinkCosts, RankOrder, Tuned};
+use crate::{Algorithm, Costs, LinkCosts, NetworkFigures, RankOrder, Tuned};
 
 /// What all ranks know of the machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,8 +32,10 @@ pub struct Shape {
     pub reproducible: bool,
     /// Buffers that come again and again are moved into large pages, on all hosts.
     pub large_pages: bool,
-    /// What messages and sums cost: rank 0's table.
+    /// What messages and sums cost: rank 0's table, with what is known of the ports between hosts.
     pub costs: Costs,
+    /// Where its figures of the network between hosts come from.
+    pub network_figures: NetworkFigures,
     /// What calls took among such ranks, if rank 0 has a table of that.
     pub tuned: Option<Arc<Tuned>>,
     /// The order of the ranks that the hosts' wiring says, if it says one.
@@ -154,6 +156,16 @@ impl fmt::Display for Explanation {
                 None => {}
             }
             writeln!(f, "  {rounds} of {round_bytes} bytes, {at_once} at once{mark}")?;
+        }
+        if self.shape.hosts > 1 {
+            let LinkCosts { bytes_per_s, latency_s, .. } = self.shape.network();
+            let (speed_gbps, latency_us) = (bytes_per_s / 1e9, latency_s * 1e6);
+            let source = match &self.shape.network_figures {
+                NetworkFigures::Default => "the default figures".into(),
+                NetworkFigures::Settings => "rank 0's settings".into(),
+                NetworkFigures::Ports { rank, names } => format!("{names} of rank {rank}"),
+            };
+            writeln!(f, "Between hosts {speed_gbps:.2} GB/s, {latency_us:.1} us: by {source}")?;
         }
         if let Some(order) = &self.shape.order {
             let ranks: Vec<String> = order.ranks.iter().map(u32::to_string).collect();
@@ -478,6 +490,7 @@ mod tests {
             reproducible: false,
             large_pages: false,
             costs: Costs::default(),
+            network_figures: NetworkFigures::Default,
             tuned: None,
             order: None,
         }

@@ -4,6 +4,7 @@
 //! of that in its introduction is short: descriptions go over the store once for each kind of host, and not at
 //! all where hosts have nothing in them that could be in an order.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -85,6 +86,10 @@ pub(crate) struct Found {
     /// The RDMA ports that are nearest to the rank's GPU, or to its processors: as in
     /// [`RdmaConfig::devices`](crate::RdmaConfig::devices). `None` where none is nearer than others.
     pub(crate) rdma_ports: Option<String>,
+    /// The host, if anything is known of it, be it by the system or by a file.
+    pub(crate) machine: Option<Cow<'static, Machine>>,
+    /// Whether that is this host as it is.
+    pub(crate) is_here: bool,
 }
 
 impl Found {
@@ -93,14 +98,14 @@ impl Found {
     /// # Errors
     /// [`Error::Settings`] if a file was named that describes no machine.
     pub(crate) fn of(source: &TopologySource, local_rank: Option<u32>) -> Result<Found, Error> {
-        let machine;
         let (machine, gpu, numa) = match source {
             TopologySource::Off => return Ok(Found::default()),
             TopologySource::File(path) => {
-                machine = from_file(path)?;
+                let machine = from_file(path)?;
                 let gpus = machine.gpus();
                 let gpu = local_rank.and_then(|number| gpus.get(number as usize));
-                (&machine, gpu.map(|gpu| gpu.place.device.bus_id), None)
+                let gpu = gpu.map(|gpu| gpu.place.device.bus_id);
+                (Cow::Owned(machine), gpu, None)
             }
             TopologySource::System => {
                 let Some(Detection { machine, limits }) = detected() else {
@@ -111,19 +116,20 @@ impl Found {
                     (gpus, Some(number)) => gpus.get(number as usize).copied(),
                     _ => None,
                 };
-                (machine, gpu, own_node(machine, limits.cpus.as_ref()))
+                (Cow::Borrowed(machine), gpu, own_node(machine, limits.cpus.as_ref()))
             }
         };
-        if !may_have_an_order(machine) {
-            return Ok(Found::default());
-        }
-        let description = without_names(machine.clone()).to_xml();
-        let kind = fnv1a(description.bytes()).max(1);
-        let site = Site { kind, gpu, numa };
-        // What a file names need not be here.
         let is_here = *source == TopologySource::System;
-        let rdma_ports = is_here.then(|| nearest_rdma_ports(machine, site)).flatten();
-        Ok(Found { site, description, rdma_ports })
+        let mut found = Found { is_here, ..Found::default() };
+        if may_have_an_order(&machine) {
+            found.description = without_names(machine.clone().into_owned()).to_xml();
+            let kind = fnv1a(found.description.bytes()).max(1);
+            found.site = Site { kind, gpu, numa };
+            // What a file names need not be here.
+            found.rdma_ports = is_here.then(|| nearest_rdma_ports(&machine, found.site)).flatten();
+        }
+        found.machine = Some(machine);
+        Ok(found)
     }
 }
 

@@ -178,9 +178,11 @@ pub struct Settings {
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
-    /// How this rank finds out how its host is wired, which says in which order a ring of the ranks goes.
+    /// How this rank finds out how its host is wired, which says in which order a ring of the ranks goes, and how
+    /// fast its ports are.
     pub topology: TopologySource,
-    /// By what algorithms are chosen: all ranks use rank 0's.
+    /// By what algorithms are chosen: all ranks use rank 0's. Figures of the network that are the default's give way to
+    /// what is known of the ports: [`NetworkFigures`](crate::NetworkFigures).
     pub costs: Costs,
     /// By which measured times, which count more: all ranks use rank 0's.
     pub tuning: Tuning,
