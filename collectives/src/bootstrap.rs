@@ -23,6 +23,7 @@ use crate::control::{AbortWord, Control, FlightRecorder, Membership};
 use crate::digest::fnv1a;
 use crate::driver::Driver;
 use crate::engine::{Engine, Wiring};
+use crate::host_order;
 use crate::hosting::{Hosted, Hosting};
 use crate::network::{self, NetworkFigures, RankPorts};
 use crate::rendezvous::{self, Found, is_told_in_file};
@@ -84,6 +85,8 @@ struct Introduction {
     site: Site,
     /// What is known of its ports.
     ports: RankPorts,
+    /// The switches that its host is below, as in [`Settings::switches`]; empty if they are not known.
+    switches: String,
     address: Vec<u8>,
 }
 
@@ -154,6 +157,7 @@ fn meet_as(
             Some(machine) => RankPorts::of(&endpoint, machine, found.is_here),
             None => RankPorts::default(),
         },
+        switches: switches(&settings),
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
@@ -240,8 +244,8 @@ fn meet_as(
     Ok(Joined { settings, engine, control, shape, links, hosting: None, origin })
 }
 
-/// The order of the ranks that their hosts' wiring says. Where some are in places of their own, the description of
-/// each kind of host goes over the store once.
+/// The order of the ranks that their hosts' wiring and the switches above those say. Where some are in places of their
+/// own, the description of each kind of host goes over the store once.
 fn rank_order(
     meeting: &mut Gathering,
     settings: &Settings,
@@ -252,18 +256,38 @@ fn rank_order(
     deadline: Instant,
 ) -> Result<Option<RankOrder>, Error> {
     let sites: Vec<Site> = all.iter().map(|introduction| introduction.site).collect();
-    if sites.len() < 3 || sites.iter().any(|site| site.kind == 0) {
+    if sites.len() < 3 {
         return Ok(None);
     }
-    let tells = topology::tells(settings.rank, &sites);
-    let mine = if tells { found.description.as_bytes() } else { &[] };
-    let descriptions = meeting.gather(settings, &format!("{name}/topology"), mine, deadline)?;
-    Ok(topology::order(hosts, &sites, &descriptions))
+    let switches: Vec<&str> = all.iter().map(|introduction| &introduction.switches[..]).collect();
+    let row = host_order::in_a_row(hosts, &switches);
+    let is_by_switches = row != Places::on(hosts).order();
+    let mut order = None;
+    if sites.iter().all(|site| site.kind != 0) {
+        let tells = topology::tells(settings.rank, &sites);
+        let mine = if tells { found.description.as_bytes() } else { &[] };
+        let descriptions = meeting.gather(settings, &format!("{name}/topology"), mine, deadline)?;
+        order = topology::order(hosts, &row, &sites, &descriptions);
+    }
+    if let Some(order) = &mut order {
+        order.is_by_switches = is_by_switches;
+    }
+    Ok(order.or_else(|| is_by_switches.then(|| RankOrder::by_switches(row))))
 }
 
-fn places(hosts: &[u32], order: Option<&RankOrder>) -> Places {
-    let said = order.and_then(|order| Places::in_order(hosts, order.ranks.clone()));
-    said.unwrap_or_else(|| Places::on(hosts))
+/// The switches that this host is below, unless they are not to count or are more than an introduction has room for.
+fn switches(settings: &Settings) -> String {
+    let is_used = settings.topology != TopologySource::Off;
+    let told = settings.switches.as_ref().filter(|told| is_used && told.len() < 256);
+    told.cloned().unwrap_or_default()
+}
+
+/// The orders of the ranks, of which rings take all.
+fn places(hosts: &[u32], order: Option<&RankOrder>) -> Vec<Places> {
+    let rings = order.iter().flat_map(|order| order.rings());
+    let said: Vec<Places> =
+        rings.filter_map(|ring| Places::in_order(hosts, ring.to_vec())).collect();
+    if said.is_empty() { vec![Places::on(hosts)] } else { said }
 }
 
 /// The table of measured times that rank 0 has for such ranks, if it has one. Only rank 0 looks into its
@@ -381,6 +405,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         cuda_library: std::env::var_os("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
         reproducible: false,
         topology: TopologySource::System,
+        switches: None,
         costs: Costs::default(),
         tuning: Tuning::Off,
     });
@@ -484,6 +509,8 @@ impl Introduction {
         out.push(u8::from(self.may_be_tuned));
         out.extend_from_slice(&self.site.encode());
         out.extend_from_slice(&self.ports.encode());
+        out.push(self.switches.len() as u8);
+        out.extend_from_slice(self.switches.as_bytes());
         out.extend_from_slice(&self.address);
         out
     }
@@ -501,7 +528,9 @@ impl Introduction {
         let (costs, bytes) = bytes.split_first_chunk()?;
         let (&may_be_tuned, bytes) = bytes.split_first()?;
         let (site, bytes) = bytes.split_first_chunk()?;
-        let (ports, address) = RankPorts::decode(bytes)?;
+        let (ports, bytes) = RankPorts::decode(bytes)?;
+        let (&length, bytes) = bytes.split_first()?;
+        let (switches, address) = bytes.split_at_checked(usize::from(length))?;
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             process: u32::from_le_bytes(*process),
@@ -516,6 +545,7 @@ impl Introduction {
             may_be_tuned: may_be_tuned != 0,
             site: Site::decode(site),
             ports,
+            switches: String::from_utf8(switches.to_vec()).ok()?,
             address: address.to_vec(),
         })
     }

@@ -28,6 +28,7 @@ mod engine;
 mod error;
 #[doc(hidden)]
 pub mod executor;
+mod host_order;
 mod hosting;
 mod meeting;
 mod memory;

@@ -174,6 +174,13 @@ impl fmt::Display for Explanation {
                 "Rings, chains and trees take the ranks in the order {}:",
                 ranks.join(" ")
             )?;
+            if !order.other_rings.is_empty() {
+                writeln!(f, "Lanes of rings and chains take it and these by turns:")?;
+                for ring in &order.other_rings {
+                    let ranks: Vec<String> = ring.iter().map(u32::to_string).collect();
+                    writeln!(f, "  {}", ranks.join(" "))?;
+                }
+            }
             order.why().lines().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         Ok(())
@@ -458,6 +465,11 @@ fn schedule(collective: Collective, algorithm: Algorithm, bytes: u64, shape: &Sh
     let (lanes, round_bytes) = match algorithm {
         // All links of a chain are busy when as many rounds are under way.
         Algorithm::Chain => ((shape.ranks as usize).clamp(2, 16), PIPELINED_ROUND_BYTES),
+        // Each ring has a lane.
+        Algorithm::Ring => {
+            let rings = shape.order.as_ref().map_or(1, |order| order.rings().count());
+            (rings.max(2), 1 << 20)
+        }
         // Trees need twice their depth in flight to keep every level busy.
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), PIPELINED_ROUND_BYTES),
         Algorithm::Tree => (depth.clamp(2, 8), PIPELINED_ROUND_BYTES),

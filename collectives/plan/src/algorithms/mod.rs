@@ -261,6 +261,12 @@ impl Algorithm {
         }
     }
 
+    /// Whether a plan goes once around a ring of the ranks. Then its rounds may go around different rings, so that
+    /// more links are used.
+    pub const fn goes_around(self) -> bool {
+        matches!(self, Algorithm::Ring | Algorithm::Chain)
+    }
+
     /// Whether [`Algorithm::closed_form`] is to 1 % what [`predict`](crate::predict) says. Recursive
     /// doubling and halving, and trees, are regular for powers of two only; messages of the two trees
     /// of a double tree meet at ports as it happens. Rounds that overlap do not add up: whoever has its
