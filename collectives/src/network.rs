@@ -59,23 +59,30 @@ impl RankPorts {
         };
         let names: Vec<String> =
             endpoint.tcp_addresses().iter().map(|address| of_address(*address)).collect();
-        let behind = |name: &String| match is_here {
-            true => carriers(&Roots::system(), name),
-            false => vec![name.clone()],
+        let named = |name: &str| {
+            all.iter().find(|port| port.port.name == name || port.port.partner == name)
         };
-        let tcp = names.iter().map(|name| {
-            let ports = behind(name).into_iter().map(|carrier| {
-                all.iter().find(|port| port.port.name == carrier || port.port.partner == carrier)
-            });
-            (name.clone(), ports.collect())
-        });
-        let rdma = endpoint.rdma_ports().map(|(device, number)| {
+        // An interface that goes through nothing that is known is like a port that is not.
+        let behind = |name: &String| match is_here {
+            true => match &carriers(&Roots::system(), name)[..] {
+                [] => vec![None],
+                carriers => carriers.iter().map(|carrier| named(carrier)).collect(),
+            },
+            false => vec![named(name)],
+        };
+        let of_tcp: Vec<Option<&PlacedPort>> = names.iter().flat_map(behind).collect();
+        let rails: Vec<(&str, u8)> = endpoint.rdma_ports().collect();
+        let of_rdma = rails.iter().map(|(device, number)| {
             let is_it = |port: &&PlacedPort| {
-                port.port.name == device && port.port.port == u32::from(number)
+                port.port.name == *device && port.port.port == u32::from(*number)
             };
-            (format!("{device}:{number}"), vec![all.iter().find(is_it)])
+            all.iter().find(is_it)
         });
-        RankPorts { tcp: Ports::together(tcp), rdma: Ports::together(rdma) }
+        let rails = rails.iter().map(|(device, number)| format!("{device}:{number}"));
+        RankPorts {
+            tcp: Ports::together(&names, &of_tcp),
+            rdma: Ports::together(&rails.collect::<Vec<_>>(), &of_rdma.collect::<Vec<_>>()),
+        }
     }
 
     /// As they are sent.
@@ -92,22 +99,15 @@ impl RankPorts {
 }
 
 impl Ports {
-    /// Those of the interfaces or devices of these names, each of which has some ports; `None` is one that is
-    /// not known.
-    fn together<'a>(
-        named: impl Iterator<Item = (String, Vec<Option<&'a PlacedPort<'a>>>)>,
-    ) -> Ports {
-        let (names, ports): (Vec<String>, Vec<Vec<_>>) = named.unzip();
-        let known = |port: &Option<&PlacedPort>| (*port)?.known_bytes_per_s();
-        let of_name = |ports: &Vec<_>| match ports.is_empty() {
-            true => None,
-            false => ports.iter().map(known).sum::<Option<f64>>(),
-        };
-        let bytes_per_s = match ports.is_empty() {
-            true => None,
-            false => ports.iter().map(of_name).sum(),
-        };
-        let latencies_us = ports.iter().flatten().flatten().filter_map(|port| port.port.latency_us);
+    /// All of some names together; `None` is a port of which nothing is known.
+    fn together(names: &[String], ports: &[Option<&PlacedPort>]) -> Ports {
+        let mut different: Vec<&PlacedPort> = ports.iter().flatten().copied().collect();
+        different.sort_by_key(|port| port.port.index);
+        different.dedup_by_key(|port| port.port.index);
+        let is_known = !ports.is_empty() && ports.iter().all(Option::is_some);
+        let speeds = different.iter().map(|port| port.known_bytes_per_s());
+        let bytes_per_s = speeds.sum::<Option<f64>>().filter(|_| is_known);
+        let latencies_us = different.iter().filter_map(|port| port.port.latency_us);
         let latency_us = latencies_us.fold(0.0, f64::max);
         let latency_s = (latency_us > 0.0).then_some(latency_us / 1e6);
         Ports { bytes_per_s, latency_s, names: names.join(", ") }
@@ -194,6 +194,27 @@ mod tests {
         let (cut, _) = RankPorts::decode(&over_tcp(None, &long).encode()).unwrap();
         assert_eq!(cut.tcp.names, "ä".repeat(MOST_NAME_CHARS));
         assert_eq!(RankPorts::decode(&over_tcp(None, "eth0").encode()[..20]), None);
+    }
+
+    #[test]
+    fn ports_count_once_each_and_only_if_all_are_known() {
+        let text = r#"<system version="1"><cpu numaid="0" affinity="1" arch="x86_64"><nic>
+          <net name="eth0" dev="0" speed="10000" latency="3" guid="0x1"/>
+          <net name="eth1" dev="1" speed="25000" latency="5" guid="0x2"/>
+          <net name="eth2" dev="2" guid="0x3"/></nic></cpu></system>"#;
+        let machine = Machine::from_xml(text).unwrap();
+        let ports = machine.ports();
+        let names = ["vlan7".to_owned(), "eth1".to_owned()];
+        let together = |places: &[Option<usize>]| {
+            let ports: Vec<_> = places.iter().map(|place| place.map(|at| &ports[at])).collect();
+            let Ports { bytes_per_s, latency_s, names } = Ports::together(&names, &ports);
+            assert_eq!(names, "vlan7, eth1");
+            (bytes_per_s, latency_s)
+        };
+        assert_eq!(together(&[Some(0), Some(1), Some(0)]), (Some(4.375e9), Some(5e-6)));
+        assert_eq!(together(&[Some(0), None]), (None, Some(3e-6)));
+        assert_eq!(together(&[Some(0), Some(2)]), (None, Some(3e-6)));
+        assert_eq!(together(&[]), (None, None));
     }
 
     #[test]
