@@ -2,8 +2,7 @@
 # Installs what the tests need (Debian: iproute2 and nftables for network namespaces, QEMU and libibverbs for the
 # machine with RDMA, what rdma-core is built with, Chromium) and runs all: formatting, lints, documentation, unit and
 # end-to-end tests, each fuzz target for ten seconds, loom, and each benchmark once. The launchers that ranks are
-# tested under are installed by
-# launchers.sh.
+# tested under are installed by launchers.sh.
 #
 # Tests over two network namespaces need root, and packages can be installed only by it and by apt. What cannot be
 # tested is skipped, except in CI (CI=true), where a test bed that cannot be made is a failure.
