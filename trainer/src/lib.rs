@@ -26,7 +26,7 @@ mod real;
 
 pub use data_parallel::DataParallel;
 pub use error::{Error, Result};
-pub use exchange::{BucketTimes, ExchangeSettings, Exchanged, GradientExchange, Part};
+pub use exchange::{BucketTimes, ExchangeSettings, Exchanged, Gpu, GradientExchange, Host, Part};
 pub use model::{Batch, Model};
 pub use optimizing::Optimizing;
 pub use parameters::Parameter;
