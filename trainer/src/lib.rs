@@ -9,8 +9,21 @@
 //! | bring another framework's gradients | [`GradientExchange`] |
 //! | step parameters | [`OptimiserState`], [`Schedule`] |
 //! | stop and go on | [`checkpoint`] |
+//!
+//! # On GPUs
+//!
+//! With the feature `cuda`, which needs CUDA's toolkit to build, [`DataParallel::on_device`] has parameters, gradients and the
+//! optimiser's state on an NVIDIA GPU: a bucket travels in a stream of its own beside candle's, by the GPU path of
+//! `ringtree`, and the host waits for it in the first step only. [`GradientExchange::on_gpu`] alone needs no feature and no
+//! candle. The program `ringtree-train` trains on the host.
+//!
+//! The exchange is tested against a stand-in for the CUDA driver, which executes the kernels and runs what is queued as
+//! late as it may. What leads from candle's tensors to it is type-checked only, and its optimisers are compared with the
+//! host's on the host: no run on a real GPU has been made.
 
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod data;
 mod data_parallel;
 mod error;
