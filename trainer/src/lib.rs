@@ -7,7 +7,7 @@
 //! | open data, and divide it over ranks | [`data`] |
 //! | use a model that comes with it | [`models`] |
 //! | bring another framework's gradients | [`GradientExchange`] |
-//! | step parameters | [`OptimiserState`], [`Schedule`] |
+//! | step parameters | [`Optimizing`], [`optimiser`] |
 //! | stop and go on | [`checkpoint`] |
 //!
 //! # On GPUs

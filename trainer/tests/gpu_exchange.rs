@@ -1,13 +1,14 @@
 //! The exchange of gradients in the memory of GPUs, by itself: on the stand-in for the CUDA driver, which runs what is
 //! queued as late as it may, or on real GPUs (`tests/src/gpu.rs`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ringtree::device::{DeviceMemory, Stream};
 use ringtree::{Communicator, Transports};
 use ringtree_tests::gpu::{Gpu, alone, communicators};
 use ringtree_tests::ranks::{TRANSPORTS, each};
-use ringtree_trainer::{Error, ExchangeSettings, Gpu as OnGpu, GradientExchange};
+use ringtree_trainer::{Error, ExchangeSettings, Gpu as OnGpu, GradientExchange, Part};
 
 const LENGTHS: [usize; 6] = [300, 1, 0, 70, 5, 5000];
 
@@ -28,6 +29,11 @@ fn settings(bucket_bytes: usize, sharded: bool) -> ExchangeSettings {
 /// Where a piece begins in the flat row.
 fn start(piece: usize) -> usize {
     LENGTHS[..piece].iter().sum()
+}
+
+/// Where a piece is in the flat row.
+fn place(piece: usize) -> Range<usize> {
+    start(piece)..start(piece + 1)
 }
 
 /// A rank at work: its GPU, the stream in which it calculates, and the exchange.
@@ -59,14 +65,15 @@ impl Rank {
 
     /// Queues the writing of a piece's gradients.
     fn write(&mut self, piece: usize, given: &DeviceMemory<f64>) {
-        let range = start(piece)..start(piece) + LENGTHS[piece];
+        let range = place(piece);
         let mut gradients = self.exchange.gradients(range.clone()).unwrap();
         gradients.copy_from(&self.stream, &given.part(range)).unwrap();
     }
 
-    /// What memory has for a program that goes on in the stream: a copy is queued there, and read by another stream later.
-    fn seen(&self, memory: &DeviceMemory<f64>, copy: &mut DeviceMemory<f64>) {
-        copy.copy_from(&self.stream, memory).unwrap();
+    /// Queues a copy of a piece's gradients, as a program finds them that goes on in the stream.
+    fn see(&mut self, piece: usize, copy: &DeviceMemory<f64>) {
+        let gradients = self.exchange.gradients(place(piece)).unwrap();
+        copy.part(place(piece)).copy_from(&self.stream, &gradients).unwrap();
     }
 
     fn elements(&self, copy: &DeviceMemory<f64>) -> Vec<f64> {
@@ -85,17 +92,13 @@ fn check_sums(count: u32, transports: Transports, bucket_bytes: usize) {
         for (step, given) in given.iter().enumerate() {
             for piece in order {
                 rank.write(piece, given);
-                let (first, last) = (start(piece), start(piece) + LENGTHS[piece]);
+                let (first, last) = (start(piece), start(piece + 1));
                 let middle = first + (last - first) / 2;
                 rank.exchange.ready(middle..last).unwrap();
                 rank.exchange.ready(first..middle).unwrap();
             }
             rank.exchange.finish().unwrap();
-            for piece in 0..6 {
-                let range = start(piece)..start(piece) + LENGTHS[piece];
-                let gradients = rank.exchange.gradients(range.clone()).unwrap();
-                rank.seen(&gradients, &mut copy.part(range));
-            }
+            (0..6).for_each(|piece| rank.see(piece, &copy));
             let right: Vec<f64> = (0..start(6)).map(|at| sum(count, step, at)).collect();
             assert_eq!(rank.elements(&copy), right, "rank {} of {count}, {step}", rank.rank());
             copy.zero(&rank.stream).unwrap();
@@ -139,13 +142,9 @@ fn what_is_not_ready_counts_as_zero() {
                     _ => {}
                 }
                 rank.exchange.finish().unwrap();
-                for piece in [0, 5] {
-                    let range = start(piece)..start(piece) + LENGTHS[piece];
-                    let gradients = rank.exchange.gradients(range.clone()).unwrap();
-                    rank.seen(&gradients, &mut copy.part(range));
-                }
+                [0, 5].into_iter().for_each(|piece| rank.see(piece, &copy));
                 let got = rank.elements(&copy);
-                for at in (0..300).chain(start(5)..start(6)) {
+                for at in (0..300).chain(place(5)) {
                     let givers = if (100..200).contains(&at) { 2 } else { 1 };
                     assert_eq!(got[at], sum(givers, step, at), "step {step}, element {at}");
                 }
@@ -174,32 +173,27 @@ fn check_sharded_step(rank: &mut Rank, count: u32, step: usize) {
     let given = rank.given(step);
     let made: Vec<f64> = (0..start(6)).map(|at| (at * (step + 2)) as f64).collect();
     let made_there = rank.gpu.memory(&rank.communicator, &made);
-    let mut copy = rank.gpu.memory(&rank.communicator, &vec![0.0; start(6)]);
+    let copy = rank.gpu.memory(&rank.communicator, &vec![0.0; start(6)]);
     (0..6).for_each(|piece| rank.write(piece, &given));
     rank.exchange.ready(0..start(6)).unwrap();
     rank.exchange.finish().unwrap();
-    let place = |piece: usize, elements: &std::ops::Range<usize>| {
-        start(piece) + elements.start..start(piece) + elements.end
+    let row = |part: &Part| {
+        start(part.piece) + part.elements.start..start(part.piece) + part.elements.end
     };
     for part in rank.exchange.parts().to_vec() {
-        let range = place(part.piece, &part.elements);
+        let range = row(&part);
         let mut view = rank.exchange.part(&part).unwrap();
-        rank.seen(&view, &mut copy.part(range.clone()));
+        copy.part(range.clone()).copy_from(&rank.stream, &view).unwrap();
         view.copy_from(&rank.stream, &made_there.part(range)).unwrap();
     }
     let got = rank.elements(&copy);
     for part in rank.exchange.parts() {
-        for at in place(part.piece, &part.elements) {
+        for at in row(part) {
             assert_eq!(got[at], sum(count, step, at), "rank {} of {count}, {at}", rank.rank());
         }
     }
     rank.exchange.gather().unwrap();
-    for piece in 0..6 {
-        let range = start(piece)..start(piece) + LENGTHS[piece];
-        let gathered = rank.exchange.gradients(range.clone()).unwrap();
-        rank.seen(&gathered, &mut copy.part(range));
-    }
-    copy = rank.gpu.memory(&rank.communicator, &rank.elements(&copy));
+    (0..6).for_each(|piece| rank.see(piece, &copy));
     assert_eq!(rank.elements(&copy), made, "rank {} of {count}, step {step}", rank.rank());
 }
 
@@ -211,9 +205,9 @@ fn bf16_and_gradients_under_way_are_refused() {
         let given = rank.given(0);
         for _ in 0..2 {
             (0..6).for_each(|piece| rank.write(piece, &given));
-            rank.exchange.ready(start(5)..start(6)).unwrap();
+            rank.exchange.ready(place(5)).unwrap();
             // In the first step nothing leaves before its end.
-            let is_first = rank.exchange.gradients(start(5)..start(6)).is_ok();
+            let is_first = rank.exchange.gradients(place(5)).is_ok();
             rank.exchange.finish().unwrap();
             if !is_first {
                 let in_bf16 = ExchangeSettings { in_bf16: true, ..settings(1, false) };

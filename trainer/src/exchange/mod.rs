@@ -57,7 +57,8 @@ impl Default for ExchangeSettings {
     }
 }
 
-/// Sums rows of gradients over all ranks of a communicator. See the [module's description](self).
+/// Sums rows of gradients over all ranks of a communicator, bucket by bucket: one travels as soon as all of it and all
+/// buckets before it are ready, while the program still calculates those to come.
 ///
 /// ```
 /// # use ringtree_trainer::{ExchangeSettings, GradientExchange};
