@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Type-checks and lints the trainer with the feature cuda, without CUDA or a GPU. candle has nvcc compile its kernels while
-# it is built. Nothing here is linked or run, so that an nvcc that writes empty files does as well as NVIDIA's, and takes
-# no time.
+# Type-checks and lints the trainer with the feature cuda, without CUDA or a GPU. candle has nvcc compile its kernels
+# while it is built. Nothing here is linked or run, so that an nvcc that writes empty files does as well as NVIDIA's,
+# and takes no time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/cuda

@@ -1,5 +1,5 @@
-//! Gradients of a model whose parameters are candle's tensors on a GPU (feature `cuda`). They stay there: candle's own stream
-//! copies them into the exchange's memory, and out of it for the optimiser.
+//! Gradients of a model whose parameters are candle's tensors on a GPU (feature `cuda`). They stay there: candle's own
+//! stream copies them into the exchange's memory, and out of it for the optimiser.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -50,11 +50,12 @@ impl<M, T: Real> DataParallel<M, T> {
     /// As [`DataParallel::new`], with parameters on a device of candle's: the host, or with the feature `cuda` a GPU.
     /// Gradients stay there.
     ///
-    /// For GPU 0, call [`Communicator::device`] with 0 first, and make candle's device by `Device::new_cuda_with_stream(0)`:
-    /// the stream that `Device::new_cuda` takes is another one on each thread, and takes no collectives. While an exchange is
-    /// under way, the driver must neither load kernels nor wait for the whole device. In the first step nothing is under way
-    /// before its end; what is first used later must be loaded by then (`CUDA_MODULE_LOADING=EAGER` for CUDA's libraries, a
-    /// first use for candle's kernels), and the GPU must have memory pools, by which candle allocates.
+    /// For GPU 0, call [`Communicator::device`] with 0 first, and make candle's device by
+    /// `Device::new_cuda_with_stream(0)`: the stream that `Device::new_cuda` takes is another one on each thread, and
+    /// takes no collectives. While an exchange is under way, the driver must neither load kernels nor wait for the
+    /// whole device. In the first step nothing is under way before its end; what is first used later must be loaded by
+    /// then (`CUDA_MODULE_LOADING=EAGER` for CUDA's libraries, a first use for candle's kernels), and the GPU must
+    /// have memory pools, by which candle allocates.
     ///
     /// # Errors
     /// As [`DataParallel::new`]; [`Error::Argument`] also for a device that no model trains on.

@@ -41,8 +41,8 @@ pub struct Parameter {
 }
 
 impl<T: Real> Parameters<T> {
-    /// None yet. Initial values come from the seed and each parameter's name, whatever the order in which they are asked for,
-    /// and wherever they are.
+    /// None yet. Initial values come from the seed and each parameter's name, whatever the order in which they are
+    /// asked for, and wherever they are.
     pub(crate) fn new(seed: u64, gradients: Arc<Gradients<T>>, device: &Device) -> Parameters<T> {
         Parameters { entries: Arc::default(), gradients, seed, device: device.clone() }
     }

@@ -111,7 +111,8 @@ unsafe impl<T: Element + DeviceRepr> DeviceBuffer<T> for Slice<'_, T> {
     }
 }
 
-/// Memory of the library, lent to copies and kernels of cudarc, which are in order with what else is queued in a stream.
+/// Memory of the library, lent to copies and kernels of cudarc, which are in order with what else is queued in a
+/// stream.
 #[derive(Debug)]
 pub struct Lent<'a, T> {
     memory: &'a DeviceMemory<T>,

@@ -1,9 +1,10 @@
 //! The exchange of gradients: sums over all ranks, bucket by bucket, while the program still calculates those to come.
 //!
 //! It knows nothing of models. A program has one flat row of gradients, in pieces (as a rule one for each parameter).
-//! It writes them where [`GradientExchange::gradients`] says and tells by [`GradientExchange::ready`] what is done. A bucket
-//! travels as soon as all of it and all buckets before it are ready, so that all ranks post the same calls
-//! whatever the order in which theirs become ready. Gradients are in the memory of the host ([`Host`]) or of a GPU ([`Gpu`]).
+//! It writes them where [`GradientExchange::gradients`] says and tells by [`GradientExchange::ready`] what is done. A
+//! bucket travels as soon as all of it and all buckets before it are ready, so that all ranks post the same calls
+//! whatever the order in which theirs become ready. Gradients are in the memory of the host ([`Host`]) or of a GPU
+//! ([`Gpu`]).
 
 mod backend;
 mod buckets;
@@ -35,7 +36,8 @@ pub struct ExchangeSettings {
     pub bucket_bytes: usize,
     /// The first one has so many, so that the exchange begins early: 1 MiB.
     pub first_bucket_bytes: usize,
-    /// Gradients are rounded to bf16 for the exchange and summed in it: half the bytes of f32. Only in the host's memory.
+    /// Gradients are rounded to bf16 for the exchange and summed in it: half the bytes of f32. Only in the host's
+    /// memory.
     pub in_bf16: bool,
     /// Each rank gets the sums of its own part of each bucket only (reduce-scatter), and [`GradientExchange::gather`]
     /// completes what it makes of them (ZeRO, stage 1: Rajbhandari et al., SC 2020).
@@ -131,8 +133,8 @@ pub struct BucketTimes {
 pub struct Exchanged {
     /// Each bucket, in the order in which they travelled. None on a GPU: nobody on the host sees them arrive.
     pub buckets: Vec<BucketTimes>,
-    /// How long [`GradientExchange::finish`] waited for buckets: what was not hidden behind the program's own work. On a GPU,
-    /// whose stream waits instead, how long the host took to queue that.
+    /// How long [`GradientExchange::finish`] waited for buckets: what was not hidden behind the program's own work. On
+    /// a GPU, whose stream waits instead, how long the host took to queue that.
     pub exposed: Duration,
 }
 
@@ -145,8 +147,8 @@ impl Exchanged {
 
 impl<T: Real> GradientExchange<T> {
     /// Makes room for pieces of the given lengths, in the host's memory. All ranks must give the same lengths and
-    /// settings. Until the first step has shown the order in which they become ready, the last piece is expected first, as
-    /// in a backward pass.
+    /// settings. Until the first step has shown the order in which they become ready, the last piece is expected
+    /// first, as in a backward pass.
     ///
     /// # Errors
     /// [`Error::Ringtree`]: there is no memory; [`Error::Argument`]: an order that does not have each piece once.
@@ -162,8 +164,8 @@ impl<T: Real> GradientExchange<T> {
 impl<T: Real> GradientExchange<T, Gpu> {
     /// As [`GradientExchange::new`], in the memory of a GPU. The program writes gradients by what it queues in this
     /// stream, before it says that they are ready, and finds the sums by what it queues there after
-    /// [`GradientExchange::finish`], which does not wait: buckets travel in a stream of their own. What goes wrong there, the
-    /// communicator's next call returns.
+    /// [`GradientExchange::finish`], which does not wait: buckets travel in a stream of their own. What goes wrong
+    /// there, the communicator's next call returns.
     ///
     /// In the first step buckets leave when it is finished, and the host waits for them: while a call is queued, the
     /// driver must not load kernels, as a program does in its first step.

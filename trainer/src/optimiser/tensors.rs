@@ -1,5 +1,5 @@
-//! The same steps by candle's operations, for parameters that are not in the host's memory. Each operation rounds as the
-//! host's loops do, so that on the host the bits are the same; a GPU's kernels may contract a product and a sum.
+//! The same steps by candle's operations, for parameters that are not in the host's memory. Each operation rounds as
+//! the host's loops do, so that on the host the bits are the same; a GPU's kernels may contract a product and a sum.
 
 use std::ops::Range;
 
