@@ -54,6 +54,8 @@ else
 fi
 step "CUDA kernels: compiled again, compared, and assembled for every architecture"
 bash collectives/src/device/kernels/check.sh
+step "the trainer for GPUs, type-checked"
+bash trainer/check-cuda.sh
 step "tests; those named rdma in a virtual machine"
 cargo test --workspace --locked
 step "faults planted in a copy of the code for GPUs, which the tests must notice"

@@ -511,6 +511,31 @@ fn calls_in_streams_of_two_gpus_of_one_communicator() {
 }
 
 #[test]
+fn memory_is_copied_and_zeroed_in_the_order_of_the_stream() {
+    alone("memory_is_copied_and_zeroed_in_the_order_of_the_stream", &[], || {
+        each(communicators(2, Transports::Shm), |communicator| {
+            let gpu = Gpu::of(&communicator);
+            let mut sums = gpu.memory(&communicator, &[1_i32, 2, 3, 4]);
+            let mut copy = gpu.memory(&communicator, &[0_i32; 4]);
+            let on = communicator.on(&gpu.stream);
+            drop(on.all_reduce(&mut sums, Op::Sum).expect("an all-reduce"));
+            copy.copy_from(&gpu.stream, &sums).expect("a copy");
+            sums.part(1..3).zero(&gpu.stream).expect("zeros");
+            assert_eq!(gpu.elements(&copy), [2, 4, 6, 8]);
+            assert_eq!(gpu.elements(&sums), [2, 0, 0, 8]);
+            assert!(copy.copy_from(&gpu.stream, &sums.part(0..3)).is_err(), "fewer elements");
+            let devices = communicator.devices().expect("a driver");
+            let other = communicator.device((communicator.rank() + 1) % devices).expect("a GPU");
+            let elsewhere = Stream::new(&other).expect("a stream");
+            if other != gpu.device {
+                assert!(copy.copy_from(&elsewhere, &sums).is_err(), "another GPU");
+                assert!(copy.zero(&elsewhere).is_err(), "another GPU");
+            }
+        });
+    });
+}
+
+#[test]
 fn a_call_waits_for_its_stream_beyond_the_deadline() {
     alone("a_call_waits_for_its_stream_beyond_the_deadline", &[("HOLD_MS", "600000")], || {
         let driver = ringtree_tests::gpu::driver();

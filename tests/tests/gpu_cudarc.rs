@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr, ValidAsZeroBits};
-use ringtree::device::cudarc::{Slice, stream_of};
+use ringtree::device::cudarc::{Lent, Slice, stream_of};
 use ringtree::device::{Device, Stream};
 use ringtree::{Communicator, Element, Error, Op, Transports, bf16, f16};
 use ringtree_tests::gpu::communicators;
@@ -77,6 +77,26 @@ fn views_are_parts_and_may_be_read_only() {
         let got = gpu.other.clone_dtoh(&output).unwrap();
         let expected = [vec![0; 500], vec![1; 1000], vec![2; 1000], vec![0; 500]].concat();
         assert!(got == expected, "rank {rank}");
+    });
+}
+
+/// Memory of the library is written and read by cudarc, in the stream of the call and in another one.
+#[test]
+fn memory_of_the_library_is_lent_to_cudarc() {
+    each(communicators(2, Transports::Auto), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let on = communicator.on(&gpu.stream);
+        let given = numbers(COUNT, |number| number, communicator.rank() as usize + 1);
+        let mut memory = communicator.alloc_device::<f32>(&gpu.device, COUNT).unwrap();
+        for stream in [&gpu.theirs, &gpu.other] {
+            let given = gpu.other.clone_htod(&given).unwrap();
+            let mut lent = Lent::new(&memory, &gpu.theirs).unwrap();
+            stream.memcpy_dtod(&given, &mut lent).unwrap();
+            on.all_reduce(&mut memory, Op::Sum).unwrap();
+            let lent = Lent::new(&memory, &gpu.theirs).unwrap();
+            let got = stream.clone_dtoh(&lent).unwrap();
+            assert!(got == numbers(COUNT, |number| number, 3));
+        }
     });
 }
 

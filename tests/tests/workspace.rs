@@ -18,7 +18,10 @@ const ALLOWED: [(&str, &[&str]); 7] = [
     ("ringtree", &["ringtree-plan", "ringtree-topology", "ringtree-transport"]),
     ("ringtree-loom-tests", &[]),
     ("ringtree-launcher", &["ringtree", "ringtree-transport"]),
-    ("ringtree-trainer", &["ringtree", "ringtree-launcher", "ringtree-tests"]),
+    (
+        "ringtree-trainer",
+        &["ringtree", "ringtree-cuda-standin", "ringtree-launcher", "ringtree-tests"],
+    ),
 ];
 
 fn root() -> PathBuf {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use ringtree::{Communicator, Op};
 
-use crate::exchange::{ExchangeSettings, Exchanged, GradientExchange, Part};
-use crate::gradients::{Gradients, Pass};
+use crate::exchange::{ExchangeSettings, Exchanged, Part};
+use crate::gradients::{Exchange, Gradients, Pass};
 use crate::parameters::{Parameter, Parameters};
 use crate::real::Real;
 use crate::{Error, Result};
@@ -44,8 +44,33 @@ impl<M, T: Real> DataParallel<M, T> {
     where
         Error: From<E>,
     {
+        DataParallel::on_device(communicator, &Device::Cpu, seed, settings, build)
+    }
+
+    /// As [`DataParallel::new`], with parameters on a device of candle's: the host, or with the feature `cuda` a GPU.
+    /// Gradients stay there.
+    ///
+    /// For GPU 0, call [`Communicator::device`] with 0 first, and make candle's device by
+    /// `Device::new_cuda_with_stream(0)`: the stream that `Device::new_cuda` takes is another one on each thread, and
+    /// takes no collectives. While an exchange is under way, the driver must neither load kernels nor wait for the
+    /// whole device. In the first step nothing is under way before its end; what is first used later must be loaded by
+    /// then (`CUDA_MODULE_LOADING=EAGER` for CUDA's libraries, a first use for candle's kernels), and the GPU must
+    /// have memory pools, by which candle allocates.
+    ///
+    /// # Errors
+    /// As [`DataParallel::new`]; [`Error::Argument`] also for a device that no model trains on.
+    pub fn on_device<E>(
+        communicator: &Communicator,
+        device: &Device,
+        seed: u64,
+        settings: ExchangeSettings,
+        build: impl FnOnce(VarBuilder<'static>) -> std::result::Result<M, E>,
+    ) -> Result<DataParallel<M, T>>
+    where
+        Error: From<E>,
+    {
         let gradients = Arc::new(Gradients::new());
-        let parameters = Parameters::new(seed, gradients.clone());
+        let parameters = Parameters::new(seed, gradients.clone(), device);
         let model = build(parameters.builder())?;
         let parameters = parameters.all();
         let lengths: Vec<usize> = parameters.iter().map(Parameter::len).collect();
@@ -55,7 +80,7 @@ impl<M, T: Real> DataParallel<M, T> {
             one.name.bytes().chain(shape).map(u64::from).collect::<Vec<_>>()
         });
         same_everywhere(communicator, digest(names), "has built another model than")?;
-        gradients.begin(GradientExchange::new(communicator.clone(), &lengths, settings)?, &lengths);
+        gradients.begin(Exchange::new(communicator, device, &lengths, settings)?, &lengths);
         let communicator = communicator.clone();
         let this = DataParallel { model, parameters, gradients, communicator, sharded };
         this.share_parameters()?;
@@ -157,7 +182,16 @@ impl<M, T: Real> DataParallel<M, T> {
             let mut parts = exchange.parts().to_vec();
             // So that the sum does not depend on how buckets are cut.
             parts.sort_by_key(|part| (part.piece, part.elements.start));
-            parts.iter().map(|part| Ok(sum_of_squares(exchange.part(part)?))).sum::<Result<f64>>()
+            match exchange {
+                Exchange::Host(exchange) => {
+                    let squares = |part| Ok(sum_of_squares(exchange.part(part)?));
+                    parts.iter().map(squares).sum::<Result<f64>>()
+                }
+                #[cfg(feature = "cuda")]
+                Exchange::Cuda(gradients) => {
+                    crate::cuda::sum_of_squares(parts.iter().map(|part| gradients.part(part)))
+                }
+            }
         })?;
         if self.sharded {
             let mut sum = [squares];
@@ -177,13 +211,14 @@ impl<M, T: Real> DataParallel<M, T> {
     }
 
     /// Lets a function change parameters by gradients, part by part: it gets the part, its parameters and its gradients.
-    /// Where the exchange is sharded, all ranks get the parameters of all parts then.
+    /// Where the exchange is sharded, all ranks get the parameters of all parts then. Only in the host's memory.
     ///
     /// # Errors
-    /// [`Error::Ringtree`]: what has ended the communicator.
+    /// [`Error::Ringtree`]: what has ended the communicator; [`Error::Argument`]: the parameters are on a GPU.
     pub fn update(&mut self, mut change: impl FnMut(&Part, &mut [T], &[T])) -> Result<()> {
         let parts = self.parts()?;
         self.gradients.with_exchange(|exchange| {
+            let exchange = exchange.on_host()?;
             for part in &parts {
                 let gradients = exchange.part(part)?;
                 self.parameters[part.piece].write(|values: &mut [T]| {
@@ -207,6 +242,46 @@ impl<M, T: Real> DataParallel<M, T> {
             }
             Ok(())
         })
+    }
+
+    /// As [`DataParallel::update`], on a GPU: the function gets flat tensors, and returns the new
+    /// parameters.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn update_tensors(
+        &mut self,
+        mut change: impl FnMut(&Part, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<()> {
+        let parts = self.parts()?;
+        self.gradients.with_exchange(|exchange| {
+            let gradients = exchange.on_gpu()?;
+            for part in &parts {
+                let values = self.parameters[part.piece].tensor.detach().flatten_all()?;
+                let own = values.narrow(0, part.elements.start, part.elements.len())?;
+                let new = change(part, &own, &gradients.part(part)?)?;
+                values.slice_set(&new, 0, part.elements.start)?;
+                if self.sharded {
+                    gradients.set_part(part, &new)?;
+                }
+            }
+            if !self.sharded {
+                return Ok(());
+            }
+            gradients.exchange.gather()?;
+            let mut start = 0;
+            for parameter in self.parameters.iter().filter(|parameter| !parameter.is_empty()) {
+                let end = start + parameter.len();
+                let values = parameter.tensor.detach().flatten_all()?;
+                values.slice_set(&gradients.gradients(start..end)?, 0, 0)?;
+                start = end;
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether parameters and gradients are on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_on_gpu(&self) -> Result<bool> {
+        self.gradients.with_exchange(|exchange| Ok(matches!(exchange, Exchange::Cuda(_))))
     }
 
     /// The order in which gradients become ready, by which buckets are cut: with it, another run sums in the same

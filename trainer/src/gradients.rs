@@ -3,9 +3,12 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Layout, Storage, Tensor};
+use candle_core::{Device, Layout, Storage, Tensor};
+use ringtree::Communicator;
 
-use crate::exchange::{Exchanged, GradientExchange};
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaGradients;
+use crate::exchange::{ExchangeSettings, Exchanged, GradientExchange, Part};
 use crate::real::Real;
 use crate::{Error, Result};
 
@@ -15,12 +18,131 @@ pub struct Gradients<T: Real>(Mutex<State<T>>);
 
 struct State<T: Real> {
     /// None while the model is built.
-    exchange: Option<GradientExchange<T>>,
+    exchange: Option<Exchange<T>>,
     /// Where each parameter's gradients begin in the exchange's row, and where the last ones end.
     starts: Vec<usize>,
     pass: Option<Pass>,
     /// Whose gradients have come in this step.
     written: Vec<bool>,
+}
+
+/// Gradients, where the parameters are.
+pub enum Exchange<T: Real> {
+    /// In the host's memory.
+    Host(GradientExchange<T>),
+    /// In that of a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaGradients<T>),
+}
+
+/// Calls a method of an exchange, wherever that is.
+macro_rules! each {
+    ($self:expr, $exchange:ident => $call:expr) => {
+        match $self {
+            Exchange::Host($exchange) => $call,
+            #[cfg(feature = "cuda")]
+            Exchange::Cuda(CudaGradients { exchange: $exchange, .. }) => $call,
+        }
+    };
+}
+
+impl<T: Real> Exchange<T> {
+    /// Makes room for gradients of the given lengths on a device of candle's.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: no model trains there; else as [`GradientExchange::new`].
+    pub fn new(
+        communicator: &Communicator,
+        device: &Device,
+        lengths: &[usize],
+        settings: ExchangeSettings,
+    ) -> Result<Exchange<T>> {
+        let communicator = communicator.clone();
+        match device {
+            Device::Cpu => {
+                Ok(Exchange::Host(GradientExchange::new(communicator, lengths, settings)?))
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                Ok(Exchange::Cuda(CudaGradients::new(communicator, device, lengths, settings)?))
+            }
+            other => Err(Error::Argument(format!(
+                "no model trains on {other:?}: take the host, or build with the feature cuda for GPUs of NVIDIA"
+            ))),
+        }
+    }
+
+    /// The exchange in the host's memory.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: it is on a GPU.
+    pub fn on_host(&mut self) -> Result<&mut GradientExchange<T>> {
+        match self {
+            Exchange::Host(exchange) => Ok(exchange),
+            #[cfg(feature = "cuda")]
+            Exchange::Cuda(_) => Err(Error::Argument(
+                "the parameters are on a GPU, where an Optimizing steps them".into(),
+            )),
+        }
+    }
+
+    /// The exchange on a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: it is in the host's memory.
+    #[cfg(feature = "cuda")]
+    pub fn on_gpu(&mut self) -> Result<&mut CudaGradients<T>> {
+        match self {
+            Exchange::Cuda(gradients) => Ok(gradients),
+            Exchange::Host(_) => {
+                Err(Error::Argument("the parameters are in the host's memory".into()))
+            }
+        }
+    }
+
+    /// As [`GradientExchange::parts`].
+    pub fn parts(&self) -> &[Part] {
+        each!(self, exchange => exchange.parts())
+    }
+
+    /// As [`GradientExchange::order`].
+    pub fn order(&self) -> Vec<usize> {
+        each!(self, exchange => exchange.order())
+    }
+
+    /// As [`GradientExchange::bucket_bytes`].
+    pub fn bucket_bytes(&self) -> Vec<usize> {
+        each!(self, exchange => exchange.bucket_bytes())
+    }
+
+    fn ready(&mut self, range: Range<usize>) -> Result<()> {
+        each!(self, exchange => exchange.ready(range))
+    }
+
+    fn is_ready(&self, range: Range<usize>) -> bool {
+        each!(self, exchange => exchange.is_ready(range))
+    }
+
+    fn finish(&mut self) -> Result<Exchanged> {
+        each!(self, exchange => exchange.finish())
+    }
+
+    /// Writes a gradient, times a factor, or adds it to what is there.
+    fn write(
+        &mut self,
+        range: Range<usize>,
+        gradient: &Tensor,
+        factor: f64,
+        adds: bool,
+    ) -> Result<()> {
+        match self {
+            Exchange::Host(exchange) => {
+                copy(gradient, T::from_f64(factor), adds, exchange.gradients(range)?)
+            }
+            #[cfg(feature = "cuda")]
+            Exchange::Cuda(gradients) => gradients.write(range, gradient, factor, adds),
+        }
+    }
 }
 
 /// A backward pass.
@@ -40,7 +162,7 @@ impl<T: Real> Gradients<T> {
     }
 
     /// From here on gradients go to this exchange, which has a piece for each parameter.
-    pub fn begin(&self, exchange: GradientExchange<T>, lengths: &[usize]) {
+    pub fn begin(&self, exchange: Exchange<T>, lengths: &[usize]) {
         let mut state = self.lock();
         state.starts = std::iter::once(0)
             .chain(lengths.iter().scan(0, |end, length| {
@@ -70,7 +192,7 @@ impl<T: Real> Gradients<T> {
         let range = state.range(number);
         let adds = std::mem::replace(&mut state.written[number], true);
         let exchange = state.exchange()?;
-        copy(gradient, T::from_f64(pass.share), adds, exchange.gradients(range.clone())?)?;
+        exchange.write(range.clone(), gradient, pass.share, adds)?;
         if pass.is_last {
             exchange.ready(range)?;
         }
@@ -93,10 +215,7 @@ impl<T: Real> Gradients<T> {
     }
 
     /// Lets a function at the exchange.
-    pub fn with_exchange<R>(
-        &self,
-        job: impl FnOnce(&mut GradientExchange<T>) -> Result<R>,
-    ) -> Result<R> {
+    pub fn with_exchange<R>(&self, job: impl FnOnce(&mut Exchange<T>) -> Result<R>) -> Result<R> {
         job(self.lock().exchange()?)
     }
 
@@ -110,7 +229,7 @@ impl<T: Real> State<T> {
         self.starts[number]..self.starts[number + 1]
     }
 
-    fn exchange(&mut self) -> Result<&mut GradientExchange<T>> {
+    fn exchange(&mut self) -> Result<&mut Exchange<T>> {
         let missing = || Error::Argument("the model is not complete".into());
         self.exchange.as_mut().ok_or_else(missing)
     }

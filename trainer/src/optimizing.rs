@@ -1,7 +1,12 @@
 //! An optimiser at work on a model: the state of the parts that this rank answers for, and clipping.
 
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
+
 use crate::data_parallel::DataParallel;
 use crate::exchange::Part;
+#[cfg(feature = "cuda")]
+use crate::optimiser::TensorState;
 use crate::optimiser::{Optimiser, OptimiserState, StateKind, Step};
 use crate::real::Real;
 use crate::{Parameter, Result};
@@ -14,7 +19,17 @@ pub struct Optimizing<T: Real> {
     decays_matrices_only: bool,
     steps: u64,
     /// From the first step on, since the parts are not known before.
-    state: Option<OptimiserState<T>>,
+    state: Option<State<T>>,
+}
+
+/// What the optimiser keeps, where the parameters are.
+#[derive(Debug)]
+enum State<T> {
+    /// In the host's memory.
+    Host(OptimiserState<T>),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(TensorState),
 }
 
 /// What clipping adds to the norm that it divides by, as PyTorch does.
@@ -47,13 +62,25 @@ impl<T: Real> Optimizing<T> {
         let at = Step { number: self.steps + 1, learning_rate, gradient_scale };
         let decays: Vec<bool> = model.parameters().iter().map(|one| self.decays(one)).collect();
         self.begin(model)?;
-        if let Some(state) = &mut self.state {
-            let mut first = 0;
-            model.update(|part, parameters, gradients| {
-                let elements = first..first + parameters.len();
-                first = elements.end;
-                state.update(at, decays[part.piece], elements, parameters, gradients);
-            })?;
+        match &mut self.state {
+            Some(State::Host(state)) => {
+                let mut first = 0;
+                model.update(|part, parameters, gradients| {
+                    let elements = first..first + parameters.len();
+                    first = elements.end;
+                    state.update(at, decays[part.piece], elements, parameters, gradients);
+                })?;
+            }
+            #[cfg(feature = "cuda")]
+            Some(State::Cuda(state)) => {
+                let mut first = 0;
+                model.update_tensors(|part, parameters, gradients| {
+                    let elements = first..first + part.elements.len();
+                    first = elements.end;
+                    Ok(state.update(at, decays[part.piece], elements, parameters, gradients)?)
+                })?;
+            }
+            None => {}
         }
         self.steps += 1;
         Ok(norm)
@@ -66,7 +93,12 @@ impl<T: Real> Optimizing<T> {
 
     /// What this rank keeps, in bytes; nothing before the first step.
     pub fn state_bytes(&self) -> usize {
-        self.state.as_ref().map_or(0, OptimiserState::bytes)
+        match &self.state {
+            Some(State::Host(state)) => state.bytes(),
+            #[cfg(feature = "cuda")]
+            Some(State::Cuda(state)) => state.bytes(),
+            None => 0,
+        }
     }
 
     /// What it keeps for each part of the model: calls `visit` with the part, the kind and the values.
@@ -77,11 +109,21 @@ impl<T: Real> Optimizing<T> {
     ) -> Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
         for kind in self.optimiser.state_kinds() {
-            let values = state.array(*kind).unwrap_or_default();
             let mut first = 0;
-            for part in model.parts()? {
+            for part in &model.parts()? {
                 let end = first + part.elements.len();
-                visit(&part, *kind, &values[first..end]);
+                match state {
+                    State::Host(state) => {
+                        visit(part, *kind, &state.array(*kind).unwrap_or_default()[first..end]);
+                    }
+                    #[cfg(feature = "cuda")]
+                    State::Cuda(state) => {
+                        if let Some(array) = state.array(*kind) {
+                            let values = array.narrow(0, first, end - first)?;
+                            visit(part, *kind, &values.to_vec1::<T>()?);
+                        }
+                    }
+                }
                 first = end;
             }
         }
@@ -104,11 +146,24 @@ impl<T: Real> Optimizing<T> {
         let parts = model.parts()?;
         let Some(state) = &mut self.state else { return Ok(()) };
         for kind in self.optimiser.state_kinds() {
-            let values = state.array_mut(*kind).unwrap_or_default();
             let mut first = 0;
             for part in &parts {
                 let end = first + part.elements.len();
-                fill(part, *kind, &mut values[first..end])?;
+                match state {
+                    State::Host(state) => {
+                        let values = state.array_mut(*kind).unwrap_or_default();
+                        fill(part, *kind, &mut values[first..end])?;
+                    }
+                    #[cfg(feature = "cuda")]
+                    State::Cuda(state) => {
+                        if let Some(array) = state.array(*kind) {
+                            let mut values = vec![T::zero(); end - first];
+                            fill(part, *kind, &mut values)?;
+                            let values = Tensor::from_vec(values, end - first, array.device())?;
+                            array.slice_set(&values, 0, first)?;
+                        }
+                    }
+                }
                 first = end;
             }
         }
@@ -116,10 +171,20 @@ impl<T: Real> Optimizing<T> {
     }
 
     fn begin<M>(&mut self, model: &DataParallel<M, T>) -> Result<()> {
-        if self.state.is_none() {
-            let elements = model.parts()?.iter().map(|part| part.elements.len()).sum();
-            self.state = Some(OptimiserState::new(self.optimiser, elements));
+        if self.state.is_some() {
+            return Ok(());
         }
+        let elements = model.parts()?.iter().map(|part| part.elements.len()).sum();
+        #[cfg(feature = "cuda")]
+        if let Some(parameter) = model.parameters().first()
+            && model.is_on_gpu()?
+        {
+            let device = parameter.tensor.device();
+            let state = TensorState::new::<T>(self.optimiser, elements, device)?;
+            self.state = Some(State::Cuda(state));
+            return Ok(());
+        }
+        self.state = Some(State::Host(OptimiserState::new(self.optimiser, elements)));
         Ok(())
     }
 

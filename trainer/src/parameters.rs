@@ -9,6 +9,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp1, DType, Device, InplaceOp1, Layout, Result as CandleResult, Shape,
     Tensor, Var, bail,
@@ -26,6 +28,7 @@ pub struct Parameters<T: Real> {
     entries: Arc<Mutex<Vec<Parameter>>>,
     gradients: Arc<Gradients<T>>,
     seed: u64,
+    device: Device,
 }
 
 /// A parameter of a model.
@@ -38,16 +41,18 @@ pub struct Parameter {
 }
 
 impl<T: Real> Parameters<T> {
-    /// None yet. Initial values come from the seed and each parameter's name, whatever the order in which they are asked for.
-    pub(crate) fn new(seed: u64, gradients: Arc<Gradients<T>>) -> Parameters<T> {
-        Parameters { entries: Arc::default(), gradients, seed }
+    /// None yet. Initial values come from the seed and each parameter's name, whatever the order in which they are
+    /// asked for, and wherever they are.
+    pub(crate) fn new(seed: u64, gradients: Arc<Gradients<T>>, device: &Device) -> Parameters<T> {
+        Parameters { entries: Arc::default(), gradients, seed, device: device.clone() }
     }
 
     /// What a model is built with.
     pub(crate) fn builder(&self) -> VarBuilder<'static> {
-        let entries = self.entries.clone();
-        let backend = Maker { entries, gradients: self.gradients.clone(), seed: self.seed };
-        VarBuilder::from_backend(Box::new(backend), T::DTYPE, Device::Cpu)
+        let (entries, gradients) = (self.entries.clone(), self.gradients.clone());
+        let device = self.device.clone();
+        let backend = Maker { entries, gradients, seed: self.seed, device };
+        VarBuilder::from_backend(Box::new(backend), T::DTYPE, self.device.clone())
     }
 
     /// All of them.
@@ -67,17 +72,18 @@ impl Parameter {
         self.len() == 0
     }
 
-    /// Reads its values.
+    /// Reads its values: where they are, or from a GPU a copy.
     pub fn read<T: Real, R>(&self, read: impl FnOnce(&[T]) -> R) -> Result<R> {
         let (storage, layout) = self.tensor.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else {
-            return Err(Error::Argument(format!("{} is not in the host's memory", self.name)));
+            drop(storage);
+            return Ok(read(&self.tensor.flatten_all()?.to_vec1::<T>()?));
         };
         let range = contiguous(layout)?;
         Ok(read(&T::cpu_storage_as_slice(storage)?[range]))
     }
 
-    /// Changes its values in place.
+    /// Changes its values: in place, or on a GPU by a copy.
     pub fn write<T: Real, R>(&self, write: impl FnOnce(&mut [T]) -> R) -> Result<R> {
         let access =
             Access::<T, _, R> { job: Mutex::new(Job::Waiting(write)), of: Default::default() };
@@ -94,6 +100,7 @@ struct Maker<T: Real> {
     entries: Arc<Mutex<Vec<Parameter>>>,
     gradients: Arc<Gradients<T>>,
     seed: u64,
+    device: Device,
 }
 
 impl<T: Real> SimpleBackend for Maker<T> {
@@ -105,10 +112,11 @@ impl<T: Real> SimpleBackend for Maker<T> {
         dtype: DType,
         device: &Device,
     ) -> CandleResult<Tensor> {
-        if dtype != T::DTYPE || !device.is_cpu() {
+        if dtype != T::DTYPE || !device.same_device(&self.device) {
             bail!(
-                "{name} is asked for as {dtype:?} on {device:?}, and all are {:?} of the host",
-                T::DTYPE
+                "{name} is asked for as {dtype:?} on {device:?}, and all are {:?} on {:?}",
+                T::DTYPE,
+                self.device
             )
         }
         let mut entries = lock(&self.entries);
@@ -125,7 +133,7 @@ impl<T: Real> SimpleBackend for Maker<T> {
             number: entries.len(),
             gradients: self.gradients.clone(),
         };
-        let root = Var::zeros((), T::DTYPE, &Device::Cpu)?;
+        let root = Var::zeros((), T::DTYPE, &self.device)?;
         let tensor = root.as_tensor().apply_op1(hook)?;
         entries.push(Parameter { name: name.to_owned(), tensor: tensor.clone() });
         Ok(tensor)
@@ -159,15 +167,27 @@ impl<T: Real> CustomOp1 for Hook<T> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        match lock(&self.values).take() {
-            Some(values) => Ok((T::to_cpu_storage_owned(values), self.shape.clone())),
-            None => bail!("a parameter is made once"),
-        }
+        Ok((T::to_cpu_storage_owned(self.take_values()?), self.shape.clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, root: &CudaStorage, _: &Layout) -> CandleResult<(CudaStorage, Shape)> {
+        let values = root.device.clone_htod(&self.take_values()?)?;
+        Ok((CudaStorage::wrap_cuda_slice(values, root.device.clone()), self.shape.clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> CandleResult<Option<Tensor>> {
         self.gradients.take(self.number, gradient).map_err(candle_core::Error::wrap)?;
         Ok(None)
+    }
+}
+
+impl<T: Real> Hook<T> {
+    fn take_values(&self) -> CandleResult<Vec<T>> {
+        match lock(&self.values).take() {
+            Some(values) => Ok(values),
+            None => bail!("a parameter is made once"),
+        }
     }
 }
 
@@ -191,11 +211,26 @@ impl<T: Real, F: FnOnce(&mut [T]) -> R, R> InplaceOp1 for Access<T, F, R> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
         let range = contiguous(layout)?;
         let Some(values) = T::elements_mut(storage) else { bail!("it is not of {:?}", T::DTYPE) };
+        self.run(&mut values[range]);
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> CandleResult<()> {
+        let (range, device) = (contiguous(layout)?, storage.device.clone());
+        let mut there = storage.as_cuda_slice_mut::<T>()?.slice_mut(range);
+        let mut values = device.clone_dtoh(&there)?;
+        self.run(&mut values);
+        device.memcpy_htod(&values, &mut there)
+    }
+}
+
+impl<T: Real, F: FnOnce(&mut [T]) -> R, R> Access<T, F, R> {
+    fn run(&self, values: &mut [T]) {
         let mut job = lock(&self.job);
         if let Job::Waiting(write) = std::mem::replace(&mut *job, Job::Running) {
-            *job = Job::Done(write(&mut values[range]));
+            *job = Job::Done(write(values));
         }
-        Ok(())
     }
 }
 

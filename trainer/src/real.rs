@@ -5,7 +5,7 @@ use ringtree::Element;
 
 /// `f32` or `f64`: what parameters, gradients and optimiser states are made of. Nothing else can implement it,
 /// since nobody else can add an [`Element`].
-pub trait Real: Element + WithDType {
+pub trait Real: Element + WithDType + OnDevices {
     /// Its type in a safetensors file.
     const SAFETENSORS_TYPE: safetensors::Dtype;
 
@@ -26,8 +26,21 @@ pub trait Real: Element + WithDType {
     fn from_bytes(bytes: &[u8], values: &mut [Self]);
 }
 
+/// What a number type must be for tensors on the devices that the crate is built for.
+#[cfg(feature = "cuda")]
+pub trait OnDevices:
+    candle_core::cuda::CudaDType + candle_core::cuda::cudarc::driver::DeviceRepr
+{
+}
+
+/// What a number type must be for tensors on the devices that the crate is built for.
+#[cfg(not(feature = "cuda"))]
+pub trait OnDevices {}
+
 macro_rules! real {
     ($type:ty, $safetensors_type:ident) => {
+        impl OnDevices for $type {}
+
         impl Real for $type {
             const SAFETENSORS_TYPE: safetensors::Dtype = safetensors::Dtype::$safetensors_type;
 

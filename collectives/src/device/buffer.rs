@@ -142,6 +142,48 @@ impl<T: Element> DeviceMemory<T> {
         Ok(stream.synchronize()?)
     }
 
+    /// Copies all of its elements from other memory of the same GPU, behind what is queued in the stream, and does not
+    /// wait for that.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are more elements, or fewer, or not all is of one GPU; or what the driver says.
+    pub fn copy_from(&mut self, stream: &Stream, other: &DeviceMemory<T>) -> Result<(), Error> {
+        self.check(other.len())?;
+        self.check_stream(stream)?;
+        other.check_stream(stream)?;
+        if !self.is_empty() {
+            let len_bytes = self.count * size_of::<T>();
+            // SAFETY: both have as many bytes of the stream's device, and are given back when it is through with them.
+            unsafe { stream.copy(self.address(), other.address(), len_bytes)? };
+        }
+        Ok(())
+    }
+
+    /// Sets all bytes of its elements to zero, behind what is queued in the stream, and does not wait for that.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the stream is of another GPU; or what the driver says.
+    pub fn zero(&mut self, stream: &Stream) -> Result<(), Error> {
+        self.check_stream(stream)?;
+        if !self.is_empty() {
+            // SAFETY: it has as many bytes of the stream's device, and is given back when that is through with them.
+            unsafe { stream.fill(self.address(), 0, self.count * size_of::<T>())? };
+        }
+        Ok(())
+    }
+
+    fn check_stream(&self, stream: &Stream) -> Result<(), Error> {
+        let (mine, theirs) = (self.device(), stream.device());
+        if mine == theirs {
+            return Ok(());
+        }
+        Err(Error::Argument(format!(
+            "the buffer is memory of GPU {}, and the stream one of GPU {}: give a stream of the buffer's",
+            mine.ordinal(),
+            theirs.ordinal()
+        )))
+    }
+
     fn check(&self, count: usize) -> Result<(), Error> {
         if count == self.count {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Streams and slices of the crate `cudarc` on calls (feature `cudarc`).
+//! Streams and slices of the crate `cudarc` on calls, and memory of the library in cudarc's (feature `cudarc`).
 //!
 //! ```no_run
 //! use cudarc::driver::CudaContext;
@@ -24,10 +24,10 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
+use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop};
 use ringtree_transport::cuda::{Device, DeviceAddress, Stream};
 
-use super::{DeviceBuffer, DeviceSpan};
+use super::{DeviceBuffer, DeviceMemory, DeviceSpan};
 use crate::{Element, Error};
 
 /// What cudarc calls a thread's own stream, which is another one on each thread.
@@ -108,5 +108,55 @@ unsafe impl<T: Element + DeviceRepr> DeviceBuffer<T> for Slice<'_, T> {
             is_read_only: self.is_read_only,
             ..DeviceSpan::new(self.address, self.count)
         }
+    }
+}
+
+/// Memory of the library, lent to copies and kernels of cudarc, which are in order with what else is queued in a
+/// stream.
+#[derive(Debug)]
+pub struct Lent<'a, T> {
+    memory: &'a DeviceMemory<T>,
+    stream: &'a Arc<CudaStream>,
+}
+
+impl<'a, T: Element> Lent<'a, T> {
+    /// Memory that is written and read in this stream.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it is not of the stream's device.
+    pub fn new(memory: &'a DeviceMemory<T>, stream: &'a Arc<CudaStream>) -> Result<Self, Error> {
+        stream_of(memory.device(), stream)?;
+        Ok(Lent { memory, stream })
+    }
+
+    /// Its address, for what is queued in a stream of cudarc: another one is put behind the memory's, and waited for.
+    fn address<'b>(&'b self, stream: &'b CudaStream) -> (DeviceAddress, SyncOnDrop<'b>) {
+        if stream.cu_stream() == self.stream.cu_stream() {
+            return (self.memory.address(), SyncOnDrop::Sync(None));
+        }
+        stream.context().record_err(stream.join(self.stream));
+        (self.memory.address(), SyncOnDrop::sync_stream(stream))
+    }
+}
+
+impl<T: Element> DeviceSlice<T> for Lent<'_, T> {
+    fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    fn stream(&self) -> &Arc<CudaStream> {
+        self.stream
+    }
+}
+
+impl<T: Element> DevicePtr<T> for Lent<'_, T> {
+    fn device_ptr<'b>(&'b self, stream: &'b CudaStream) -> (DeviceAddress, SyncOnDrop<'b>) {
+        self.address(stream)
+    }
+}
+
+impl<T: Element> DevicePtrMut<T> for Lent<'_, T> {
+    fn device_ptr_mut<'b>(&'b mut self, stream: &'b CudaStream) -> (DeviceAddress, SyncOnDrop<'b>) {
+        self.address(stream)
     }
 }

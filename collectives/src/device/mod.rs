@@ -41,7 +41,7 @@ mod varied;
 pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
 pub use calls::{OnStream, Queued};
 pub use counters::DeviceCounters;
-pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Stream};
+pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Event, Stream};
 pub use timeline::{Activity, Entry};
 
 /// What keeps memory of the program.

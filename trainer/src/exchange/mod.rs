@@ -1,23 +1,32 @@
 //! The exchange of gradients: sums over all ranks, bucket by bucket, while the program still calculates those to come.
 //!
 //! It knows nothing of models. A program has one flat row of gradients, in pieces (as a rule one for each parameter).
-//! It writes them where [`GradientExchange::gradients`] says and tells by [`GradientExchange::ready`] what is done. A bucket
-//! travels as soon as all of it and all buckets before it are ready, so that all ranks post the same calls
-//! whatever the order in which theirs become ready.
+//! It writes them where [`GradientExchange::gradients`] says and tells by [`GradientExchange::ready`] what is done. A
+//! bucket travels as soon as all of it and all buckets before it are ready, so that all ranks post the same calls
+//! whatever the order in which theirs become ready. Gradients are in the memory of the host ([`Host`]) or of a GPU
+//! ([`Gpu`]).
 
+mod backend;
 mod buckets;
 mod covered;
+mod gpu;
+mod host;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringtree::{Communicator, Element, Memory, Op, Pending, Ran, bf16};
+use ringtree::device::Stream;
+use ringtree::{Communicator, Ran, bf16};
 use serde::{Deserialize, Serialize};
 
 use crate::real::Real;
 use crate::{Error, Result};
+use backend::{Backend, Carried, Travel};
 use buckets::Bucket;
 use covered::Covered;
+pub use gpu::Gpu;
+pub use host::Host;
 
 /// How gradients are exchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +36,8 @@ pub struct ExchangeSettings {
     pub bucket_bytes: usize,
     /// The first one has so many, so that the exchange begins early: 1 MiB.
     pub first_bucket_bytes: usize,
-    /// Gradients are rounded to bf16 for the exchange and summed in it: half the bytes of f32.
+    /// Gradients are rounded to bf16 for the exchange and summed in it: half the bytes of f32. Only in the host's
+    /// memory.
     pub in_bf16: bool,
     /// Each rank gets the sums of its own part of each bucket only (reduce-scatter), and [`GradientExchange::gather`]
     /// completes what it makes of them (ZeRO, stage 1: Rajbhandari et al., SC 2020).
@@ -49,7 +59,8 @@ impl Default for ExchangeSettings {
     }
 }
 
-/// Sums rows of gradients over all ranks of a communicator. See the [module's description](self).
+/// Sums rows of gradients over all ranks of a communicator, bucket by bucket: one travels as soon as all of it and all
+/// buckets before it are ready, while the program still calculates those to come.
 ///
 /// ```
 /// # use ringtree_trainer::{ExchangeSettings, GradientExchange};
@@ -64,12 +75,13 @@ impl Default for ExchangeSettings {
 /// assert_eq!(exchange.gradients(4..6)?, [1.0, 2.0], "the sums over all ranks");
 /// # Ok::<(), ringtree_trainer::Error>(())
 /// ```
-pub struct GradientExchange<T: Real> {
+pub struct GradientExchange<T: Real, B: Backend<T> = Host> {
     communicator: Communicator,
+    backend: B,
     settings: ExchangeSettings,
     /// Where each piece begins in the flat row, and where the last one ends.
     starts: Vec<usize>,
-    buckets: Vec<Travelling<T>>,
+    buckets: Vec<Travelling<B::Memory>>,
     /// In which bucket each piece is, and where it begins there.
     places: Vec<(usize, usize)>,
     parts: Vec<Part>,
@@ -78,34 +90,19 @@ pub struct GradientExchange<T: Real> {
     order: Vec<usize>,
     /// Whether buckets are cut by the order in which gradients become ready.
     is_settled: bool,
+    /// Whether no step has ended yet.
+    is_first_step: bool,
     /// The first bucket that has not left.
     next: usize,
 }
 
 /// A bucket and its memory.
-struct Travelling<T: Real> {
+struct Travelling<M> {
     bucket: Bucket,
     ready_elements: usize,
-    memory: Place<T>,
-    /// Where it travels in bf16.
-    narrow: Option<Memory<bf16>>,
-}
-
-/// Where a bucket's memory is.
-enum Place<T: Real> {
-    Here(Memory<T>),
-    Away {
-        pending: Pending<Memory<T>>,
-        posted: Instant,
-    },
-    /// Its copy in bf16 is.
-    NarrowAway {
-        memory: Memory<T>,
-        pending: Pending<Memory<bf16>>,
-        posted: Instant,
-    },
-    /// An error has ended the communicator.
-    Lost,
+    memory: M,
+    /// Whether it has left and the exchange is not finished.
+    is_away: bool,
 }
 
 /// A part of a piece whose sum this rank has, and answers for: all, or where the exchange is sharded its own share.
@@ -134,9 +131,10 @@ pub struct BucketTimes {
 /// How an exchange went.
 #[derive(Clone, Debug, Default)]
 pub struct Exchanged {
-    /// Each bucket, in the order in which they travelled.
+    /// Each bucket, in the order in which they travelled. None on a GPU: nobody on the host sees them arrive.
     pub buckets: Vec<BucketTimes>,
-    /// How long [`GradientExchange::finish`] waited for buckets: what was not hidden behind the program's own work.
+    /// How long [`GradientExchange::finish`] waited for buckets: what was not hidden behind the program's own work. On
+    /// a GPU, whose stream waits instead, how long the host took to queue that.
     pub exposed: Duration,
 }
 
@@ -148,9 +146,9 @@ impl Exchanged {
 }
 
 impl<T: Real> GradientExchange<T> {
-    /// Makes room for pieces of the given lengths. All ranks must give the same lengths and settings. Until the first
-    /// step has shown the order in which they become ready, the last piece is expected first, as
-    /// in a backward pass.
+    /// Makes room for pieces of the given lengths, in the host's memory. All ranks must give the same lengths and
+    /// settings. Until the first step has shown the order in which they become ready, the last piece is expected
+    /// first, as in a backward pass.
     ///
     /// # Errors
     /// [`Error::Ringtree`]: there is no memory; [`Error::Argument`]: an order that does not have each piece once.
@@ -159,6 +157,42 @@ impl<T: Real> GradientExchange<T> {
         lengths: &[usize],
         settings: ExchangeSettings,
     ) -> Result<GradientExchange<T>> {
+        GradientExchange::with_backend(communicator, Host, lengths, settings)
+    }
+}
+
+impl<T: Real> GradientExchange<T, Gpu> {
+    /// As [`GradientExchange::new`], in the memory of a GPU. The program writes gradients by what it queues in this
+    /// stream, before it says that they are ready, and finds the sums by what it queues there after
+    /// [`GradientExchange::finish`], which does not wait: buckets travel in a stream of their own. What goes wrong
+    /// there, the communicator's next call returns.
+    ///
+    /// In the first step buckets leave when it is finished, and the host waits for them: while a call is queued, the
+    /// driver must not load kernels, as a program does in its first step.
+    ///
+    /// # Errors
+    /// As [`GradientExchange::new`]; [`Error::Argument`] also for an exchange in bf16.
+    pub fn on_gpu(
+        communicator: Communicator,
+        stream: Arc<Stream>,
+        lengths: &[usize],
+        settings: ExchangeSettings,
+    ) -> Result<GradientExchange<T, Gpu>> {
+        if settings.in_bf16 {
+            let what = "gradients on a GPU travel as they are: leave in_bf16";
+            return Err(Error::Argument(what.into()));
+        }
+        GradientExchange::with_backend(communicator, Gpu::new(stream)?, lengths, settings)
+    }
+}
+
+impl<T: Real, B: Backend<T>> GradientExchange<T, B> {
+    fn with_backend(
+        communicator: Communicator,
+        backend: B,
+        lengths: &[usize],
+        settings: ExchangeSettings,
+    ) -> Result<GradientExchange<T, B>> {
         let mut starts = vec![0];
         starts.extend(lengths.iter().scan(0, |end, length| {
             *end += length;
@@ -168,6 +202,7 @@ impl<T: Real> GradientExchange<T> {
         let order = settings.order.clone().unwrap_or_else(|| (0..lengths.len()).rev().collect());
         let mut exchange = GradientExchange {
             communicator,
+            backend,
             settings,
             starts,
             buckets: Vec::new(),
@@ -176,6 +211,7 @@ impl<T: Real> GradientExchange<T> {
             ready: Covered::default(),
             order: Vec::new(),
             is_settled,
+            is_first_step: true,
             next: 0,
         };
         exchange.cut(&order)?;
@@ -199,7 +235,7 @@ impl<T: Real> GradientExchange<T> {
 
     /// How many bytes each bucket has on its way, in the order in which they travel.
     pub fn bucket_bytes(&self) -> Vec<usize> {
-        let element_bytes = if self.settings.in_bf16 { 2 } else { size_of::<T>() };
+        let element_bytes = self.element_bytes();
         self.buckets.iter().map(|one| one.bucket.len() * element_bytes).collect()
     }
 
@@ -213,23 +249,9 @@ impl<T: Real> GradientExchange<T> {
     ///
     /// # Errors
     /// [`Error::Argument`]: it does not, or its bucket is under way.
-    pub fn gradients(&mut self, range: Range<usize>) -> Result<&mut [T]> {
-        let piece = self.piece_at(range.start);
-        if range.end > self.starts[piece + 1] || range.start > range.end {
-            return Err(Error::Argument(format!(
-                "gradients {range:?} are not in one piece: that of the first ends at {}",
-                self.starts[piece + 1]
-            )));
-        }
-        let (bucket, at) = self.places[piece];
-        let at = at + range.start - self.starts[piece]..at + range.end - self.starts[piece];
-        match &mut self.buckets[bucket].memory {
-            Place::Here(memory) => Ok(&mut memory[at]),
-            Place::Lost => Err(lost()),
-            Place::Away { .. } | Place::NarrowAway { .. } => Err(Error::Argument(format!(
-                "gradients {range:?} are under way until the exchange is finished"
-            ))),
-        }
+    pub fn gradients(&mut self, range: Range<usize>) -> Result<B::View<'_>> {
+        let (bucket, at) = self.place_of(range)?;
+        B::view(&mut self.buckets[bucket].memory, at)
     }
 
     /// Says that a range of the flat row is written, and sends off the buckets that are complete by that.
@@ -254,6 +276,9 @@ impl<T: Real> GradientExchange<T> {
             self.buckets[self.places[piece].0].ready_elements += end - start;
             start = end;
         }
+        if self.is_first_step && !B::LEAVES_IN_FIRST_STEP {
+            return Ok(());
+        }
         self.send_complete()
     }
 
@@ -263,7 +288,8 @@ impl<T: Real> GradientExchange<T> {
     }
 
     /// Ends a step: what is not ready counts as zero on this rank, and when this returns, the sums of all ranks are there (where
-    /// the exchange is sharded: of this rank's [parts](GradientExchange::parts)).
+    /// the exchange is sharded: of this rank's [parts](GradientExchange::parts)), or, on a GPU, are there for what is
+    /// queued next.
     ///
     /// # Errors
     /// [`Error::Ringtree`]: what has ended the communicator.
@@ -272,27 +298,19 @@ impl<T: Real> GradientExchange<T> {
             let mut start = gap.start;
             while start < gap.end {
                 let end = gap.end.min(self.starts[self.piece_at(start) + 1]);
-                self.gradients(start..end)?.fill(T::default());
+                let (bucket, at) = self.place_of(start..end)?;
+                self.backend.zero(B::view(&mut self.buckets[bucket].memory, at)?)?;
                 start = end;
             }
             self.ready(gap)?;
         }
         self.send_complete()?;
         let begin = Instant::now();
-        let mut exchanged = Exchanged::default();
-        let last = match self.buckets.last_mut() {
-            Some(one) => {
-                Some(one.exchange(&self.communicator, scatters(&self.settings, self.is_settled))?)
-            }
-            None => None,
-        };
-        for one in &mut self.buckets {
-            exchanged.buckets.extend(one.arrive()?);
-        }
-        exchanged.buckets.extend(last);
-        exchanged.exposed = begin.elapsed();
+        let buckets = self.arrive()?;
+        let exchanged = Exchanged { buckets, exposed: begin.elapsed() };
         self.ready.clear();
         self.next = 0;
+        self.is_first_step = false;
         let order = std::mem::take(&mut self.order);
         if !self.is_settled {
             self.settle(order)?;
@@ -310,11 +328,14 @@ impl<T: Real> GradientExchange<T> {
     ///
     /// # Errors
     /// [`Error::Argument`]: its bucket is under way.
-    pub fn part(&mut self, part: &Part) -> Result<&mut [T]> {
-        match &mut self.buckets[part.bucket].memory {
-            Place::Here(memory) => Ok(&mut memory[part.at.clone()]),
-            _ => Err(lost()),
+    pub fn part(&mut self, part: &Part) -> Result<B::View<'_>> {
+        let one = &mut self.buckets[part.bucket];
+        if one.is_away {
+            return Err(Error::Argument(
+                "the part is under way until the exchange is finished".into(),
+            ));
         }
+        B::view(&mut one.memory, part.at.clone())
     }
 
     /// Where the exchange is sharded: gives everyone what each rank has written in the place of the sums of its
@@ -324,12 +345,31 @@ impl<T: Real> GradientExchange<T> {
     /// [`Error::Ringtree`]: what has ended the communicator.
     pub fn gather(&mut self) -> Result<()> {
         for one in &mut self.buckets {
-            one.leave_here(|memory| self.communicator.all_gather_async(memory))?;
+            self.backend.leave(&mut one.memory, &self.communicator, Travel::Gather)?;
         }
         for one in &mut self.buckets {
-            one.arrive()?;
+            self.backend.arrive(&mut one.memory)?;
         }
-        Ok(())
+        self.backend.join(false)
+    }
+
+    /// The bucket of a range of the flat row, and where it is there.
+    fn place_of(&self, range: Range<usize>) -> Result<(usize, Range<usize>)> {
+        let piece = self.piece_at(range.start);
+        if range.end > self.starts[piece + 1] || range.start > range.end {
+            return Err(Error::Argument(format!(
+                "gradients {range:?} are not in one piece: that of the first ends at {}",
+                self.starts[piece + 1]
+            )));
+        }
+        let (bucket, at) = self.places[piece];
+        if self.buckets[bucket].is_away {
+            return Err(Error::Argument(format!(
+                "gradients {range:?} are under way until the exchange is finished"
+            )));
+        }
+        let start = at + range.start - self.starts[piece];
+        Ok((bucket, start..start + range.len()))
     }
 
     /// The piece in which an element of the flat row is; the last one for what lies behind.
@@ -339,16 +379,48 @@ impl<T: Real> GradientExchange<T> {
     }
 
     /// Sends off the buckets whose turn it is, and which are complete, but for the last one: with it the gradients are
-    /// complete, and [`GradientExchange::finish`] exchanges it in this thread, without a hand-over.
+    /// complete, and [`GradientExchange::finish`] exchanges it without a hand-over, where that is possible.
     fn send_complete(&mut self) -> Result<()> {
+        let travel = self.travel();
         while self.next + 1 < self.buckets.len()
             && let one = &mut self.buckets[self.next]
             && one.ready_elements == one.bucket.len()
         {
-            one.leave(&self.communicator, scatters(&self.settings, self.is_settled))?;
+            self.backend.leave(&mut one.memory, &self.communicator, travel)?;
+            one.is_away = true;
             self.next += 1;
         }
         Ok(())
+    }
+
+    /// Exchanges the last bucket and has all the others back.
+    fn arrive(&mut self) -> Result<Vec<BucketTimes>> {
+        let (travel, element_bytes) = (self.travel(), self.element_bytes());
+        let last = match self.buckets.last_mut() {
+            Some(one) => self.backend.carry(&mut one.memory, &self.communicator, travel)?,
+            None => None,
+        };
+        let mut times = Vec::new();
+        let count = self.buckets.len();
+        for (number, one) in self.buckets.iter_mut().enumerate() {
+            let carried =
+                if number + 1 == count { last } else { self.backend.arrive(&mut one.memory)? };
+            (one.is_away, one.ready_elements) = (false, 0);
+            let bytes = element_bytes * one.bucket.len();
+            times.extend(carried.map(|Carried { posted, ran }| BucketTimes { bytes, posted, ran }));
+        }
+        self.backend.join(self.is_first_step)?;
+        Ok(times)
+    }
+
+    /// How gradients travel. Until the order is known each rank gets all sums, since its parts will be others.
+    fn travel(&self) -> Travel {
+        if self.settings.sharded && self.is_settled { Travel::Scatter } else { Travel::Sum }
+    }
+
+    /// The bytes of a gradient on its way.
+    fn element_bytes(&self) -> usize {
+        if self.settings.in_bf16 { size_of::<bf16>() } else { size_of::<T>() }
     }
 
     /// Cuts buckets anew by the order in which rank 0's gradients became ready, and moves the sums there.
@@ -362,11 +434,11 @@ impl<T: Real> GradientExchange<T> {
         let before = std::mem::take(&mut self.buckets);
         self.is_settled = true;
         self.cut(&agreed.into_iter().map(|piece| piece as usize).collect::<Vec<_>>())?;
-        for one in before {
-            let Place::Here(memory) = one.memory else { return Err(lost()) };
+        for mut one in before {
             for (piece, at) in one.bucket.iter() {
-                let range = self.starts[piece]..self.starts[piece + 1];
-                self.gradients(range)?.copy_from_slice(&memory[at]);
+                let (bucket, to) = self.place_of(self.starts[piece]..self.starts[piece + 1])?;
+                let to = B::view(&mut self.buckets[bucket].memory, to)?;
+                self.backend.copy(B::view(&mut one.memory, at)?, to)?;
             }
         }
         Ok(())
@@ -415,123 +487,8 @@ impl<T: Real> GradientExchange<T> {
                 self.parts.push(Part { piece, elements, bucket: number, at: owned });
             }
         }
-        let memory = Place::Here(self.communicator.alloc(len)?);
-        let narrow = match self.settings.in_bf16 {
-            true => Some(self.communicator.alloc(len)?),
-            false => None,
-        };
-        self.buckets.push(Travelling { bucket, ready_elements: 0, memory, narrow });
+        let memory = self.backend.alloc(&self.communicator, len, self.settings.in_bf16)?;
+        self.buckets.push(Travelling { bucket, ready_elements: 0, memory, is_away: false });
         Ok(())
     }
-}
-
-impl<T: Real> Travelling<T> {
-    /// Exchanges the bucket in this thread.
-    fn exchange(&mut self, communicator: &Communicator, scatters: bool) -> Result<BucketTimes> {
-        let Place::Here(memory) = &mut self.memory else { return Err(lost()) };
-        let began = Instant::now();
-        let element_bytes = match &mut self.narrow {
-            Some(narrow) => {
-                narrowed(memory, narrow);
-                sum(communicator, narrow, scatters)?;
-                widened(narrow, memory);
-                size_of::<bf16>()
-            }
-            None => {
-                sum(communicator, memory, scatters)?;
-                size_of::<T>()
-            }
-        };
-        self.ready_elements = 0;
-        let ran = Ran { began, ended: Instant::now() };
-        Ok(BucketTimes { bytes: element_bytes * self.bucket.len(), posted: began, ran })
-    }
-
-    /// Sends the bucket off.
-    fn leave(&mut self, communicator: &Communicator, scatters: bool) -> Result<()> {
-        let Some(mut narrow) = self.narrow.take() else {
-            return self.leave_here(|memory| match scatters {
-                true => communicator.reduce_scatter_async(memory, Op::Sum),
-                false => communicator.all_reduce_async(memory, Op::Sum),
-            });
-        };
-        let Place::Here(memory) = std::mem::replace(&mut self.memory, Place::Lost) else {
-            return Err(lost());
-        };
-        narrowed(&memory, &mut narrow);
-        let posted = Instant::now();
-        let pending = match scatters {
-            true => communicator.reduce_scatter_async(narrow, Op::Sum)?,
-            false => communicator.all_reduce_async(narrow, Op::Sum)?,
-        };
-        self.memory = Place::NarrowAway { memory, pending, posted };
-        Ok(())
-    }
-
-    /// Sends its memory as it is.
-    fn leave_here(
-        &mut self,
-        post: impl FnOnce(Memory<T>) -> std::result::Result<Pending<Memory<T>>, ringtree::Error>,
-    ) -> Result<()> {
-        let Place::Here(memory) = std::mem::replace(&mut self.memory, Place::Lost) else {
-            return Err(lost());
-        };
-        let posted = Instant::now();
-        self.memory = Place::Away { pending: post(memory)?, posted };
-        Ok(())
-    }
-
-    /// Waits until it is back.
-    fn arrive(&mut self) -> Result<Option<BucketTimes>> {
-        self.ready_elements = 0;
-        let (memory, bytes, posted, ran) = match std::mem::replace(&mut self.memory, Place::Lost) {
-            Place::Here(memory) => {
-                self.memory = Place::Here(memory);
-                return Ok(None);
-            }
-            Place::Lost => return Err(lost()),
-            Place::Away { pending, posted } => {
-                let (memory, ran) = pending.wait_timed()?;
-                (memory, size_of::<T>(), posted, ran)
-            }
-            Place::NarrowAway { mut memory, pending, posted } => {
-                let (narrow, ran) = pending.wait_timed()?;
-                widened(&narrow, &mut memory);
-                self.narrow = Some(narrow);
-                (memory, size_of::<bf16>(), posted, ran)
-            }
-        };
-        self.memory = Place::Here(memory);
-        Ok(Some(BucketTimes { bytes: bytes * self.bucket.len(), posted, ran }))
-    }
-}
-
-/// Whether each rank gets the sums of its own parts only. Until the order is known it gets all, since its parts will be
-/// others.
-fn scatters(settings: &ExchangeSettings, is_settled: bool) -> bool {
-    settings.sharded && is_settled
-}
-
-fn sum<E: Element>(communicator: &Communicator, elements: &mut [E], scatters: bool) -> Result<()> {
-    match scatters {
-        true => communicator.reduce_scatter(elements, Op::Sum)?,
-        false => communicator.all_reduce(elements, Op::Sum)?,
-    }
-    Ok(())
-}
-
-fn narrowed<T: Real>(gradients: &[T], narrow: &mut [bf16]) {
-    for (narrow, gradient) in narrow.iter_mut().zip(gradients) {
-        *narrow = bf16::from_f64(gradient.to_f64());
-    }
-}
-
-fn widened<T: Real>(narrow: &[bf16], gradients: &mut [T]) {
-    for (gradient, narrow) in gradients.iter_mut().zip(narrow) {
-        *gradient = T::from_f64(narrow.to_f64());
-    }
-}
-
-fn lost() -> Error {
-    Error::Argument("the exchange of gradients has ended by an earlier error".into())
 }

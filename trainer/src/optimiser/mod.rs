@@ -4,6 +4,8 @@
 //! (docs.pytorch.org/docs/stable/optim.html), with dampening 0.
 
 mod schedule;
+#[cfg(any(test, feature = "cuda"))]
+mod tensors;
 mod update;
 
 use std::fmt;
@@ -12,6 +14,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use self::schedule::Schedule;
+#[cfg(feature = "cuda")]
+pub(crate) use self::tensors::TensorState;
 use crate::real::Real;
 use crate::{Error, Result};
 

@@ -37,15 +37,15 @@ pub(super) fn update<T: Real>(
 }
 
 /// SGD's figures of one step, in the elements' type.
-struct Sgd<T> {
-    gradient_scale: T,
-    weight_decay: T,
-    momentum: T,
-    learning_rate: T,
+pub(super) struct Sgd<T> {
+    pub(super) gradient_scale: T,
+    pub(super) weight_decay: T,
+    pub(super) momentum: T,
+    pub(super) learning_rate: T,
 }
 
 impl<T: Real> Sgd<T> {
-    fn new(at: Step, weight_decay: f64, momentum: f64) -> Sgd<T> {
+    pub(super) fn new(at: Step, weight_decay: f64, momentum: f64) -> Sgd<T> {
         Sgd {
             gradient_scale: T::from_f64(at.gradient_scale),
             weight_decay: T::from_f64(weight_decay),
@@ -84,24 +84,30 @@ impl<T: Real> Sgd<T> {
 }
 
 /// AdamW's figures of one step, in the elements' type.
-struct AdamW<T> {
-    gradient_scale: T,
+pub(super) struct AdamW<T> {
+    pub(super) gradient_scale: T,
     /// What is left of a parameter after its decay.
-    kept: T,
+    pub(super) kept: T,
     /// One less beta1.
-    first_weight: T,
-    beta2: T,
+    pub(super) first_weight: T,
+    pub(super) beta2: T,
     /// One less beta2.
-    second_weight: T,
+    pub(super) second_weight: T,
     /// The learning rate over the first moment's bias correction.
-    step_size: T,
+    pub(super) step_size: T,
     /// One over the root of the second moment's bias correction.
-    root_scale: T,
-    epsilon: T,
+    pub(super) root_scale: T,
+    pub(super) epsilon: T,
 }
 
 impl<T: Real> AdamW<T> {
-    fn new(at: Step, beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64) -> AdamW<T> {
+    pub(super) fn new(
+        at: Step,
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+    ) -> AdamW<T> {
         // Not `f64::powi`, whose last bit may differ between machines: ranks must step alike.
         let correction = |beta: f64| 1.0 - libm::pow(beta, at.number as f64);
         AdamW {
