@@ -49,7 +49,7 @@ impl Banner {
         };
         let per_epoch = data.train.len().div_ceil(of_step);
         let rows = vec![
-            ("ranks", format!("{}, started by {launcher}", places(communicator))),
+            ("ranks", format!("{}, started by {}", places(communicator), starter(launcher))),
             (
                 "data",
                 format!(
@@ -88,6 +88,15 @@ impl Banner {
             // Further lines stand below the first.
             println!("  {name:<11}{}", text.replace('\n', "\n             "));
         }
+    }
+}
+
+/// Who has started the ranks.
+fn starter(launcher: Source) -> String {
+    match launcher {
+        Source::Ringtree => "this program or ringtree run".to_owned(),
+        Source::Alone => "hand".to_owned(),
+        other => other.to_string(),
     }
 }
 

@@ -86,10 +86,11 @@ impl Config {
         let mut given = Table::new();
         if let Some(path) = &arguments.config {
             let text = fs::read_to_string(path);
-            let text = text.map_err(|source| Error::File { path: path.clone(), source })?;
-            given = text
-                .parse()
-                .map_err(|error| Error::Argument(format!("{}: {error}", path.display())))?;
+            let refused = |error: &dyn std::fmt::Display| {
+                Error::Argument(format!("the settings in {}: {error}", path.display()))
+            };
+            given =
+                text.map_err(|error| refused(&error))?.parse().map_err(|error| refused(&error))?;
         }
         for (key, value) in flags(arguments) {
             set(&mut given, key, value)?;
@@ -368,7 +369,7 @@ mod tests {
             ),
             (&["--set", "max_gradient_norm=0"], "max_gradient_norm must be above 0"),
             (&["--set", "optimiser.beta1=1"], "beta1 is 1"),
-            (&["--config", "/nonexistent.toml"], "/nonexistent.toml: No such file"),
+            (&["--config", "/nonexistent.toml"], "the settings in /nonexistent.toml: No such file"),
         ] {
             let error = config(arguments).unwrap_err().to_string();
             assert!(error.contains(named), "{arguments:?}: {error}");

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
 use ringtree::{Communicator, Settings, Source};
 use ringtree_trainer::checkpoint::Writer;
 use ringtree_trainer::data::{Data, Input, Loaded, Loader, Sampler};
@@ -40,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     // Before other threads begin, so that they leave signals to this one.
     let interrupt = Interrupt::catch()?;
     let communicator = Communicator::with(settings)?;
-    let Some(data) = together(&communicator, config.open_data())? else {
+    let Some(data) = together(&communicator, opened(&config))? else {
         return Ok(ExitCode::SUCCESS);
     };
     match config.number {
@@ -51,6 +53,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
             Run::<f64>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
         }
     }
+}
+
+/// The data, for which the model can be built.
+fn opened(config: &Config) -> Result<Data, Error> {
+    let data = config.open_data()?;
+    let nothing = VarBuilder::zeros(DType::F32, &Device::Cpu);
+    models::build(&config.model, nothing, &data.train.facts())?;
+    Ok(data)
 }
 
 /// What all ranks have done, if they have. Where some have failed, the first of them says why, and the others leave in
@@ -249,7 +259,7 @@ impl<T: Real> Run<T> {
                     true => self.model.backward(&loss, share),
                     false => self.model.accumulate(&loss, share),
                 })?;
-                let loss = loss.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
+                let loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 loss_part += share * loss;
             }
         }
