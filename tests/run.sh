@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need (Debian: iproute2 and nftables for network namespaces, QEMU and libibverbs for the
-# machine with RDMA, what rdma-core is built with) and runs all: formatting, lints, documentation, unit and
+# machine with RDMA, what rdma-core is built with, Chromium) and runs all: formatting, lints, documentation, unit and
 # end-to-end tests, loom, and each benchmark once. The launchers that ranks are tested under are installed by
 # launchers.sh.
 #
@@ -11,11 +11,13 @@ cd "$(dirname "$0")/.."
 
 step() { printf '\n== %s\n' "$*"; }
 
-# For network namespaces; for the machine with RDMA (rdma-vm/runner.sh); for rdma-core's header (verbs-layout).
+# For network namespaces; for the machine with RDMA (rdma-vm/runner.sh); for rdma-core's header (verbs-layout); to
+# look at the trainer's report.
 packages=(
     iproute2 nftables
     qemu-system-x86 busybox-static kmod libibverbs1 ibverbs-providers xz-utils
     cmake libclang-dev libibverbs-dev make pkg-config python3
+    chromium
 )
 missing=()
 for package in "${packages[@]}"; do
@@ -57,4 +59,4 @@ bash tests/planted-faults.sh
 step "loom: every interleaving of the shared-memory ring"
 RUSTFLAGS="--cfg loom" cargo test -p ringtree-loom-tests --lib --locked --target-dir target/loom
 step "benchmarks, once each"
-cargo bench -p ringtree-benches --locked -- --test
+cargo bench -p ringtree-benches -p ringtree-trainer --locked -- --test

@@ -55,6 +55,29 @@ fn average_of_two_processes() {
 }
 
 #[test]
+fn a_model_of_ones_own_learns_the_digits() {
+    let ended = run("own_model", 2);
+    let line = ended.lines.iter().find_map(|line| line.strip_suffix(" % of 359 digits right"));
+    let percent = line.and_then(|line| line.strip_prefix("[0] ")).expect("the share that is right");
+    assert!(percent.parse::<f64>().is_ok_and(|percent| percent > 90.0), "{percent}");
+}
+
+#[test]
+fn gradients_of_any_framework_are_exchanged() {
+    let ended = run("any_framework", 3);
+    for rank in 0..3 {
+        assert_eq!(ended.line(&format!("[{rank}] rank {rank}: ")), "y = 2.000 x + -1.000");
+    }
+}
+
+#[test]
+fn several_ranks_train_as_one_does() {
+    let ended = Program::start(Command::new(example("equality"))).await_end();
+    assert!(ended.status.success(), "{ended:#?}");
+    assert_eq!(ended.lines.iter().filter(|line| line.contains("  bound ")).count(), 18);
+}
+
+#[test]
 fn asynchronous_calls_give_every_layer_its_average() {
     let ended = run("asynchronous", 2);
     let times = ["one after the other", "overlapped"].map(|what| {

@@ -97,25 +97,66 @@ fn slurm_on_several_nodes_needs_a_secret() {
     ended.line("ringtree: the job has no secret: set RINGTREE_SECRET");
 }
 
+/// The trainer beside the tool: its ranks find each other in the same ways, and learn the same.
+#[test]
+fn the_trainer_has_the_same_losses_under_all() {
+    let program = Path::new(RINGTREE).with_file_name("ringtree-train");
+    let program = program.to_str().expect("a path of letters");
+    assert!(Path::new(program).exists(), "{program} is missing: cargo build -p ringtree-trainer");
+    let folder = tempfile::tempdir().expect("a folder");
+    let losses = |name: &str, ended: &Ended| {
+        assert!(ended.status.success(), "{name}: {ended:#?}");
+        let metrics = folder.path().join(name).join("metrics.jsonl");
+        let text = std::fs::read_to_string(metrics).expect("metrics");
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+        let steps = lines.filter(|line: &serde_json::Value| line["kind"] == "step");
+        steps.map(|line| line["loss"].as_f64().expect("a number").to_bits()).collect::<Vec<_>>()
+    };
+    let arguments = |name: &str| {
+        let out = folder.path().join(name).display().to_string();
+        ["--steps", "12", "--out", &out].map(str::to_owned).to_vec()
+    };
+    let mut alone = bench_command(Command::new(program));
+    alone.args(["--ranks", "3"]).args(arguments("itself"));
+    let expected = losses("itself", &Program::start(alone).await_end());
+    assert_eq!(expected.len(), 12);
+    let mut run = bench_command(Command::new(RINGTREE));
+    run.args(["run", "--ranks", "3", "--", program]).args(arguments("run"));
+    assert_eq!(losses("run", &Program::start(run).await_end()), expected, "ringtree run");
+    if let Some(mut torchrun) = torchrun_command(3) {
+        torchrun.arg(program).args(arguments("torchrun"));
+        let ended = Program::start(torchrun).await_end();
+        assert_eq!(losses("torchrun", &ended), expected, "torchrun");
+    }
+    if let Some(mut srun) = srun_command(&["-N1", "-n3"]) {
+        srun.arg(program).args(arguments("srun"));
+        assert_eq!(losses("srun", &Program::start(srun).await_end()), expected, "srun");
+    }
+}
+
 #[test]
 fn torchrun() {
+    let Some(mut command) = torchrun_command(3) else { return };
+    command.arg(RINGTREE).args(BENCH);
+    assert_one_table(&Program::start(command).await_end(), 3, "torchrun");
+}
+
+/// What starts a program's ranks by torchrun; `None` where it is missing.
+fn torchrun_command(ranks: u32) -> Option<Command> {
     let prefix = launcher("torch");
     if !is_there(prefix.join("installed").exists(), "torchrun") {
-        return;
+        return None;
     }
     let packages = std::fs::read_dir(prefix.join("lib")).expect("a Python's folder");
     let mut packages = packages.map(|entry| entry.expect("an entry").path().join("site-packages"));
     let packages = packages.find(|path| path.is_dir()).expect("packages");
     // Each of its ports is one that the system gives it.
-    let options = "--no-python --nproc-per-node 3 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0";
+    let options = "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0";
     let mut command = bench_command(Command::new("python3"));
-    command
-        .args(["-m", "torch.distributed.run"])
-        .args(options.split(' '))
-        .arg(RINGTREE)
-        .args(BENCH);
+    command.args(["-m", "torch.distributed.run", "--no-python"]);
+    command.args(["--nproc-per-node", &ranks.to_string()]).args(options.split(' '));
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("PYTHONPATH", packages);
-    assert_one_table(&Program::start(command).await_end(), 3, "torchrun");
+    Some(command)
 }
 
 /// What it told its ranks in an earlier version, as it was recorded.
@@ -186,14 +227,20 @@ impl Mpi {
 
 /// The bench on a cluster of its own; `None` where there can be none.
 fn srun(options: &[&str], environment: &[(&str, &str)]) -> Option<Ended> {
+    let mut command = srun_command(options)?;
+    command.arg(RINGTREE).args(BENCH).envs(environment.iter().copied());
+    Some(Program::start(command).await_end())
+}
+
+/// What starts a program's ranks on a cluster of its own; `None` where there can be none.
+fn srun_command(options: &[&str]) -> Option<Command> {
     let has = |program: &str| Path::new("/usr/sbin").join(program).exists();
     let is_possible = has("slurmctld") && has("munged") && nix::unistd::getuid().is_root();
     is_there(is_possible, "Slurm").then(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/slurm.sh");
         let mut command = bench_command(Command::new("bash"));
-        command.arg(script).arg("srun").args(options).arg(RINGTREE).args(BENCH);
-        command.envs(environment.iter().copied());
-        Program::start(command).await_end()
+        command.arg(script).arg("srun").args(options);
+        command
     })
 }
 
