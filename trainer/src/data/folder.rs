@@ -30,8 +30,7 @@ impl Images {
     /// Reads a folder in which each class is a folder of PNG, JPEG, PGM or PPM files. Classes are numbered in the order
     /// of their names; hidden files and files beside the classes' folders are ignored. All images become grey if all
     /// are, else red, green and blue; transparency is ignored. With a `size` they are scaled to it (their sides'
-    /// ratio may change), else all must be of one size. Of each class, every fifth image in the order of the names is for
-    /// validation.
+    /// ratio may change), else all must be of one size. Of each class, every fifth image, by name, is for validation.
     ///
     /// # Errors
     ///

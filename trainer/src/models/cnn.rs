@@ -1,12 +1,12 @@
 //! A small convolutional net.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::check_sizes;
 use super::layers::{Linear, uniform};
-use crate::{Error, Model, Result};
+use crate::Model;
 
 /// Width and height of what a convolution looks at.
 const KERNEL: usize = 3;
@@ -44,7 +44,7 @@ impl Cnn {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] for smaller images or a size of zero; what the backend of `vb` says.
+    /// A message for smaller images or a size of zero; what the backend of `vb` says.
     pub fn new(
         settings: &CnnSettings,
         (channels, height, width): (usize, usize, usize),
@@ -56,9 +56,7 @@ impl Cnn {
         check_sizes(&[(classes, "classes")])?;
         let (rows, columns) = (height / POOL / POOL, width / POOL / POOL);
         if rows == 0 || columns == 0 {
-            return Err(Error::Argument(format!(
-                "a cnn for images of {width} x {height} pixels: give at least 4 x 4"
-            )));
+            bail!("a cnn for images of {width} x {height} pixels: give at least 4 x 4")
         }
         Ok(Cnn {
             convolutions: [
@@ -71,7 +69,7 @@ impl Cnn {
 }
 
 impl Model for Cnn {
-    fn logits(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+    fn logits(&self, input: &Tensor) -> Result<Tensor> {
         let mut x = input.clone();
         for convolution in &self.convolutions {
             x = pool(&convolution.forward(&x)?.relu()?)?;
@@ -91,7 +89,7 @@ fn convolution(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Conv2d> 
 
 /// The mean of each 2 x 2 pixels. A last odd row or column is left out, as PyTorch does it; candle's gradient takes
 /// nothing else.
-fn pool(x: &Tensor) -> candle_core::Result<Tensor> {
+fn pool(x: &Tensor) -> Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     let even = |size: usize| size / POOL * POOL;
     x.narrow(2, 0, even(height))?.narrow(3, 0, even(width))?.avg_pool2d(POOL)

@@ -7,13 +7,16 @@
 //!
 //! B samples of T tokens are rows of a matrix (B*T, width) everywhere but inside of the attention.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
+use super::attention::attention;
 use super::check_sizes;
-use super::layers::{LayerNorm, Linear, gelu, matmul_transposed};
-use crate::{Error, Model, Result};
+use super::gelu::gelu;
+use super::layers::{LayerNorm, Linear};
+use super::linear::matmul_transposed;
+use crate::Model;
 
 /// Sizes of a [`Gpt`]; those of block and vocabulary are the data's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +38,8 @@ impl Default for GptSettings {
 }
 
 /// A transformer that predicts the next token at each place of a block. Parameters are named as in nanoGPT and GPT-2
-/// (`transformer.h.0.attn.c_attn.weight`); weights of linear layers are (outputs, inputs), and the head's is that of the
-/// token embedding.
+/// (`transformer.h.0.attn.c_attn.weight`); weights of linear layers are (outputs, inputs), and the
+/// head's is that of the token embedding.
 #[derive(Clone, Debug)]
 pub struct Gpt {
     token_embedding: Tensor,
@@ -50,7 +53,7 @@ impl Gpt {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] for a size of zero, or heads that do not divide the width; what the backend of `vb` says.
+    /// A message for a size of zero, or heads that do not divide the width; what the backend of `vb` says.
     pub fn new(
         settings: &GptSettings,
         block: usize,
@@ -61,9 +64,7 @@ impl Gpt {
         check_sizes(&[(layers, "layers"), (heads, "heads"), (width, "numbers a token")])?;
         check_sizes(&[(block, "tokens a block"), (vocabulary, "tokens")])?;
         if width % heads != 0 {
-            return Err(Error::Argument(format!(
-                "a gpt of width {width} with {heads} heads: give a width that the heads divide"
-            )));
+            bail!("a gpt of width {width} with {heads} heads: give a width that the heads divide")
         }
         let vb = vb.pp("transformer");
         let embedding = |count, name| {
@@ -75,14 +76,14 @@ impl Gpt {
         Ok(Gpt {
             token_embedding: embedding(vocabulary, "wte")?,
             position_embedding: embedding(block, "wpe")?,
-            layers: (0..layers).map(layer).collect::<candle_core::Result<_>>()?,
+            layers: (0..layers).map(layer).collect::<Result<_>>()?,
             norm: LayerNorm::new(width, vb.pp("ln_f"))?,
         })
     }
 }
 
 impl Model for Gpt {
-    fn logits(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+    fn logits(&self, input: &Tensor) -> Result<Tensor> {
         let (samples, tokens) = input.dims2()?;
         let embedded = self.token_embedding.index_select(&input.flatten_all()?, 0)?;
         let embedded = embedded.reshape((samples, tokens, ()))?;
@@ -113,7 +114,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(settings: &GptSettings, mask: &Tensor, vb: VarBuilder) -> candle_core::Result<Layer> {
+    fn new(settings: &GptSettings, mask: &Tensor, vb: VarBuilder) -> Result<Layer> {
         let width = settings.width;
         let (zero, mlp) = (Init::Const(0.), vb.pp("mlp"));
         Ok(Layer {
@@ -125,7 +126,7 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, samples: usize) -> candle_core::Result<Tensor> {
+    fn forward(&self, x: &Tensor, samples: usize) -> Result<Tensor> {
         let x = (x + self.attention.forward(&self.attention_norm.forward(x)?, samples)?)?;
         let hidden = gelu(&self.expand.forward(&self.mlp_norm.forward(&x)?)?)?;
         x + self.project.forward(&hidden)?
@@ -144,11 +145,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(
-        settings: &GptSettings,
-        mask: &Tensor,
-        vb: VarBuilder,
-    ) -> candle_core::Result<Attention> {
+    fn new(settings: &GptSettings, mask: &Tensor, vb: VarBuilder) -> Result<Attention> {
         let (width, zero) = (settings.width, Init::Const(0.));
         let weight = normal(DEVIATION);
         Ok(Attention {
@@ -159,36 +156,25 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, samples: usize) -> candle_core::Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let (tokens, head_width) = (rows / samples, width / self.heads);
+    fn forward(&self, x: &Tensor, samples: usize) -> Result<Tensor> {
+        let rows = x.dim(0)?;
         let all = self.queries_keys_values.forward(x)?;
-        let all = all.reshape((samples, tokens, 3, self.heads, head_width))?;
-        // (samples, heads, tokens, head width), for all heads to be one batch of products.
-        let part = |number: usize| all.get_on_dim(2, number)?.transpose(1, 2)?.contiguous();
-        let (queries, keys, values) = (part(0)?, part(1)?, part(2)?);
-
-        let scores = (queries * (head_width as f64).powf(-0.5))?.matmul(&keys.t()?)?;
+        let tokens = rows / samples;
         let mask = self.mask.narrow(0, 0, tokens)?.narrow(1, 0, tokens)?;
-        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
-        let seen = weights.matmul(&values)?.transpose(1, 2)?.reshape((rows, width))?;
+        let seen = attention(&all, samples, self.heads, &mask)?;
         self.project.forward(&seen)
     }
 }
 
 /// A linear layer into the residual stream. There are two of them a layer, and they start the smaller, the more of them
 /// there are, so that their sum does not grow with the depth.
-fn projection(
-    inputs: usize,
-    settings: &GptSettings,
-    vb: VarBuilder,
-) -> candle_core::Result<Linear> {
+fn projection(inputs: usize, settings: &GptSettings, vb: VarBuilder) -> Result<Linear> {
     let deviation = DEVIATION / (2. * settings.layers as f64).sqrt();
     Linear::new(inputs, settings.width, normal(deviation), Init::Const(0.), vb)
 }
 
 /// 0 where a token (row) may look at another (column), minus infinity where that comes later.
-fn causal_mask(block: usize, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+fn causal_mask(block: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let hidden = |row: usize, column: usize| if column > row { f32::NEG_INFINITY } else { 0. };
     let mask: Vec<f32> =
         (0..block * block).map(|pair| hidden(pair / block, pair % block)).collect();

@@ -1,8 +1,12 @@
 //! What models are made of, where candle's own layers will not do.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
+
+use super::gelu::gelu;
+use super::linear::linear;
+use super::rows;
 
 /// What keeps layers from being one linear function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,12 +27,6 @@ impl Activation {
             Activation::Gelu => gelu(x),
         }
     }
-}
-
-/// `x / 2 * (1 + erf(x / sqrt 2))`. Candle's own `gelu_erf` has a gradient with rounded constants, wrong by 1e-6.
-pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    let erf = (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?;
-    x * erf.affine(0.5, 0.5)?
 }
 
 /// A linear layer with bias; weight (outputs, inputs).
@@ -60,13 +58,8 @@ impl Linear {
 
     /// From (rows, inputs) to (rows, outputs).
     pub(super) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        matmul_transposed(rows, &self.weight)?.broadcast_add(&self.bias)
+        linear(rows, &self.weight, &self.bias)
     }
-}
-
-/// `rows * weight^T`. In this order, the gradient of the weight is ready as soon as that of the product is.
-pub(super) fn matmul_transposed(rows: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    rows.matmul(&weight.t()?)
 }
 
 /// PyTorch's start of weights and biases of which each output sums up this many inputs.
@@ -95,9 +88,6 @@ impl LayerNorm {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normal = centred.broadcast_div(&(variance + Self::EPSILON)?.sqrt()?)?;
-        normal.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+        rows::layer_norm(x, &self.weight, &self.bias, Self::EPSILON)
     }
 }

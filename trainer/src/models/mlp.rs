@@ -1,12 +1,12 @@
 //! Fully connected layers, one after another.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::check_sizes;
 use super::layers::{Activation, Linear};
-use crate::{Model, Result};
+use crate::Model;
 
 /// Sizes of an [`Mlp`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ impl Mlp {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`](crate::Error::Argument) for a size of zero; what the backend of `vb` says.
+    /// A message for a size of zero; what the backend of `vb` says.
     pub fn new(
         settings: &MlpSettings,
         inputs: usize,
@@ -53,13 +53,13 @@ impl Mlp {
         let layer = |(number, pair): (usize, &[usize])| {
             Linear::uniform(pair[0], pair[1], vb.pp("layers").pp(number))
         };
-        let layers = sizes.windows(2).enumerate().map(layer).collect::<candle_core::Result<_>>()?;
+        let layers = sizes.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
         Ok(Mlp { layers, activation: settings.activation })
     }
 }
 
 impl Model for Mlp {
-    fn logits(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+    fn logits(&self, input: &Tensor) -> Result<Tensor> {
         let mut x = input.flatten_from(1)?;
         for (number, layer) in self.layers.iter().enumerate() {
             if number > 0 {

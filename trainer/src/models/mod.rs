@@ -1,11 +1,17 @@
 //! Models that come with the trainer. Each takes its parameters from a `VarBuilder`, so that whoever builds it decides
 //! where they lie; names and shapes are PyTorch's.
 
+mod attention;
 mod cnn;
+mod functions;
+mod gelu;
 mod gpt;
 mod layers;
+mod linear;
 mod mlp;
+mod rows;
 
+use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +20,8 @@ pub use gpt::{Gpt, GptSettings};
 pub use layers::Activation;
 pub use mlp::{Mlp, MlpSettings};
 
+use crate::Model;
 use crate::data::{Facts, Input};
-use crate::{Error, Model, Result};
 
 /// Which model, and its sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +39,8 @@ pub enum ModelSettings {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] where model and data do not go together, or a size makes no sense; what the backend of `vb` says.
+/// A message where model and data do not go together, or a size makes no sense; what the backend of `vb` says. It is
+/// candle's error, as that of a backend is.
 pub fn build(settings: &ModelSettings, vb: VarBuilder, facts: &Facts) -> Result<Box<dyn Model>> {
     let classes = facts.classes;
     Ok(match (settings, facts.input) {
@@ -47,14 +54,10 @@ pub fn build(settings: &ModelSettings, vb: VarBuilder, facts: &Facts) -> Result<
             Box::new(Gpt::new(settings, block, classes, vb)?)
         }
         (ModelSettings::Mlp(_) | ModelSettings::Cnn(_), Input::Tokens { .. }) => {
-            return Err(Error::Argument(
-                "an mlp or cnn learns from images, but the data is text: use a gpt".into(),
-            ));
+            bail!("an mlp or cnn learns from images, but the data is text: use a gpt")
         }
         (ModelSettings::Gpt(_), Input::Image { .. }) => {
-            return Err(Error::Argument(
-                "a gpt learns from text, but the data is images: use an mlp or cnn".into(),
-            ));
+            bail!("a gpt learns from text, but the data is images: use an mlp or cnn")
         }
     })
 }
@@ -63,8 +66,6 @@ pub fn build(settings: &ModelSettings, vb: VarBuilder, facts: &Facts) -> Result<
 fn check_sizes(sizes: &[(usize, &str)]) -> Result<()> {
     match sizes.iter().find(|(size, _)| *size == 0) {
         None => Ok(()),
-        Some((_, what)) => {
-            Err(Error::Argument(format!("a model with 0 {what}: give at least one")))
-        }
+        Some((_, what)) => bail!("a model with 0 {what}: give at least one"),
     }
 }
