@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 use ringtree::{Communicator, Op};
 
@@ -87,6 +87,21 @@ impl<M, T: Real> DataParallel<M, T> {
             parameter.write(|values: &mut [T]| self.communicator.broadcast(values, 0))??;
         }
         self.check_equal()
+    }
+
+    /// Gives all ranks the mean of what each has in buffers that change without gradients, such as running means of
+    /// activations: each rank has seen other samples. Before they are used for more than the next step.
+    ///
+    /// # Errors
+    /// [`Error::Ringtree`]: what has ended the communicator; [`Error::Candle`]: a buffer cannot be read or set.
+    pub fn average_buffers(&self, buffers: &[(String, Var)]) -> Result<()> {
+        for (_, buffer) in buffers {
+            let mut values: Vec<T> = buffer.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1()?;
+            self.communicator.all_reduce(&mut values, Op::Average)?;
+            let mean = Tensor::from_vec(values, buffer.dims(), buffer.device())?;
+            buffer.set(&mean.to_dtype(buffer.dtype())?)?;
+        }
+        Ok(())
     }
 
     /// Makes sure that all ranks' parameters are the same to the bit.

@@ -2,7 +2,7 @@
 
 mod ranks;
 
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::{Module, VarBuilder};
 use ranks::ranks;
 use ringtree::Communicator;
@@ -202,6 +202,18 @@ fn different_models_and_different_parameters_are_noticed() {
         let error = model.check_equal().unwrap_err();
         assert!(matches!(&error, Error::Argument(text) if text.starts_with("rank 1 ")), "{error}");
         model.share_parameters().unwrap();
+    });
+}
+
+#[test]
+fn buffers_are_averaged() {
+    ranks(3, |communicator| {
+        let model = wrap(&communicator, ExchangeSettings::default());
+        let rank = f64::from(communicator.rank());
+        let values = Tensor::new(&[[rank, 1.0], [2.0 * rank, -rank]], &Device::Cpu).unwrap();
+        let buffer = Var::from_tensor(&values).unwrap();
+        model.average_buffers(&[("running_mean".to_owned(), buffer.clone())]).unwrap();
+        assert_eq!(buffer.to_vec2::<f64>().unwrap(), [[1.0, 1.0], [2.0, -1.0]]);
     });
 }
 

@@ -269,11 +269,13 @@ impl<T: Real> Run<T> {
 
     fn validate(&self, output: Option<&mut Output>) -> Result<(), Error> {
         let data = self.data.validation.as_ref();
+        self.model.average_buffers(&self.model.model().buffers())?;
         let line = validate(&self.model, data, self.config.batch, self.progress.step)?;
         output.map_or(Ok(()), |output| output.validation(line))
     }
 
     fn save(&self, writer: &mut Writer) -> Result<(), Error> {
+        self.model.average_buffers(&self.model.model().buffers())?;
         let snapshot =
             saving::snapshot(&self.config, self.progress, &self.model, &self.optimizing)?;
         writer.save(snapshot)?;
