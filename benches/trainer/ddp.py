@@ -28,9 +28,11 @@ from common import end, row  # noqa: E402
 RELEASE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 PEERS = pathlib.Path(os.environ.get("PEERS_DIR", "/tmp/peers"))
 OURS = [RELEASE / "examples/scaling"]
+# As ringtree-train starts its ranks.
+KEEP_MEMORY = {"MIMALLOC_PURGE_DELAY": "-1"}
 CANDIDATES = {
-    "ringtree": (OURS, {}),
-    "ringtree, tcp": (OURS, {"RINGTREE_TRANSPORT": "tcp"}),
+    "ringtree": (OURS, KEEP_MEMORY),
+    "ringtree, tcp": (OURS, {**KEEP_MEMORY, "RINGTREE_TRANSPORT": "tcp"}),
     "PyTorch, Gloo": ([PEERS / "gloo-venv/bin/python", ROOT / "benches/trainer/peer.py", "steps"], {}),
 }
 # Samples a rank, steps a run.
