@@ -26,6 +26,8 @@ RELEASE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "r
 PEERS = pathlib.Path(os.environ.get("PEERS_DIR", "/tmp/peers"))
 BOUND_LOSS_PERCENT = 2
 BOUND_S = 600
+# Its threads otherwise spin while they wait for one another, which takes it several times as long on a busy machine.
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 
 
 def train(folder, ranks, settings):
@@ -59,7 +61,7 @@ def peer(folder, ranks, config):
     (folder / "peer.json").write_text(json.dumps(settings))
     command = [PEERS / "gloo-venv/bin/python", ROOT / "benches/trainer/peer.py", "train", folder / "peer.json"]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": str(ranks)})
+                         env={**os.environ, **PASSIVE, "OMP_NUM_THREADS": str(ranks)})
     return json.loads(run.stdout)
 
 
