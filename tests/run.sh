@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need (Debian: iproute2 and nftables for network namespaces, QEMU and libibverbs for the
 # machine with RDMA, what rdma-core is built with, Chromium) and runs all: formatting, lints, documentation, unit and
-# end-to-end tests, loom, and each benchmark once. The launchers that ranks are tested under are installed by
-# launchers.sh.
+# end-to-end tests, each fuzz target for ten seconds, loom, and each benchmark once. The launchers that ranks are
+# tested under are installed by launchers.sh.
 #
 # Tests over two network namespaces need root, and packages can be installed only by it and by apt. What cannot be
 # tested is skipped, except in CI (CI=true), where a test bed that cannot be made is a failure.
@@ -11,11 +11,12 @@ cd "$(dirname "$0")/.."
 
 step() { printf '\n== %s\n' "$*"; }
 
-# For network namespaces; for the machine with RDMA (rdma-vm/runner.sh); for rdma-core's header (verbs-layout); to
-# look at the trainer's report.
+# For network namespaces; for the machine with RDMA (rdma-vm/runner.sh); for libFuzzer (fuzz/run.sh); for rdma-core's
+# header (verbs-layout); to look at the trainer's report.
 packages=(
     iproute2 nftables
     qemu-system-x86 busybox-static kmod libibverbs1 ibverbs-providers xz-utils
+    g++
     cmake libclang-dev libibverbs-dev make pkg-config python3
     chromium
 )
@@ -40,6 +41,7 @@ bash tests/launchers.sh
 step "formatting"
 cargo fmt --all -- --check
 cargo fmt --manifest-path tests/verbs-layout/Cargo.toml -- --check
+cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 step "documentation"
@@ -56,6 +58,12 @@ step "tests; those named rdma in a virtual machine"
 cargo test --workspace --locked
 step "faults planted in a copy of the code for GPUs, which the tests must notice"
 bash tests/planted-faults.sh
+step "fuzzing: all that reads what comes from outside"
+if command -v g++ >/dev/null; then
+    fuzz/run.sh 10
+else
+    echo "skipped: g++ is missing"
+fi
 step "loom: every interleaving of the shared-memory ring"
 RUSTFLAGS="--cfg loom" cargo test -p ringtree-loom-tests --lib --locked --target-dir target/loom
 step "benchmarks, once each"

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ringtree::selection::choose;
-use ringtree::{Communicator, Costs, Shape};
+use ringtree::{Communicator, Costs, NetworkFigures, Shape};
 use ringtree_plan::Collective;
 
 fn selection(c: &mut Criterion) {
@@ -23,6 +23,7 @@ fn selection(c: &mut Criterion) {
             reproducible: false,
             large_pages: false,
             costs: Costs::default(),
+            network_figures: NetworkFigures::Default,
             tuned: None,
             order: None,
         };

@@ -23,7 +23,9 @@ use crate::control::{AbortWord, Control, FlightRecorder, Membership};
 use crate::digest::fnv1a;
 use crate::driver::Driver;
 use crate::engine::{Engine, Wiring};
+use crate::host_order;
 use crate::hosting::{Hosted, Hosting};
+use crate::network::{self, NetworkFigures, RankPorts};
 use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
@@ -54,6 +56,8 @@ pub(crate) struct Origin {
     /// them: the ranks outside it are still there.
     place: usize,
     beside: usize,
+    /// Rank 0's cost table, before the ports of the ranks were looked at.
+    pub(crate) costs: Costs,
 }
 
 /// What each rank tells all others before the first call.
@@ -79,6 +83,10 @@ struct Introduction {
     may_be_tuned: bool,
     /// Where on its host it is.
     site: Site,
+    /// What is known of its ports.
+    ports: RankPorts,
+    /// The switches that its host is below, as in [`Settings::switches`]; empty if they are not known.
+    switches: String,
     address: Vec<u8>,
 }
 
@@ -145,6 +153,11 @@ fn meet_as(
         costs: settings.costs,
         may_be_tuned: matches!(&settings.tuning, Tuning::Kept(cache) if cache.exists()),
         site: found.site,
+        ports: match &found.machine {
+            Some(machine) => RankPorts::of(&endpoint, machine, found.is_here),
+            None => RankPorts::default(),
+        },
+        switches: switches(&settings),
         address: endpoint.address(),
     };
     let (rank, ranks) = (settings.rank, settings.ranks);
@@ -174,17 +187,27 @@ fn meet_as(
     let count = hosts.iter().max().map_or(1, |last| last + 1);
     let on = |host: u32| hosts.iter().filter(|other| **other == host).count() as u32;
     let fewest_local_ranks = (0..count).map(on).min().unwrap_or(1);
+    let rdma = !shared_memory && all.iter().all(|introduction| introduction.has_rdma);
+    let (costs, network_figures) = match count {
+        // Nothing leaves the host, through whatever port.
+        1 => (all[0].costs, NetworkFigures::Default),
+        _ => {
+            let ports: Vec<&RankPorts> = all.iter().map(|one| &one.ports).collect();
+            network::with_ports(all[0].costs, &ports, rdma)
+        }
+    };
     let mut shape = Shape {
         ranks,
         hosts: count,
         shared_memory,
-        rdma: !shared_memory && all.iter().all(|introduction| introduction.has_rdma),
+        rdma,
         local_ranks,
         processors,
         fewest_local_ranks,
         reproducible: settings.reproducible,
         large_pages: all.iter().all(|introduction| introduction.large_pages),
-        costs: all[0].costs,
+        costs,
+        network_figures,
         tuned: None,
         order: None,
     };
@@ -196,6 +219,7 @@ fn meet_as(
         let table = tuned(&mut meeting, &settings, &shape, &links, &name, deadline)?;
         shape.tuned = table.map(Arc::new);
     }
+    let costs = all[0].costs;
     let wiring = Wiring {
         rank,
         endpoint,
@@ -216,12 +240,12 @@ fn meet_as(
         timeout,
     };
     let engine = Engine::new(wiring, driver, shape.clone());
-    let origin = Origin { name, meets_at, place, beside };
+    let origin = Origin { name, meets_at, place, beside, costs };
     Ok(Joined { settings, engine, control, shape, links, hosting: None, origin })
 }
 
-/// The order of the ranks that their hosts' wiring says. Where some are in places of their own, the description of
-/// each kind of host goes over the store once.
+/// The order of the ranks that their hosts' wiring and the switches above those say. Where some are in places of their
+/// own, the description of each kind of host goes over the store once.
 fn rank_order(
     meeting: &mut Gathering,
     settings: &Settings,
@@ -232,18 +256,38 @@ fn rank_order(
     deadline: Instant,
 ) -> Result<Option<RankOrder>, Error> {
     let sites: Vec<Site> = all.iter().map(|introduction| introduction.site).collect();
-    if sites.len() < 3 || sites.iter().any(|site| site.kind == 0) {
+    if sites.len() < 3 {
         return Ok(None);
     }
-    let tells = topology::tells(settings.rank, &sites);
-    let mine = if tells { found.description.as_bytes() } else { &[] };
-    let descriptions = meeting.gather(settings, &format!("{name}/topology"), mine, deadline)?;
-    Ok(topology::order(hosts, &sites, &descriptions))
+    let switches: Vec<&str> = all.iter().map(|introduction| &introduction.switches[..]).collect();
+    let row = host_order::in_a_row(hosts, &switches);
+    let is_by_switches = row != Places::on(hosts).order();
+    let mut order = None;
+    if sites.iter().all(|site| site.kind != 0) {
+        let tells = topology::tells(settings.rank, &sites);
+        let mine = if tells { found.description.as_bytes() } else { &[] };
+        let descriptions = meeting.gather(settings, &format!("{name}/topology"), mine, deadline)?;
+        order = topology::order(hosts, &row, &sites, &descriptions);
+    }
+    if let Some(order) = &mut order {
+        order.is_by_switches = is_by_switches;
+    }
+    Ok(order.or_else(|| is_by_switches.then(|| RankOrder::by_switches(row))))
 }
 
-fn places(hosts: &[u32], order: Option<&RankOrder>) -> Places {
-    let said = order.and_then(|order| Places::in_order(hosts, order.ranks.clone()));
-    said.unwrap_or_else(|| Places::on(hosts))
+/// The switches that this host is below, unless they are not to count or are more than an introduction has room for.
+fn switches(settings: &Settings) -> String {
+    let is_used = settings.topology != TopologySource::Off;
+    let told = settings.switches.as_ref().filter(|told| is_used && told.len() < 256);
+    told.cloned().unwrap_or_default()
+}
+
+/// The orders of the ranks, of which rings take all.
+fn places(hosts: &[u32], order: Option<&RankOrder>) -> Vec<Places> {
+    let rings = order.iter().flat_map(|order| order.rings());
+    let said: Vec<Places> =
+        rings.filter_map(|ring| Places::in_order(hosts, ring.to_vec())).collect();
+    if said.is_empty() { vec![Places::on(hosts)] } else { said }
 }
 
 /// The table of measured times that rank 0 has for such ranks, if it has one. Only rank 0 looks into its
@@ -361,6 +405,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         cuda_library: std::env::var_os("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
         reproducible: false,
         topology: TopologySource::System,
+        switches: None,
         costs: Costs::default(),
         tuning: Tuning::Off,
     });
@@ -463,6 +508,9 @@ impl Introduction {
         out.extend_from_slice(&self.costs.encode());
         out.push(u8::from(self.may_be_tuned));
         out.extend_from_slice(&self.site.encode());
+        out.extend_from_slice(&self.ports.encode());
+        out.push(self.switches.len() as u8);
+        out.extend_from_slice(self.switches.as_bytes());
         out.extend_from_slice(&self.address);
         out
     }
@@ -479,7 +527,10 @@ impl Introduction {
         let (&reproducible, bytes) = bytes.split_first()?;
         let (costs, bytes) = bytes.split_first_chunk()?;
         let (&may_be_tuned, bytes) = bytes.split_first()?;
-        let (site, address) = bytes.split_first_chunk()?;
+        let (site, bytes) = bytes.split_first_chunk()?;
+        let (ports, bytes) = RankPorts::decode(bytes)?;
+        let (&length, bytes) = bytes.split_first()?;
+        let (switches, address) = bytes.split_at_checked(usize::from(length))?;
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             process: u32::from_le_bytes(*process),
@@ -493,6 +544,8 @@ impl Introduction {
             costs: Costs::decode(costs)?,
             may_be_tuned: may_be_tuned != 0,
             site: Site::decode(site),
+            ports,
+            switches: String::from_utf8(switches.to_vec()).ok()?,
             address: address.to_vec(),
         })
     }

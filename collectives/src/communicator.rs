@@ -256,7 +256,7 @@ impl Communicator {
         let settings = Settings {
             rank: position.expect("a rank has its own color") as u32,
             ranks: members.len() as u32,
-            costs: shape.costs,
+            costs: self.inner.origin.costs,
             ..settings.clone()
         };
         let part = format!("{split}/{color}");

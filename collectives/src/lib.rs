@@ -28,9 +28,11 @@ mod engine;
 mod error;
 #[doc(hidden)]
 pub mod executor;
+mod host_order;
 mod hosting;
 mod meeting;
 mod memory;
+mod network;
 mod prepared;
 mod progress;
 #[doc(hidden)]
@@ -52,6 +54,7 @@ pub use costs::{Costs, LinkCosts};
 pub use error::Error;
 pub use meeting::Meeting;
 pub use memory::{Memory, Registered, Registrable, RegistrableMut};
+pub use network::NetworkFigures;
 pub use progress::{Pending, Ran};
 pub use ringtree_plan::{Algorithm, Collective};
 pub use ringtree_transport::TransportKind;

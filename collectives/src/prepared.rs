@@ -241,7 +241,7 @@ pub(crate) struct Planned {
 }
 
 /// A call's operation on memory of the host.
-pub(crate) fn entry(call: &Call, rank: u32, places: &Places, shape: &Shape) -> Entry {
+pub(crate) fn entry(call: &Call, rank: u32, places: &[Places], shape: &Shape) -> Entry {
     let Planned { record, program, op, extent, schedule, channel, is_exchange, runs, part } =
         plan(call, rank, places, shape);
     let digest = record.digest();
@@ -253,8 +253,9 @@ pub(crate) fn entry(call: &Call, rank: u32, places: &Places, shape: &Shape) -> E
     Entry { call: *call, record, operation, part, runs }
 }
 
-/// Chooses how to carry a call out, plans and lowers it.
-pub(crate) fn plan(call: &Call, rank: u32, places: &Places, shape: &Shape) -> Planned {
+/// Chooses how to carry a call out, plans and lowers it. Of the `places` lanes of rings take all by turns, and
+/// everyone else the first.
+pub(crate) fn plan(call: &Call, rank: u32, places: &[Places], shape: &Shape) -> Planned {
     let collective = call.kind.collective(call.root);
     let block_bytes = call.count * call.data_type.size_bytes() as u64;
     let (extent, bytes) = match collective {
@@ -288,7 +289,9 @@ pub(crate) fn plan(call: &Call, rank: u32, places: &Places, shape: &Shape) -> Pl
     };
     let (program, schedule, channel) = match choice {
         Some((collective, Choice { algorithm, schedule })) => {
-            (lower(&algorithm.plan_on(collective, rank, places)), schedule, 0)
+            let places = if algorithm.goes_around() { places } else { &places[..1] };
+            let plans = places.iter().map(|places| algorithm.plan_on(collective, rank, places));
+            (Program::of_variants(plans.map(|plan| lower(&plan)).collect()), schedule, 0)
         }
         None => (point_to_point(call.stream, rank, shape.ranks), selection::WHOLE, POINT_TO_POINT),
     };
@@ -334,5 +337,6 @@ fn point_to_point(stream: Stream, rank: u32, ranks: u32) -> Program {
         actions: vec![action],
         sources: vec![source],
         destinations: vec![destination],
+        further_variants: Vec::new(),
     }
 }

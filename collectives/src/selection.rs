@@ -8,7 +8,7 @@ use ringtree_plan::Collective;
 use ringtree_transport::shm::BOARD_BYTES;
 
 use crate::executor::Schedule;
-use crate::{Algorithm, Costs, LinkCosts, RankOrder, Tuned};
+use crate::{Algorithm, Costs, LinkCosts, NetworkFigures, RankOrder, Tuned};
 
 /// What all ranks know of the machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,8 +32,10 @@ pub struct Shape {
     pub reproducible: bool,
     /// Buffers that come again and again are moved into large pages, on all hosts.
     pub large_pages: bool,
-    /// What messages and sums cost: rank 0's table.
+    /// What messages and sums cost: rank 0's table, with what is known of the ports between hosts.
     pub costs: Costs,
+    /// Where its figures of the network between hosts come from.
+    pub network_figures: NetworkFigures,
     /// What calls took among such ranks, if rank 0 has a table of that.
     pub tuned: Option<Arc<Tuned>>,
     /// The order of the ranks that the hosts' wiring says, if it says one.
@@ -155,6 +157,16 @@ impl fmt::Display for Explanation {
             }
             writeln!(f, "  {rounds} of {round_bytes} bytes, {at_once} at once{mark}")?;
         }
+        if self.shape.hosts > 1 {
+            let LinkCosts { bytes_per_s, latency_s, .. } = self.shape.network();
+            let (speed_gbps, latency_us) = (bytes_per_s / 1e9, latency_s * 1e6);
+            let source = match &self.shape.network_figures {
+                NetworkFigures::Default => "the default figures".into(),
+                NetworkFigures::Settings => "rank 0's settings".into(),
+                NetworkFigures::Ports { rank, names } => format!("{names} of rank {rank}"),
+            };
+            writeln!(f, "Between hosts {speed_gbps:.2} GB/s, {latency_us:.1} us: by {source}")?;
+        }
         if let Some(order) = &self.shape.order {
             let ranks: Vec<String> = order.ranks.iter().map(u32::to_string).collect();
             writeln!(
@@ -162,6 +174,13 @@ impl fmt::Display for Explanation {
                 "Rings, chains and trees take the ranks in the order {}:",
                 ranks.join(" ")
             )?;
+            if !order.other_rings.is_empty() {
+                writeln!(f, "Lanes of rings and chains take it and these by turns:")?;
+                for ring in &order.other_rings {
+                    let ranks: Vec<String> = ring.iter().map(u32::to_string).collect();
+                    writeln!(f, "  {}", ranks.join(" "))?;
+                }
+            }
             order.why().lines().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         Ok(())
@@ -446,6 +465,11 @@ fn schedule(collective: Collective, algorithm: Algorithm, bytes: u64, shape: &Sh
     let (lanes, round_bytes) = match algorithm {
         // All links of a chain are busy when as many rounds are under way.
         Algorithm::Chain => ((shape.ranks as usize).clamp(2, 16), PIPELINED_ROUND_BYTES),
+        // Each ring has a lane.
+        Algorithm::Ring => {
+            let rings = shape.order.as_ref().map_or(1, |order| order.rings().count());
+            (rings.max(2), 1 << 20)
+        }
         // Trees need twice their depth in flight to keep every level busy.
         Algorithm::DoubleTree => ((2 * depth).clamp(2, 16), PIPELINED_ROUND_BYTES),
         Algorithm::Tree => (depth.clamp(2, 8), PIPELINED_ROUND_BYTES),
@@ -478,6 +502,7 @@ mod tests {
             reproducible: false,
             large_pages: false,
             costs: Costs::default(),
+            network_figures: NetworkFigures::Default,
             tuned: None,
             order: None,
         }

@@ -4,11 +4,11 @@
 //! of that in its introduction is short: descriptions go over the store once for each kind of host, and not at
 //! all where hosts have nothing in them that could be in an order.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ringtree_plan::Places;
 use ringtree_topology::search::{
     Cluster, ClusterPlan, HostGraph, cluster_plan, explain_cluster, explain_rings, rings,
 };
@@ -22,6 +22,9 @@ use crate::digest::fnv1a;
 
 /// Hosts whose rings are sought together; with more, each kind of host is looked at alone.
 const MOST_HOSTS_TOGETHER: usize = 16;
+
+/// Rings that lanes take by turns, at most: each is linked to two more ranks.
+const MOST_RINGS: usize = 8;
 
 /// Kinds of hosts whose descriptions all ranks read.
 const MOST_KINDS: usize = 64;
@@ -39,18 +42,40 @@ pub enum TopologySource {
     Off,
 }
 
-/// The order of the ranks in rings, trees and chains, where hosts' wiring says one.
+/// The order of the ranks in rings, trees and chains, where hosts' wiring says one, or the switches between them do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankOrder {
     /// The rank at each place.
     pub ranks: Vec<u32>,
-    /// The hosts, with the ranks of each.
+    /// Further rings of the ranks, over other links, which lanes of rings and chains take by turns with the first.
+    pub other_rings: Vec<Vec<u32>>,
+    /// The hosts, with the ranks of each; none where nothing is known of how they are wired.
     hosts: Vec<(HostGraph, Vec<u32>)>,
+    /// Hosts below the same switches are neighbours, wherever their ranks' numbers would put them.
+    pub(crate) is_by_switches: bool,
 }
 
 impl RankOrder {
+    /// All rings, the first of which is the order that everyone else takes.
+    pub fn rings(&self) -> impl Iterator<Item = &[u32]> {
+        std::iter::once(&self.ranks).chain(&self.other_rings).map(Vec::as_slice)
+    }
+
+    /// What is known of switches only.
+    pub(crate) fn by_switches(ranks: Vec<u32>) -> RankOrder {
+        RankOrder { ranks, other_rings: Vec::new(), hosts: Vec::new(), is_by_switches: true }
+    }
+
     /// What a ring in that order goes over, and what limits it: lines of text.
     pub fn why(&self) -> String {
+        let switches = match self.is_by_switches {
+            true => "Hosts below the same switches are neighbours.\n",
+            false => "",
+        };
+        format!("{switches}{}", self.by_wiring())
+    }
+
+    fn by_wiring(&self) -> String {
         if let Some((cluster, plan)) = through_all(&self.hosts) {
             return explain_cluster(&cluster, &plan);
         }
@@ -85,6 +110,10 @@ pub(crate) struct Found {
     /// The RDMA ports that are nearest to the rank's GPU, or to its processors: as in
     /// [`RdmaConfig::devices`](crate::RdmaConfig::devices). `None` where none is nearer than others.
     pub(crate) rdma_ports: Option<String>,
+    /// The host, if anything is known of it, be it by the system or by a file.
+    pub(crate) machine: Option<Cow<'static, Machine>>,
+    /// Whether that is this host as it is.
+    pub(crate) is_here: bool,
 }
 
 impl Found {
@@ -93,14 +122,14 @@ impl Found {
     /// # Errors
     /// [`Error::Settings`] if a file was named that describes no machine.
     pub(crate) fn of(source: &TopologySource, local_rank: Option<u32>) -> Result<Found, Error> {
-        let machine;
         let (machine, gpu, numa) = match source {
             TopologySource::Off => return Ok(Found::default()),
             TopologySource::File(path) => {
-                machine = from_file(path)?;
+                let machine = from_file(path)?;
                 let gpus = machine.gpus();
                 let gpu = local_rank.and_then(|number| gpus.get(number as usize));
-                (&machine, gpu.map(|gpu| gpu.place.device.bus_id), None)
+                let gpu = gpu.map(|gpu| gpu.place.device.bus_id);
+                (Cow::Owned(machine), gpu, None)
             }
             TopologySource::System => {
                 let Some(Detection { machine, limits }) = detected() else {
@@ -111,19 +140,20 @@ impl Found {
                     (gpus, Some(number)) => gpus.get(number as usize).copied(),
                     _ => None,
                 };
-                (machine, gpu, own_node(machine, limits.cpus.as_ref()))
+                (Cow::Borrowed(machine), gpu, own_node(machine, limits.cpus.as_ref()))
             }
         };
-        if !may_have_an_order(machine) {
-            return Ok(Found::default());
-        }
-        let description = without_names(machine.clone()).to_xml();
-        let kind = fnv1a(description.bytes()).max(1);
-        let site = Site { kind, gpu, numa };
-        // What a file names need not be here.
         let is_here = *source == TopologySource::System;
-        let rdma_ports = is_here.then(|| nearest_rdma_ports(machine, site)).flatten();
-        Ok(Found { site, description, rdma_ports })
+        let mut found = Found { is_here, ..Found::default() };
+        if may_have_an_order(&machine) {
+            found.description = without_names(machine.clone().into_owned()).to_xml();
+            let kind = fnv1a(found.description.bytes()).max(1);
+            found.site = Site { kind, gpu, numa };
+            // What a file names need not be here.
+            found.rdma_ports = is_here.then(|| nearest_rdma_ports(&machine, found.site)).flatten();
+        }
+        found.machine = Some(machine);
+        Ok(found)
     }
 }
 
@@ -165,27 +195,64 @@ pub(crate) fn tells(rank: u32, sites: &[Site]) -> bool {
     kind != 0 && sites.iter().position(|site| site.kind == kind) == Some(rank as usize)
 }
 
-/// The order of ranks on these hosts and sites. `descriptions` has that of a kind of host at the first rank that is
-/// on one.
-pub(crate) fn order(hosts: &[u32], sites: &[Site], descriptions: &[Vec<u8>]) -> Option<RankOrder> {
+/// The order of ranks on these hosts and sites. `row` has the ranks of a host together, and hosts in their order;
+/// `descriptions` has that of a kind of host at the first rank that is on one.
+pub(crate) fn order(
+    hosts: &[u32],
+    row: &[u32],
+    sites: &[Site],
+    descriptions: &[Vec<u8>],
+) -> Option<RankOrder> {
     let graphs = graphs(sites, descriptions);
-    let places = Places::on(hosts);
     let mut all: Vec<(HostGraph, Vec<u32>)> = Vec::new();
-    for ranks in places.order().chunk_by(|a, b| hosts[*a as usize] == hosts[*b as usize]) {
+    for ranks in row.chunk_by(|a, b| hosts[*a as usize] == hosts[*b as usize]) {
         let name = format!("host {}", all.len());
         let graph = graphs.get(&sites[ranks[0] as usize].kind)?;
         let nodes = ranks.iter().map(|rank| node(graph, sites[*rank as usize]));
         let devices = nodes.collect::<Option<Vec<NodeId>>>()?;
         all.push((HostGraph { name, graph: graph.clone(), devices }, ranks.to_vec()));
     }
-    let ranks = match through_all(&all) {
+    let mut rings = match through_all(&all) {
         Some((_, plan)) => {
             let ranks: Vec<u32> = all.iter().flat_map(|(_, ranks)| ranks.iter().copied()).collect();
-            plan.channels.first()?.order.iter().map(|place| ranks[*place]).collect()
+            let channels = plan.channels.iter().map(|c| (&c.order[..], c.rate_bytes_per_s));
+            let ring = |order: &&[usize]| order.iter().map(|place| ranks[*place]).collect();
+            best_together(channels).0.iter().map(ring).collect::<Vec<Vec<u32>>>()
         }
         None => host_by_host(&all)?,
-    };
-    Some(RankOrder { ranks, hosts: all })
+    }
+    .into_iter();
+    let (ranks, other_rings) = (rings.next()?, rings.collect());
+    Some(RankOrder { ranks, other_rings, hosts: all, is_by_switches: false })
+}
+
+/// Of rings with rates those that carry most if all get the same, and how much each carries then. Those that go the
+/// same way round, wherever they begin, are one.
+fn best_together<'a>(
+    channels: impl Iterator<Item = (&'a [usize], f64)>,
+) -> (Vec<&'a [usize]>, f64) {
+    let mut rings: Vec<(&[usize], f64)> = Vec::new();
+    for (order, rate) in channels {
+        match rings.iter_mut().find(|(other, _)| is_one_ring(order, other)) {
+            Some((_, sum)) => *sum += rate,
+            None => rings.push((order, rate)),
+        }
+    }
+    rings.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    rings.truncate(MOST_RINGS);
+    // Each gets what the slowest of them can.
+    let together = |count: usize| count as f64 * rings[count - 1].1;
+    let more = |best: usize, count| if together(count) > together(best) { count } else { best };
+    let count = (1..=rings.len()).reduce(more).unwrap_or(0);
+    let rate = rings[..count].last().map_or(0.0, |(_, rate)| *rate);
+    (rings[..count].iter().map(|(order, _)| *order).collect(), rate)
+}
+
+/// Whether two orders go the same way round.
+fn is_one_ring(one: &[usize], other: &[usize]) -> bool {
+    let begins = other.iter().position(|place| Some(place) == one.first()).unwrap_or(0);
+    let (before, after) = other.split_at(begins);
+    one.len() == other.len() && one.iter().eq(after.iter().chain(before))
 }
 
 /// The rings through all hosts, if they have ports and are not many.
@@ -198,28 +265,46 @@ fn through_all(all: &[(HostGraph, Vec<u32>)]) -> Option<(Cluster, ClusterPlan)> 
     Some((cluster, plan))
 }
 
-/// The best ring of each host, cut open, one after the other.
-fn host_by_host(all: &[(HostGraph, Vec<u32>)]) -> Option<Vec<u32>> {
-    let mut order = Vec::new();
-    let mut known: Vec<(&HostGraph, Vec<NodeId>)> = Vec::new();
-    for (host, ranks) in all {
-        let ring = match known.iter().find(|(other, _)| is_wired_alike(host, other)) {
-            Some((_, ring)) => ring.clone(),
-            None => {
-                let nodes = different(&host.devices);
-                let best = rings(&host.graph, &nodes).ok()?.single;
-                let ring = best.map(|ring| ring.order.iter().map(|at| nodes[*at]).collect());
-                let ring: Vec<NodeId> = ring.unwrap_or(nodes);
-                known.push((host, ring.clone()));
-                ring
-            }
+/// The best rings of each host, cut open, one host after the other: as many as the host has that has most.
+fn host_by_host(all: &[(HostGraph, Vec<u32>)]) -> Option<Vec<Vec<u32>>> {
+    let mut rings_of: Vec<Vec<Vec<NodeId>>> = Vec::new();
+    for (at, (host, _)) in all.iter().enumerate() {
+        let known = all[..at].iter().position(|(other, _)| is_wired_alike(host, other));
+        let rings = match known {
+            Some(known) => rings_of[known].clone(),
+            None => rings_of_host(host)?,
         };
-        for node in ring {
-            let there = host.devices.iter().zip(ranks).filter(|(device, _)| **device == node);
-            order.extend(there.map(|(_, rank)| *rank));
-        }
+        rings_of.push(rings);
     }
-    Some(order)
+    let most = rings_of.iter().map(Vec::len).max()?;
+    let ring = |number: usize| {
+        let mut order = Vec::new();
+        for ((host, ranks), rings) in all.iter().zip(&rings_of) {
+            for node in &rings[number % rings.len()] {
+                let there = host.devices.iter().zip(ranks).filter(|(device, _)| *device == node);
+                order.extend(there.map(|(_, rank)| *rank));
+            }
+        }
+        order
+    };
+    Some((0..most).map(ring).collect())
+}
+
+/// The rings that carry most inside a host: those that share its links, or a single one if that carries as much.
+fn rings_of_host(host: &HostGraph) -> Option<Vec<Vec<NodeId>>> {
+    let nodes = different(&host.devices);
+    let set = rings(&host.graph, &nodes).ok()?;
+    let channels = set.channels.iter().map(|c| (&c.order[..], c.rate_bytes_per_s));
+    let (together, rate_bytes_per_s) = best_together(channels);
+    let total_bytes_per_s = rate_bytes_per_s * together.len() as f64;
+    let orders = match &set.single {
+        None => return Some(vec![nodes]),
+        Some(single) if single.rate_bytes_per_s >= 0.99 * total_bytes_per_s => {
+            vec![&single.order[..]]
+        }
+        Some(_) => together,
+    };
+    Some(orders.iter().map(|order| order.iter().map(|at| nodes[*at]).collect()).collect())
 }
 
 fn is_wired_alike(one: &HostGraph, other: &HostGraph) -> bool {
@@ -358,6 +443,8 @@ fn forget_name(port: &mut NetPort) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// Two sockets with a GPU and a card of two ports each.
@@ -440,16 +527,33 @@ mod tests {
         let sites = gpus.map(at_gpu);
         let text = without_names(machine()).to_xml().into_bytes();
         let descriptions = [text, vec![], vec![], vec![]];
-        let order = order(&hosts, &sites, &descriptions).expect("an order");
+        let order = order(&hosts, &[0, 2, 1, 3], &sites, &descriptions).expect("an order");
         let first: Vec<u32> = order.ranks[..2].iter().map(|rank| hosts[*rank as usize]).collect();
         assert!(first[0] == first[1], "{:?}", order.ranks);
         assert!(!order.why().is_empty());
+        // Both GPUs have ports: by turns each sends what leaves the host.
+        let leaving: BTreeSet<u32> = order.rings().map(|ring| ring[1]).collect();
+        assert_eq!(leaving.len(), 2, "{:?}", order.rings().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn rings_are_as_many_as_carry_most_at_one_rate() {
+        let (ring, turned, other, third) = ([0, 1, 2, 3], [2, 3, 0, 1], [0, 2, 1, 3], [1, 0, 2, 3]);
+        fn best<'a>(channels: &[(&'a [usize], f64)]) -> (Vec<&'a [usize]>, f64) {
+            best_together(channels.iter().copied())
+        }
+        let two = best(&[(&ring, 6.0), (&other, 9.0), (&turned, 4.0), (&third, 2.0)]);
+        assert_eq!(two, (vec![&ring[..], &other[..]], 9.0));
+        let three = best(&[(&ring, 10.0), (&other, 9.0), (&third, 8.0)]);
+        assert_eq!(three.0.len(), 3);
+        assert_eq!(best(&[(&ring, 10.0), (&other, 4.0)]), (vec![&ring[..]], 10.0));
+        assert_eq!(best(&[]), (vec![], 0.0));
     }
 
     #[test]
     fn a_description_that_cannot_be_read_says_nothing() {
         let sites = [at_gpu("0000:1a:00.0"); 3];
         let descriptions = [b"<system".to_vec(), vec![], vec![]];
-        assert_eq!(order(&[0, 0, 0], &sites, &descriptions), None);
+        assert_eq!(order(&[0, 0, 0], &[0, 1, 2], &sites, &descriptions), None);
     }
 }

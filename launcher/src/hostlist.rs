@@ -35,7 +35,14 @@ impl HostList {
     /// # Errors
     /// What is wrong, with the line.
     pub fn read(path: &str) -> Result<HostList, String> {
-        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        HostList::of_file(&fs::read_to_string(path).map_err(|error| error.to_string())?)
+    }
+
+    /// What a hostfile says.
+    ///
+    /// # Errors
+    /// What is wrong, with the line.
+    pub fn of_file(text: &str) -> Result<HostList, String> {
         let mut list = HostList(Vec::new());
         for (line, number) in text.lines().zip(1..) {
             let words = line.split('#').next().unwrap_or_default();

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use ringtree_tests::files::TemporaryFile;
 use ringtree_tests::namespaces::{Host, TwoHosts, name_of};
 use ringtree_tests::program::{Ended, Program};
 
@@ -116,6 +117,36 @@ fn ranks_of_two_hosts_use_tcp_and_those_of_one_host_shared_memory() {
     for host in &bed.hosts {
         let received_bytes = host.received_bytes(0);
         assert!(received_bytes >= BYTES, "{received_bytes} bytes arrived at {host:?}");
+    }
+}
+
+/// The ranks of one host have a slower port than those of the other, as files say: both reckon with that one.
+#[test]
+fn all_reckon_with_the_speed_of_the_slowest_port() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    let with_port = |mbit_per_s: u64| {
+        let text = format!(
+            r#"<system version="1"><cpu numaid="0" affinity="1" arch="x86_64">
+            <nic><net name="wire0" dev="0" speed="{mbit_per_s}" port="0" guid="0x1"/></nic></cpu></system>"#
+        );
+        TemporaryFile::new(&format!("{mbit_per_s}.xml"), &text)
+    };
+    let (fast, slow) = (with_port(10_000), with_port(1_000));
+    let job = Job::default();
+    let start = |rank: usize| {
+        let file = if job.host_of(rank) == 0 { &fast } else { &slow };
+        let path = file.path().to_str().expect("a path");
+        job.start_rank(&bed, rank, &[("RINGTREE_TOPOLOGY", path)])
+    };
+    let ranks: Vec<Program> = (0..4).map(start).collect();
+    for ended in ranks.into_iter().map(Program::await_end) {
+        assert_verified(&ended);
+        let expected = r#"125000000 Ports { rank: 2, names: "wire0" }"#;
+        assert_eq!(ended.line("network"), expected);
+    }
+    // Nothing is known of the ends of a pair.
+    for ended in job.run(&bed) {
+        assert!(ended.line("network").ends_with(" Default"), "{ended:?}");
     }
 }
 

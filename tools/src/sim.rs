@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ringtree::selection::choose;
-use ringtree::{Algorithm, Collective, Costs, LinkCosts, Shape};
+use ringtree::{Algorithm, Collective, Costs, LinkCosts, NetworkFigures, Shape};
 use ringtree_plan::{Local, Machine, Representatives, Sent, Work};
 use serde::Serialize;
 
@@ -290,6 +290,7 @@ impl Scenery {
             tuned: None,
             order: None,
             costs: Costs { tcp, ..costs },
+            network_figures: NetworkFigures::Settings,
         }
     }
 

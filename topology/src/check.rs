@@ -40,7 +40,8 @@ pub struct Finding {
 /// whose parts are unequal, missing links of GPUs, links that halve the rings of all GPUs, and virtual machines
 /// that hide how they are wired. The worst come first.
 ///
-/// The rings are sought twice: see [`rings`](crate::search::rings) for how long that takes.
+/// The rings are sought once, and once more if a link may be such a one: see [`rings`](crate::search::rings) for how
+/// long that takes.
 pub fn check(machine: &Machine, graph: &Graph) -> Vec<Finding> {
     let mut found = Vec::new();
     reduced_links(machine, &mut found);

@@ -22,7 +22,7 @@ mod xml;
 pub use check::{Finding, Severity, check};
 pub use detect::{
     C2cFact, Detection, GpuFact, GpuFacts, Limits, NvLinkEnd, NvLinkFact, Roots, Unreachable,
-    VisibleDevices, detect, detect_with,
+    VisibleDevices, carriers, detect, detect_with,
 };
 pub use diff::{Difference, diff};
 pub use drawing::svg;

@@ -1,5 +1,6 @@
 //! The devices of a machine one by one, with where they are.
 
+use crate::figures::pcie_bytes_per_s;
 use crate::{Gpu, Machine, NetPort, PciDevice};
 
 /// A PCIe device and where it is.
@@ -31,6 +32,18 @@ pub struct PlacedPort<'a> {
     pub card: Option<PlacedDevice<'a>>,
     #[allow(missing_docs)]
     pub port: &'a NetPort,
+}
+
+impl PlacedPort<'_> {
+    /// What the port carries each way, in bytes a second, as far as the description tells: its speed, and that
+    /// of the PCIe links above it whose speed and width are known. `None` if its own speed is not.
+    pub fn known_bytes_per_s(&self) -> Option<f64> {
+        let speed = self.port.speed_mbit_per_s.filter(|speed| *speed > 0)?;
+        let on_the_way = self.card.iter().flat_map(|card| card.above.iter().chain([&card.device]));
+        let links = on_the_way.filter_map(|device| device.link);
+        let known = links.filter(|link| link.gigatransfers_per_s > 0.0 && link.width > 0);
+        Some(known.map(pcie_bytes_per_s).fold(speed as f64 * 1e6 / 8.0, f64::min))
+    }
 }
 
 impl Machine {
@@ -92,5 +105,31 @@ fn collect<'a>(
         above.push(device);
         collect(numa, &device.children, above, found);
         above.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_carries_no_more_than_the_links_above_it() {
+        let machine = |speed: &str, link: &str| {
+            let text = format!(
+                r#"<system version="1"><cpu numaid="0" affinity="1" arch="x86_64">
+                <pci busid="0000:1b:00.0" class="0x020000" {link}>
+                <nic><net name="eth0" dev="0" {speed} port="0" guid="0x1"/></nic></pci></cpu></system>"#
+            );
+            Machine::from_xml(&text).expect("a machine")
+        };
+        let known = |speed: &str, link: &str| machine(speed, link).ports()[0].known_bytes_per_s();
+        let wide = r#"link_speed="16.0 GT/s PCIe" link_width="16""#;
+        let narrow = r#"link_speed="8.0 GT/s PCIe" link_width="4""#;
+        let unknown = r#"link_speed="" link_width="0""#;
+        assert_eq!(known(r#"speed="100000""#, wide), Some(12.5e9));
+        assert_eq!(known(r#"speed="100000""#, unknown), Some(12.5e9));
+        let limited = known(r#"speed="100000""#, narrow).expect("a speed");
+        assert!((3.9e9..4e9).contains(&limited), "{limited}");
+        assert_eq!(known("", wide), None);
     }
 }

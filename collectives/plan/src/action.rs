@@ -4,7 +4,9 @@
 //! own spans or sends; "receive, reduce and forward" is one action, and so is "reduce `n` arrivals
 //! and send the result to `n` peers".
 
-use crate::Span;
+use std::ops::Range;
+
+use crate::{Space, Span};
 
 /// Where an operand of a [`Action::Move`] comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,74 @@ pub struct Program {
     pub sources: Vec<Source>,
     /// Results of the moves.
     pub destinations: Vec<Destination>,
+    /// Where in `actions` further variants of the program begin, which lanes take by turns. A lowered plan has
+    /// none but itself.
+    pub further_variants: Vec<u32>,
+}
+
+impl Program {
+    /// Several programs of one rank as one: the first lane takes the first of them and so on, and again from the
+    /// first.
+    ///
+    /// # Panics
+    /// If there is none, or they are of different ranks or divide a round differently.
+    pub fn of_variants(programs: Vec<Program>) -> Program {
+        let mut programs = programs.into_iter();
+        let mut whole = programs.next().expect("a program");
+        for mut variant in programs {
+            let what = |program: &Program| (program.rank, program.ranks, program.chunks);
+            assert_eq!(what(&whole), what(&variant), "variants of one program");
+            let scratch = whole.scratch.len() as u32;
+            let scratch_spans = variant.spans_mut().filter(|span| span.space == Space::Scratch);
+            scratch_spans.for_each(|span| span.start += scratch);
+            let (sources_before, destinations_before) =
+                (whole.sources.len() as u32, whole.destinations.len() as u32);
+            for action in &mut variant.actions {
+                if let Action::Move { first_source, first_destination, .. } = action {
+                    *first_source += sources_before;
+                    *first_destination += destinations_before;
+                }
+            }
+            whole.further_variants.push(whole.actions.len() as u32);
+            whole.scratch.append(&mut variant.scratch);
+            whole.actions.append(&mut variant.actions);
+            whole.sources.append(&mut variant.sources);
+            whole.destinations.append(&mut variant.destinations);
+        }
+        whole
+    }
+
+    /// How many variants there are, at least 1.
+    pub fn variants(&self) -> usize {
+        1 + self.further_variants.len()
+    }
+
+    /// Where the actions of a variant are.
+    pub fn variant(&self, number: usize) -> Range<usize> {
+        let begins = |number: usize| match number {
+            0 => Some(0),
+            _ => self.further_variants.get(number - 1).map(|begin| *begin as usize),
+        };
+        let end = begins(number + 1).unwrap_or(self.actions.len());
+        begins(number).unwrap_or(end)..end
+    }
+
+    /// All spans that are named.
+    pub(crate) fn spans_mut(&mut self) -> impl Iterator<Item = &mut Span> {
+        let of_sources = self.sources.iter_mut().filter_map(|source| match source {
+            Source::Own(span) => Some(span),
+            Source::Arrival { .. } => None,
+        });
+        let of_destinations =
+            self.destinations.iter_mut().filter_map(|destination| match destination {
+                Destination::Own(span) | Destination::Backing(span) => Some(span),
+                Destination::Send { .. } => None,
+            });
+        let of_actions = self.actions.iter_mut().map(|action| match action {
+            Action::Move { shape: span, .. } | Action::Flush { span } => span,
+        });
+        of_sources.chain(of_destinations).chain(of_actions)
+    }
 }
 
 /// The parts of a [`Action::Move`].
@@ -156,5 +226,60 @@ impl<'a> Move<'a> {
             Destination::Send { peer, settled } => Some((peer, settled)),
             _ => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Algorithm, Collective, Places, lower};
+
+    /// What an action does, whatever the numbers of its operands and of the scratch chunks before.
+    fn outline(program: &Program, action: Action, scratch_before: u32) -> String {
+        let shifted = |mut span: Span| {
+            if span.space == Space::Scratch {
+                span.start -= scratch_before;
+            }
+            span
+        };
+        let Some(parts) = Move::of(program, action) else { return format!("{action:?}") };
+        let sources = parts.sources.iter().map(|source| match *source {
+            Source::Own(span) => Source::Own(shifted(span)),
+            arrival => arrival,
+        });
+        let destinations = parts.destinations.iter().map(|destination| match *destination {
+            Destination::Own(span) => Destination::Own(shifted(span)),
+            Destination::Backing(span) => Destination::Backing(shifted(span)),
+            send => send,
+        });
+        let (sources, destinations): (Vec<_>, Vec<_>) = (sources.collect(), destinations.collect());
+        format!("{sources:?} {destinations:?} {:?}", shifted(parts.shape))
+    }
+
+    #[test]
+    fn each_variant_is_what_it_was_alone() {
+        let orders = [vec![0, 1, 2, 3], vec![2, 0, 3, 1], vec![3, 2, 1, 0]];
+        for (algorithm, collective) in [
+            (Algorithm::Ring, Collective::AllReduce),
+            (Algorithm::Ring, Collective::ReduceScatter),
+            (Algorithm::Chain, Collective::Broadcast { root: 1 }),
+            // With scratch.
+            (Algorithm::Doubling, Collective::AllReduce),
+        ] {
+            let alone = orders.each_ref().map(|order| {
+                let places = Places::in_order(&[0; 4], order.clone()).expect("an order");
+                lower(&algorithm.plan_on(collective, 1, &places))
+            });
+            let whole = Program::of_variants(alone.to_vec());
+            assert_eq!(whole.variants(), 3);
+            let mut scratch_before = 0;
+            for (number, alone) in alone.iter().enumerate() {
+                let actions = &whole.actions[whole.variant(number)];
+                let outlines = actions.iter().map(|a| outline(&whole, *a, scratch_before));
+                let expected = alone.actions.iter().map(|a| outline(alone, *a, 0));
+                assert_eq!(outlines.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+                scratch_before += alone.scratch.len() as u32;
+            }
+        }
     }
 }

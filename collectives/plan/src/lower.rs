@@ -141,6 +141,7 @@ impl<'a> Lowering<'a> {
             actions: Vec::with_capacity(plan.steps.len()),
             sources: Vec::with_capacity(plan.steps.len()),
             destinations: Vec::with_capacity(plan.steps.len()),
+            further_variants: Vec::new(),
         };
         Lowering { plan, program, sent_from: vec![usize::MAX; plan.ranks as usize] }
     }
@@ -339,20 +340,8 @@ fn drop_unnamed_scratch(program: &mut Program) {
         return;
     }
     let mut named = vec![false; program.scratch.len()];
-    let Program { actions, sources, destinations, .. } = program;
-    let mut spans: Vec<&mut Span> = vec![];
-    spans.extend(sources.iter_mut().filter_map(|source| match source {
-        Source::Own(span) => Some(span),
-        Source::Arrival { .. } => None,
-    }));
-    spans.extend(destinations.iter_mut().filter_map(|destination| match destination {
-        Destination::Own(span) | Destination::Backing(span) => Some(span),
-        Destination::Send { .. } => None,
-    }));
-    spans.extend(actions.iter_mut().map(|action| match action {
-        Action::Move { shape: span, .. } | Action::Flush { span } => span,
-    }));
-    spans.retain(|span| span.space == Space::Scratch);
+    let spans = program.spans_mut().filter(|span| span.space == Space::Scratch);
+    let spans: Vec<&mut Span> = spans.collect();
     for span in &spans {
         named[span.chunks()].fill(true);
     }

@@ -48,9 +48,21 @@ impl Places {
         self.hosts.len() as u32
     }
 
-    /// The host of each rank.
-    pub fn hosts(&self) -> &[u32] {
-        &self.hosts
+    /// The ranks of each host, hosts in the order of their first places. Those of a host come in the order of their
+    /// numbers, in whatever order a ring takes them: the k-th of all hosts, which speak with each other, then
+    /// have the same device and port where hosts are alike.
+    pub fn ranks_by_host(&self) -> Vec<Vec<u32>> {
+        let mut number_of: HashMap<u32, usize> = HashMap::new();
+        let mut groups: Vec<Vec<u32>> = Vec::new();
+        for rank in &self.order {
+            let number = *number_of.entry(self.hosts[*rank as usize]).or_insert(groups.len());
+            if number == groups.len() {
+                groups.push(Vec::new());
+            }
+            groups[number].push(*rank);
+        }
+        groups.iter_mut().for_each(|ranks| ranks.sort_unstable());
+        groups
     }
 
     /// The rank at each place.
@@ -121,6 +133,12 @@ mod tests {
         assert_eq!(places.of(1), 3);
         assert!(!places.are_numbers());
         assert!(Places::on(&[0, 0, 1, 1]).are_numbers());
+    }
+
+    #[test]
+    fn hosts_come_in_the_order_of_their_places() {
+        let places = Places::in_order(&[7, 3, 7, 3, 9], vec![4, 2, 0, 1, 3]).expect("an order");
+        assert_eq!(places.ranks_by_host(), [vec![4], vec![0, 2], vec![1, 3]]);
     }
 
     #[test]

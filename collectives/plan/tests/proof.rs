@@ -84,13 +84,35 @@ fn hierarchical_is_proved_on_any_hosts() {
         vec![0, 1, 1, 0, 0, 2, 1, 2],
     ]);
     places.push((0..64).map(|rank| rank / 8).collect());
-    for hosts in places {
-        let on = Places::on(&hosts);
+    let given = places.iter().map(|hosts| (hosts.clone(), Places::on(hosts)));
+    let backwards = places.iter().filter_map(|hosts| {
+        let order = (0..hosts.len() as u32).rev().collect();
+        Some((hosts.clone(), Places::in_order(hosts, order)?))
+    });
+    for (hosts, on) in given.chain(backwards) {
         let plans: Vec<Plan> = (0..hosts.len() as u32)
             .map(|rank| Algorithm::Hierarchical.plan_on(Collective::AllReduce, rank, &on))
             .collect();
         let verdict = prove(Collective::AllReduce, &plans);
         assert!(verdict.is_ok(), "{hosts:?}: {}", verdict.unwrap_err());
+    }
+}
+
+/// The ring between hosts follows the order of places, as other rings do.
+#[test]
+fn hierarchical_takes_hosts_in_the_order_of_places() {
+    // Hosts 0, 1 and 2 of two ranks each, of which 2 comes second.
+    let hosts = [0, 0, 1, 1, 2, 2];
+    let places = Places::in_order(&hosts, vec![0, 1, 4, 5, 2, 3]).expect("an order");
+    for (rank, next) in [(0, 4), (4, 2), (2, 0), (1, 5), (5, 3), (3, 1)] {
+        let plan = Algorithm::Hierarchical.plan_on(Collective::AllReduce, rank, &places);
+        for step in &plan.steps {
+            if let Step::Send { peer, .. } = step
+                && hosts[*peer as usize] != hosts[rank as usize]
+            {
+                assert_eq!(*peer, next, "from rank {rank}");
+            }
+        }
     }
 }
 

@@ -58,8 +58,8 @@ pub(crate) struct Wiring {
     pub(crate) rank: u32,
     pub(crate) endpoint: Endpoint,
     pub(crate) addresses: Vec<Vec<u8>>,
-    /// Where the ranks are.
-    pub(crate) places: Places,
+    /// Where the ranks are: at least one order of them, and further ones for rings.
+    pub(crate) places: Vec<Places>,
     pub(crate) links: Vec<Option<Link>>,
     pub(crate) board: Board,
     /// What links may lend, those that are yet to be made too.

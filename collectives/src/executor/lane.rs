@@ -1,5 +1,7 @@
 //! A lane: the counter of one round in flight, and what its sends still read.
 
+use std::ops::Range;
+
 use ringtree_plan::{Action, Destination, Program};
 use ringtree_transport::{Channel, Link};
 
@@ -16,6 +18,9 @@ pub(super) struct Lane {
     stride: u64,
     /// The round in hand; past the last one when the lane is done, or has not been started.
     pub(super) round: u64,
+    /// Which variant of the program it carries out, and where the actions of that are.
+    pub(super) variant: usize,
+    actions: Range<usize>,
     /// Next action of the round.
     pub(super) next: usize,
     /// Bytes of that action that are done.
@@ -39,6 +44,8 @@ struct Outstanding {
 
 impl Lane {
     pub(super) fn new(number: usize, lanes: usize, channel: Channel, program: &Program) -> Lane {
+        let variant = number % program.variants();
+        let actions = program.variant(variant);
         let sends = program.destinations.iter();
         let sends = sends.filter(|d| matches!(d, Destination::Send { .. })).count();
         Lane {
@@ -46,7 +53,9 @@ impl Lane {
             channel,
             stride: lanes as u64,
             round: NOT_STARTED,
-            next: 0,
+            variant,
+            next: actions.start,
+            actions,
             done_bytes: 0,
             blocked_on: None,
             has_offered: false,
@@ -56,7 +65,7 @@ impl Lane {
 
     pub(super) fn restart(&mut self) {
         self.round = self.first;
-        self.next = 0;
+        self.next = self.actions.start;
         self.done_bytes = 0;
         self.blocked_on = None;
         self.has_offered = false;
@@ -80,13 +89,13 @@ impl Lane {
 
     /// The action in hand; `None` when the round has none left.
     pub(super) fn action(&self, program: &Program) -> Option<Action> {
-        program.actions.get(self.next).copied()
+        program.actions[..self.actions.end].get(self.next).copied()
     }
 
     /// The round is complete; the lane's next one begins.
     pub(super) fn next_round(&mut self) {
         self.round += self.stride;
-        self.next = 0;
+        self.next = self.actions.start;
         self.done_bytes = 0;
         self.has_offered = false;
     }

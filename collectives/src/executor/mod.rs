@@ -99,8 +99,8 @@ pub struct Operation {
     lends: bool,
     /// See [`Schedule::attaches`].
     attaches: bool,
-    /// What a round offers its peers when it begins.
-    offers: Vec<Offer>,
+    /// What a round of each variant of the program offers its peers when it begins.
+    offers: Vec<Vec<Offer>>,
     tag: Tag,
     input: *const u8,
     output: *mut u8,
@@ -157,7 +157,12 @@ impl Operation {
             digest,
             lends,
             attaches: schedule.attaches,
-            offers: if is_worth_it { offers(&program) } else { Vec::new() },
+            offers: (0..program.variants())
+                .map(|variant| match is_worth_it {
+                    true => offers(&program, variant),
+                    false => Vec::new(),
+                })
+                .collect(),
             tag: Tag::default(),
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
@@ -357,11 +362,11 @@ struct Offer {
     span: Span,
 }
 
-/// The messages of a round that go to one place, as it is.
-fn offers(program: &Program) -> Vec<Offer> {
+/// The messages of a round of a variant that go to one place, as it is.
+fn offers(program: &Program, variant: usize) -> Vec<Offer> {
     let mut offers = Vec::new();
     let mut arrived = vec![0_u32; program.ranks as usize];
-    for action in &program.actions {
+    for action in &program.actions[program.variant(variant)] {
         let Action::Move { first_source, sources, first_destination, shape, early, .. } = *action
         else {
             continue;

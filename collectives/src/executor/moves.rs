@@ -86,8 +86,9 @@ impl Operation {
     /// Tells the peers where the round's results are wanted.
     fn offer(&mut self, lane: usize, links: &mut [Option<Link>]) -> Result<(), Fault> {
         self.lanes[lane].has_offered = true;
-        for index in 0..self.offers.len() {
-            let offer = self.offers[index];
+        let variant = self.lanes[lane].variant;
+        for index in 0..self.offers[variant].len() {
+            let offer = self.offers[variant][index];
             // Scratch belongs to the round in hand; a part of the output to one round alone.
             let is_ahead =
                 offer.span.space == Space::Output && link(links, offer.peer).offers_ahead();

@@ -79,7 +79,7 @@ impl Setting {
         setting(
             "RINGTREE_TOPOLOGY",
             "how the host is wired: auto, a file in NCCL's format, or off; says in which order rings take the \
-             ranks",
+             ranks, and how fast ports are",
         )
         .or("auto"),
         setting(

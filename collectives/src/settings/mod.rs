@@ -125,6 +125,7 @@ pub struct Origins {
 ///     cuda_library: None,
 ///     reproducible: false,
 ///     topology: TopologySource::System,
+///     switches: None,
 ///     costs: Costs::default(),
 ///     tuning: Tuning::Off,
 /// };
@@ -178,9 +179,14 @@ pub struct Settings {
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
-    /// How this rank finds out how its host is wired, which says in which order a ring of the ranks goes.
+    /// How this rank finds out how its host is wired, which says in which order a ring of the ranks goes, and how
+    /// fast its ports are.
     pub topology: TopologySource,
-    /// By what algorithms are chosen: all ranks use rank 0's.
+    /// The switches that this rank's host is below, from the uppermost down, separated by full stops, where the launcher
+    /// tells them: hosts below the same ones are neighbours in rings.
+    pub switches: Option<String>,
+    /// By what algorithms are chosen: all ranks use rank 0's. Figures of the network that are the default's give way to
+    /// what is known of the ports: [`NetworkFigures`](crate::NetworkFigures).
     pub costs: Costs,
     /// By which measured times, which count more: all ranks use rank 0's.
     pub tuning: Tuning,
@@ -249,6 +255,7 @@ impl Settings {
             cuda_library: env.get("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
             topology: env.topology(),
+            switches: launchers::switches(&env),
             costs: Costs::default(),
             tuning: env.tuning()?,
         };

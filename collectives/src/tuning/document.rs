@@ -9,9 +9,9 @@ use ringtree_plan::{Algorithm, Collective};
 use serde::{Deserialize, Serialize};
 
 use super::{Times, Tuned};
-use crate::Costs;
 use crate::selection::Shape;
 use crate::settings::Settings;
+use crate::{Costs, NetworkFigures};
 
 /// Raised whenever the text changes, and when calls of another version take other times.
 const FORMAT: u32 = 3;
@@ -148,6 +148,7 @@ impl MeasuredOn {
             reproducible: false,
             large_pages: self.large_pages,
             costs: Costs::default(),
+            network_figures: NetworkFigures::Default,
             order: None,
             tuned: None,
         }

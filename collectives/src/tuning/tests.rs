@@ -12,7 +12,7 @@ use nix::unistd::mkfifo;
 
 use super::*;
 use crate::selection::{Shape, choose, explain};
-use crate::{Communicator, Costs, DataType, Op};
+use crate::{Communicator, Costs, DataType, NetworkFigures, Op};
 
 /// Four ranks of one host.
 fn shape() -> Shape {
@@ -27,6 +27,7 @@ fn shape() -> Shape {
         reproducible: false,
         large_pages: false,
         costs: Costs::default(),
+        network_figures: NetworkFigures::Default,
         order: None,
         tuned: None,
     }

@@ -2,13 +2,13 @@
 //! and says in lines that tests read what became of it.
 //!
 //! `ringtree-netns-rank COUNT REPEATS`, with the job in RINGTREE_*. It prints `link PEER TRANSPORT`
-//! for each peer, `running REPEAT` now and then, and at the end `verified IN_MS` or
+//! for each peer, `network BYTES_PER_S FIGURES` as algorithms are chosen by, `running REPEAT` now and then, and at the end `verified IN_MS` or
 //! `error AFTER_MS MESSAGE`, with the time that the last call took.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ringtree::{Communicator, Error, Op};
+use ringtree::{Communicator, Error, Op, Shape};
 
 /// It says that it runs after the first repeat and after each of so many.
 const SAY_EVERY: usize = 16;
@@ -53,6 +53,8 @@ fn connect() -> Result<Communicator, Error> {
         let kind = communicator.transport_to(peer).expect("a link, after warm-up");
         println!("link {peer} {kind}");
     }
+    let Shape { costs, network_figures, .. } = communicator.shape();
+    println!("network {} {network_figures:?}", costs.tcp.bytes_per_s);
     Ok(communicator)
 }
 

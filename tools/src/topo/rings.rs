@@ -102,7 +102,7 @@ impl Explained {
             tree: best_tree.parents.iter().map(|parent| parent.map(name)).collect(),
             tree_bytes_per_s: best_tree.rate_bytes_per_s,
             ports: served(graph, &nics),
-            rails: rails(graph, &nics),
+            rails: nics.rails().iter().map(|rail| names(graph, &nics, rail)).collect(),
             set,
             best_tree,
         })
@@ -144,19 +144,6 @@ fn served(graph: &Graph, nics: &NicAssignment) -> Vec<Served> {
         bytes_per_s,
     });
     served.collect()
-}
-
-/// Ports that serve the same devices are one rail.
-fn rails(graph: &Graph, nics: &NicAssignment) -> Vec<Vec<String>> {
-    let mut rails: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
-    for port in 0..nics.ports.len() {
-        let devices = nics.devices_of(port);
-        match rails.iter_mut().find(|(known, _)| *known == devices) {
-            Some((_, ports)) => ports.push(port),
-            None => rails.push((devices, vec![port])),
-        }
-    }
-    rails.iter().map(|(_, ports)| names(graph, nics, ports)).collect()
 }
 
 fn names(graph: &Graph, nics: &NicAssignment, ports: &[usize]) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Links without which the rings through all GPUs would be twice as fast.
 
 use super::{Finding, Severity, add};
-use crate::search::{explain_limits, rings};
+use crate::search::{explain_limits, narrowest_cut_bytes_per_s, rings};
 use crate::{EdgeId, EdgeKind, Graph};
 
 /// What the rings lose at least for a link to be a bottleneck.
@@ -24,9 +24,13 @@ pub(super) fn find(graph: &Graph, found: &mut Vec<Finding>) {
     for id in limits.iter().flat_map(|id| [id.0, id.0 ^ 1]) {
         wider.edges[id as usize].bandwidth_bytes_per_s *= WIDENED;
     }
+    let least_bytes_per_s = LEAST_GAIN * (1.0 - 1e-6) * now.total_bytes_per_s;
+    // Where another cut is nearly as narrow, that tells it, and no rings need to be sought.
+    if narrowest_cut_bytes_per_s(&wider, &gpus) < least_bytes_per_s {
+        return;
+    }
     let Ok(then) = rings(&wider, &gpus) else { return };
-    let gain = then.total_bytes_per_s / now.total_bytes_per_s;
-    if gain < LEAST_GAIN * (1.0 - 1e-6) {
+    if then.total_bytes_per_s < least_bytes_per_s {
         return;
     }
     let gigabytes = |bytes_per_s: f64| format!("{:.1} GB/s", bytes_per_s / 1e9);

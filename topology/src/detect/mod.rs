@@ -125,6 +125,14 @@ pub fn detect_with(
     Ok(Detection { machine, limits })
 }
 
+/// The names of the interfaces with a device (ports of the machine, or partners of ports) that the frames of a
+/// network interface go through: itself, the active ones of a bond, or those below a VLAN or a bridge. None of one
+/// that leads nowhere outside, as the loopback interface or one end of a pair.
+pub fn carriers(roots: &Roots, interface: &str) -> Vec<String> {
+    let warnings = Warnings::default();
+    network::carriers(&Files::new(&roots.sysfs, "/sys", &warnings), interface)
+}
+
 /// Hangs what was found on the nodes, below the switches that it is below.
 fn hang(
     functions: &Functions,

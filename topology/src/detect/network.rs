@@ -18,6 +18,9 @@ const LOOPBACK: u32 = 772;
 /// Faster than anything there is: 10 Tbit/s.
 pub(super) const MOST_MBIT_PER_S: u64 = 10_000_000;
 
+/// A VLAN of a bond below a bridge has three.
+const MOST_LAYERS: usize = 8;
+
 /// Where a port hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -56,6 +59,29 @@ pub(super) fn read(sysfs: &Files, addresses: &BTreeMap<String, Vec<String>>) -> 
         placed.port.index = index as u32;
     }
     ports
+}
+
+/// The interfaces with a device that one's frames go through: itself, the active ones of a bond, or those below
+/// a VLAN or a bridge.
+pub(super) fn carriers(sysfs: &Files, name: &str) -> Vec<String> {
+    carriers_within(sysfs, name, MOST_LAYERS)
+}
+
+fn carriers_within(sysfs: &Files, name: &str, layers: usize) -> Vec<String> {
+    let folder = sysfs.folder("class/net").and_then(|class| class.folder(name));
+    let Some(folder) = folder.filter(|_| layers > 0) else { return Vec::new() };
+    if folder.has("device") {
+        return vec![name.to_owned()];
+    }
+    // A bond of which one interface works while the others wait names that one.
+    let below = match folder.text("bonding/active_slave") {
+        Some(active) => vec![active],
+        None => {
+            let names = folder.names().into_iter();
+            names.filter_map(|name| Some(name.strip_prefix("lower_")?.to_owned())).collect()
+        }
+    };
+    below.iter().flat_map(|lower| carriers_within(sysfs, lower, layers - 1)).collect()
 }
 
 /// A network interface.

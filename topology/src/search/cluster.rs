@@ -4,8 +4,9 @@
 //! of the host and leaves by a port. There is a channel for each port (or, where hosts differ in ports, as many as
 //! let each host share its ports evenly), so that every port works in both directions.
 //!
-//! - *Rails*: where all hosts have as many ports of the same speeds, the k-th port of each is rail k, and
-//!   channels stay on their rail between hosts. A channel that comes in by one port leaves by another, beside another
+//! - *Rails*: ports of a host that serve the same devices are a rail of it, and where hosts are alike in that, rail k
+//!   is the k-th of each. Channels go from the k-th port of a host to the k-th of the next, and so stay on their
+//!   rail between hosts. A channel that comes in by one port leaves by another, beside another
 //!   device, and the next host brings it back (as NCCL does with NCCL_CROSS_NIC=2): so it enters at the device next to
 //!   one port and leaves at the one next to the other. With an odd number of hosts it
 //!   changes its rail on the way from the last to the first.
@@ -51,8 +52,8 @@ pub struct Cluster {
 pub struct ClusterPlan {
     /// Which port serves which device, for each host; devices are the host's different nodes.
     pub nics: Vec<NicAssignment>,
-    /// For each rail the port of each host; empty if ports differ or there is one host.
-    pub rails: Vec<Vec<NodeId>>,
+    /// For each rail the ports of each host; empty if ports differ or there is one host.
+    pub rails: Vec<Vec<Vec<NodeId>>>,
     /// The fastest first, within rails in their order.
     pub channels: Vec<ClusterChannel>,
     /// Sum of the rates.
@@ -299,16 +300,22 @@ fn shift(nics: &[NicAssignment], ports: usize) -> usize {
     (first..ports).find(|&shift| counts[shift] == most).unwrap_or(0)
 }
 
-/// The k-th port of every host, if all have as many and they are equally fast.
-fn rails(hosts: &[HostGraph], nics: &[NicAssignment]) -> Vec<Vec<NodeId>> {
-    let speeds = |host: usize| -> Vec<f64> {
-        nics[host].ports.iter().map(|&port| port_speed(&hosts[host].graph, port)).collect()
+/// The k-th rail of every host, if all have as many, of ports that are equally many and fast.
+fn rails(hosts: &[HostGraph], nics: &[NicAssignment]) -> Vec<Vec<Vec<NodeId>>> {
+    let of_host = |nics: &NicAssignment| -> Vec<Vec<NodeId>> {
+        let ports = |rail: Vec<usize>| rail.into_iter().map(|port| nics.ports[port]).collect();
+        nics.rails().into_iter().map(ports).collect()
+    };
+    let of_hosts: Vec<Vec<Vec<NodeId>>> = nics.iter().map(of_host).collect();
+    let speeds = |host: usize| -> Vec<Vec<f64>> {
+        let speed = |port: &NodeId| port_speed(&hosts[host].graph, *port);
+        of_hosts[host].iter().map(|rail| rail.iter().map(speed).collect()).collect()
     };
     let first = speeds(0);
     if (1..hosts.len()).any(|host| speeds(host) != first) {
         return Vec::new();
     }
-    (0..first.len()).map(|rail| nics.iter().map(|nics| nics.ports[rail]).collect()).collect()
+    (0..first.len()).map(|rail| of_hosts.iter().map(|host| host[rail].clone()).collect()).collect()
 }
 
 /// What goes through all hosts goes through every cut of each, the network being one more device.

@@ -47,6 +47,20 @@ impl NicAssignment {
         let served = self.ports_of.iter().enumerate();
         served.filter(|(_, ports)| ports.contains(&port)).map(|(device, _)| device).collect()
     }
+
+    /// The rails of the host: ports that serve the same devices are one. For each the places of its ports in
+    /// `ports`.
+    pub fn rails(&self) -> Vec<Vec<usize>> {
+        let mut rails: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
+        for port in 0..self.ports.len() {
+            let devices = self.devices_of(port);
+            match rails.iter_mut().find(|(known, _)| *known == devices) {
+                Some((_, ports)) => ports.push(port),
+                None => rails.push((devices, vec![port])),
+            }
+        }
+        rails.into_iter().map(|(_, ports)| ports).collect()
+    }
 }
 
 /// Gives every device of one host its ports. Without ports that can be used, nobody has one.

@@ -2,7 +2,7 @@
 
 use ringtree_topology::{
     BusId, Detection, GpuFacts, GpuLinkKind, LinkLayer, Machine, PcieLink, PortState,
-    VisibleDevices, detect_with,
+    VisibleDevices, carriers, detect_with,
 };
 
 use super::seen::{device, devices, gpus, port, port_names, ports, warns};
@@ -465,6 +465,36 @@ fn made_interfaces_count_where_there_is_no_other() {
     let found = machine(&tree);
     assert_eq!(port_names(&found), ["eth1"]);
     assert_eq!((port(&found, "eth1").1, port(&found, "eth1").2), (Some(1), None));
+}
+
+#[test]
+fn frames_of_a_made_interface_go_through_those_below_it() {
+    let tree = Tree::new(&["0-7"]);
+    for (slot, name) in [(1, "eth0"), (2, "eth1")] {
+        tree.function(&format!("pci0000:00/0000:00:0{slot}.0"), ETHERNET)
+            .interface(name, "25000", "up");
+    }
+    let made = |name: &str, lower: &[&str]| {
+        tree.file(&format!("sys/devices/virtual/net/{name}/type"), "1");
+        tree.link(&format!("sys/class/net/{name}"), &format!("../../devices/virtual/net/{name}"));
+        for below in lower {
+            let link = format!("sys/devices/virtual/net/{name}/lower_{below}");
+            tree.link(&link, &format!("../{below}"));
+        }
+    };
+    made("veth0", &[]);
+    made("bond0", &["eth0", "eth1"]);
+    made("bond0.7", &["bond0"]);
+    made("br0", &["veth0", "bond0.7"]);
+    made("circle", &["circle"]);
+    let through = |name: &str| carriers(&tree.roots(), name);
+    assert_eq!(through("eth1"), ["eth1"]);
+    assert_eq!(through("br0"), ["eth0", "eth1"]);
+    for name in ["veth0", "circle", "nobody"] {
+        assert_eq!(through(name), [""; 0], "{name}");
+    }
+    tree.file("sys/devices/virtual/net/bond0/bonding/active_slave", "eth1");
+    assert_eq!(through("bond0.7"), ["eth1"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use ringtree_topology::search::{Tree, best_tree, explain_tree};
 use ringtree_topology::{EdgeKind, Graph};
 
 use crate::brute;
-use crate::machines::{GB, Machine, dgx1v, nvswitch, pairs, pcie_tree, scattered};
+use crate::machines::{GB, Machine, Scattered, dgx1v, nvswitch, pairs, pcie_tree, scattered};
 
 /// It is a tree, nobody has more than two children, and its rate is what its links allow.
 fn check(graph: &Graph, tree: &Tree) {
@@ -67,6 +67,27 @@ fn a_tree_equals_the_best_of_all_trees() {
     };
     let best = brute::best_tree(&unequal.graph, &unequal.gpus) / GB;
     assert!((found(&unequal) - best).abs() < 1e-6 * best, "{best}");
+}
+
+/// Machines with one way between two GPUs, so that eight of them have no more trees than can be looked at.
+#[test]
+fn a_tree_of_eight_equals_the_best_of_all_trees() {
+    let mesh = |gpus: usize, seed: u64| {
+        let mut random = Scattered(seed);
+        let mut machine = Machine::default();
+        let numa: Vec<_> = (0..gpus).map(|_| machine.numa()).collect();
+        numa.iter().for_each(|above| _ = machine.gpu(*above, 10.0));
+        for (a, b) in (0..gpus).flat_map(|a| (a + 1..gpus).map(move |b| (a, b))) {
+            let rate = 5.0 * (1 + random.below(20)) as f64;
+            machine.link(machine.gpus[a], machine.gpus[b], EdgeKind::NvLink, rate);
+        }
+        machine
+    };
+    let machines = [mesh(6, 1), mesh(7, 2), mesh(7, 3), mesh(8, 4), pcie_tree(8, 12.0, 10.0)];
+    for (number, machine) in machines.iter().enumerate() {
+        let best = brute::best_tree(&machine.graph, &machine.gpus) / GB;
+        assert!((found(machine) - best).abs() < 1e-6 * best, "machine {number}: {best}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use ringtree_trainer::optimiser::{Optimiser, Schedule};
 use ringtree_trainer::{DataParallel, Error, Model, Real};
 
 use crate::config::{Config, Decay, Number};
+use crate::output::say;
 
 /// Rows of what and how.
 #[derive(Clone, Debug)]
@@ -83,10 +84,10 @@ impl Banner {
 
     /// Prints it.
     pub fn print(&self) {
-        println!("{}", self.title);
+        say(&self.title);
         for (name, text) in &self.rows {
             // Further lines stand below the first.
-            println!("  {name:<11}{}", text.replace('\n', "\n             "));
+            say(&format!("  {name:<11}{}", text.replace('\n', "\n             ")));
         }
     }
 }

@@ -101,8 +101,8 @@ impl Config {
             };
             set(&mut given, key.trim(), parse(value.trim()))?;
         }
-        let mut all = defaults(kind(&given)?);
-        merge(&mut all, given);
+        let mut all = defaults(kind(&given)?)?;
+        merge(&mut all, given)?;
         let mut config: Config = all.try_into().map_err(|error: toml::de::Error| {
             Error::Argument(format!("the settings: {}", error.message()))
         })?;
@@ -222,7 +222,7 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<(), Error> {
 }
 
 /// What `over` says instead, and `below` where it says nothing. A table that is of another kind replaces the other.
-fn merge(below: &mut Table, over: Table) {
+fn merge(below: &mut Table, over: Table) -> Result<(), Error> {
     if over.contains_key("steps") || over.contains_key("epochs") {
         below.remove("steps");
         below.remove("epochs");
@@ -233,13 +233,17 @@ fn merge(below: &mut Table, over: Table) {
                 if value.get("kind").is_some_and(|kind| inner.get("kind") != Some(kind)) {
                     *inner = Table::new();
                 }
-                merge(inner, value);
+                merge(inner, value)?;
+            }
+            (Some(_), Value::Table(_)) => {
+                return Err(Error::Argument(format!("the settings: {key} has no settings in it")));
             }
             (_, value) => {
                 below.insert(key, value);
             }
         }
     }
+    Ok(())
 }
 
 /// The models that there are.
@@ -289,10 +293,10 @@ fn kind(given: &Table) -> Result<Kind, Error> {
 }
 
 /// The defaults of a model.
-fn defaults(kind: Kind) -> Table {
+fn defaults(kind: Kind) -> Result<Table, Error> {
     let mut defaults = table(include_str!("defaults/all.toml"));
-    merge(&mut defaults, table(kind.defaults()));
-    defaults
+    merge(&mut defaults, table(kind.defaults()))?;
+    Ok(defaults)
 }
 
 fn table(text: &str) -> Table {
@@ -357,14 +361,14 @@ mod tests {
             (&["--model", "lstm"][..], "there is no model \"lstm\": give mlp, cnn or gpt"),
             (&["--set", "bach=3"], "unknown field `bach`"),
             (&["--set", "batch"], "--set batch: give KEY=VALUE"),
-            (&["--set", "batch.size=3"], "batch.size: batch has no settings in it"),
+            (&["--set", "batch.size=3"], "batch has no settings in it"),
             (&["--batch", "0"], "batch is 0; it must be at least 1"),
             (
                 &["--set", "micro_batches=17"],
                 "a batch of 16 cannot be divided into 17 micro-batches",
             ),
             (
-                &["--learning-rate", "-1"],
+                &["--learning-rate=-1"],
                 "learning_rate is -1; it must be a number that is at least 0",
             ),
             (&["--set", "max_gradient_norm=0"], "max_gradient_norm must be above 0"),

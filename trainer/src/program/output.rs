@@ -1,6 +1,6 @@
 //! What a run says while it runs: a line a step, and on a terminal a bar with the time that is left.
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,6 +14,8 @@ pub struct Output {
     banner: Banner,
     metrics: Metrics,
     steps: u64,
+    /// Whether a prediction is told for each token of a sample.
+    counts_tokens: bool,
     bar: Option<ProgressBar>,
 }
 
@@ -24,24 +26,25 @@ impl Output {
         resumed: Option<(&Path, u64)>,
         metrics: Metrics,
         steps: u64,
+        counts_tokens: bool,
     ) -> Output {
         banner.print();
         let first = resumed.map_or(0, |(_, step)| step);
         if let Some((folder, step)) = resumed {
-            println!("resumed from {} after step {step}", folder.display());
+            say(&format!("resumed from {} after step {step}", folder.display()));
         }
-        println!(
+        say(&format!(
             "{:>width$} {:>7} {:>8} {:>8} {:>9} {:>10} {:>9} {:>9}  slowest rank",
             "step",
             "epoch",
             "loss",
             "gradient",
             "rate",
-            "samples/s",
+            if counts_tokens { "tokens/s" } else { "samples/s" },
             "exchange",
             "exposed",
             width = width(steps),
-        );
+        ));
         let bar = stdout().is_terminal().then(|| {
             let style = "{bar:30} {pos}/{len} steps, {eta} left";
             let style = ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar());
@@ -49,7 +52,7 @@ impl Output {
             bar.reset_eta();
             bar
         });
-        Output { banner, metrics, steps, bar }
+        Output { banner, metrics, steps, counts_tokens, bar }
     }
 
     /// Says a step.
@@ -57,7 +60,7 @@ impl Output {
     /// # Errors
     /// [`Error::File`].
     pub fn step(&mut self, line: StepLine) -> Result<(), Error> {
-        self.print(&step_text(&line, width(self.steps)));
+        self.print(&self.step_text(&line));
         if let Some(bar) = &self.bar {
             bar.set_position(line.step);
         }
@@ -96,32 +99,39 @@ impl Output {
         self.banner
     }
 
+    /// A step as a row below the head.
+    fn step_text(&self, line: &StepLine) -> String {
+        let of_step = |ms: f64| format!("{:.1} %", 100.0 * ms / line.step_ms);
+        let slowest = match line.busy_ms.len() {
+            1 => String::new(),
+            _ => format!("{} by {:.1} ms", line.slowest_rank, line.behind_ms),
+        };
+        let rate = if self.counts_tokens { line.predictions_per_s } else { line.samples_per_s };
+        format!(
+            "{:>width$} {:>7.2} {:>8.4} {:>8.3} {:>9.2e} {:>10.0} {:>9} {:>9}  {slowest}",
+            line.step,
+            line.epoch,
+            line.loss,
+            line.gradient_norm,
+            line.learning_rate,
+            rate,
+            of_step(line.exchange_ms),
+            of_step(line.exposed_ms),
+            width = width(self.steps),
+        )
+    }
+
     fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{text}")),
-            None => println!("{text}"),
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
 }
 
-/// A step as a row below the head.
-fn step_text(line: &StepLine, width: usize) -> String {
-    let of_step = |ms: f64| format!("{:.1} %", 100.0 * ms / line.step_ms);
-    let slowest = match line.busy_ms.len() {
-        1 => String::new(),
-        _ => format!("{} by {:.1} ms", line.slowest_rank, line.behind_ms),
-    };
-    format!(
-        "{:>width$} {:>7.2} {:>8.4} {:>8.3} {:>9.2e} {:>10.0} {:>9} {:>9}  {slowest}",
-        line.step,
-        line.epoch,
-        line.loss,
-        line.gradient_norm,
-        line.learning_rate,
-        line.samples_per_s,
-        of_step(line.exchange_ms),
-        of_step(line.exposed_ms),
-    )
+/// Says a line. A run does not end because nobody listens any more.
+pub fn say(text: &str) {
+    let _ = writeln!(stdout(), "{text}");
 }
 
 /// How many characters the number of the last step has.

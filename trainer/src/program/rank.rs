@@ -19,7 +19,7 @@ use crate::config::{Config, Decay, Number};
 use crate::events::{Phase, StepEvents};
 use crate::interrupt::Interrupt;
 use crate::metrics::{EventLine, Metrics, StepLine};
-use crate::output::Output;
+use crate::output::{Output, say};
 use crate::saving::{self, Progress};
 use crate::timeline::Timeline;
 use crate::validation::validate;
@@ -59,7 +59,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
 fn opened(config: &Config) -> Result<Data, Error> {
     let data = config.open_data()?;
     let nothing = VarBuilder::zeros(DType::F32, &Device::Cpu);
-    models::build(&config.model, nothing, &data.train.facts())?;
+    models::build(&config.model, nothing, &data.train.facts())
+        .map_err(|error| Error::Argument(error.to_string()))?;
     Ok(data)
 }
 
@@ -149,7 +150,7 @@ impl<T: Real> Run<T> {
             let ranks = plan::rank_map(&self.communicator)?;
             if is_first {
                 banner.print();
-                println!("{ranks}");
+                say(&ranks);
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -160,7 +161,7 @@ impl<T: Real> Run<T> {
             let resumed = self.resumed.as_deref().map(|folder| (folder, self.progress.step));
             let metrics =
                 Metrics::open(self.out.join("metrics.jsonl"), resumed.map(|(_, step)| step))?;
-            output = Some(Output::new(banner, resumed, metrics, self.steps));
+            output = Some(Output::new(banner, resumed, metrics, self.steps, self.counts_tokens()));
         }
         // The others write their checkpoints into folders that it has made.
         self.communicator.barrier()?;
@@ -169,7 +170,7 @@ impl<T: Real> Run<T> {
         let interrupted = ended?;
         if let Some(banner) = banner {
             let path = report::write(&self.out, &banner)?;
-            println!("report: {}", path.display());
+            say(&format!("report: {}", path.display()));
         }
         Ok(ExitCode::from(if interrupted { 130 } else { 0 }))
     }
@@ -318,6 +319,10 @@ impl<T: Real> Run<T> {
             busy_ms,
             phases_ms: Phase::ALL.map(|phase| ms(events.time(phase))).to_vec(),
         }
+    }
+
+    fn counts_tokens(&self) -> bool {
+        matches!(self.data.train.facts().input, Input::Tokens { .. })
     }
 
     /// How many predictions a step has, on all ranks.

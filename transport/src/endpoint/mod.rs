@@ -27,7 +27,7 @@ use crate::host_port::HostPort;
 use crate::interfaces::rank_addresses;
 use crate::memory::SharedMemory;
 use crate::ports::{PortRange, listen_on};
-use crate::rdma::{Pairing, Rdma, RdmaConfig, RdmaError, RdmaLink};
+use crate::rdma::{Pairing, Rail, Rdma, RdmaConfig, RdmaError, RdmaLink};
 use crate::secure::{
     Acceptor, Ended, FrameKeys, Job, Limit, Purpose, SecureError, SecureStream, Socket, dial,
     dial_local, hexadecimal, initiate_within, random_bytes,
@@ -141,6 +141,8 @@ pub struct EndpointConfig {
 pub struct Endpoint {
     config: EndpointConfig,
     own: Address,
+    /// Where it listens for TCP.
+    listens_on: Vec<IpAddr>,
     /// Where TCP links begin, if interfaces were set.
     sources: Vec<IpAddr>,
     desk: Arc<Desk>,
@@ -175,7 +177,7 @@ impl Endpoint {
             unix = Some(acceptor);
         }
         let mut tcp = Vec::new();
-        let mut sources = Vec::new();
+        let (mut listens_on, mut sources) = (Vec::new(), Vec::new());
         if config.transports != Transports::Shm {
             let (interface, rendezvous) = (config.interface.as_deref(), &config.rendezvous);
             let ips = rank_addresses(interface, rendezvous.as_deref())?;
@@ -190,12 +192,13 @@ impl Endpoint {
                     None => address.into(),
                 });
                 tcp.push(acceptor);
+                listens_on.push(ip);
             }
             if interface.is_some() {
                 sources = ips;
             }
         }
-        Ok(Endpoint { config, own, sources, desk, rdma, _unix: unix, _tcp: tcp })
+        Ok(Endpoint { config, own, listens_on, sources, desk, rdma, _unix: unix, _tcp: tcp })
     }
 
     /// Where this endpoint is reached, for [`Endpoint::connect`] of other ranks: some hundred
@@ -207,6 +210,16 @@ impl Endpoint {
     /// Whether this rank has RDMA, and may use it.
     pub fn has_rdma(&self) -> bool {
         self.rdma.is_some()
+    }
+
+    /// The addresses of this host at which it is reached over TCP.
+    pub fn tcp_addresses(&self) -> &[IpAddr] {
+        &self.listens_on
+    }
+
+    /// The ports that it uses for RDMA: each device's name and the number of the port.
+    pub fn rdma_ports(&self) -> impl Iterator<Item = (&str, u8)> {
+        self.rdma.iter().flat_map(|rdma| rdma.rails()).map(Rail::name_and_port)
     }
 
     /// The ports that it uses for RDMA, as people know them.

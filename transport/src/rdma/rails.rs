@@ -35,6 +35,13 @@ pub struct Rail {
     pub(super) max_message_bytes: u32,
 }
 
+impl Rail {
+    /// The name of its device, and the number of the port.
+    pub fn name_and_port(&self) -> (&str, u8) {
+        (self.device.name(), self.port)
+    }
+}
+
 /// An address of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GidChoice {

@@ -41,12 +41,12 @@ struct Ring {
     next: u32,
 }
 
-/// Rank `rank`'s plan; `hosts` names the host of each rank.
-pub(super) fn plan(rank: u32, hosts: &[u32]) -> Plan {
+/// Rank `rank`'s plan; `hosts` has the ranks of each host, in the order of the ring between hosts.
+pub(super) fn plan(rank: u32, hosts: &[Vec<u32>]) -> Plan {
     let place = Place::of(rank, hosts);
     let mut plan = Plan {
         rank,
-        ranks: hosts.len() as u32,
+        ranks: hosts.iter().map(Vec::len).sum::<usize>() as u32,
         chunks: place.parts * place.hosts,
         scratch: vec![],
         steps: vec![],
@@ -127,24 +127,16 @@ fn tell_locals(place: &Place, result: Span, plan: &mut Plan) {
 }
 
 impl Place {
-    fn of(rank: u32, hosts: &[u32]) -> Place {
-        // In the order in which they appear.
-        let mut groups: Vec<(u32, Vec<u32>)> = vec![];
-        for (rank, &host) in (0..).zip(hosts) {
-            match groups.iter_mut().find(|(name, _)| *name == host) {
-                Some((_, ranks)) => ranks.push(rank),
-                None => groups.push((host, vec![rank])),
-            }
-        }
-        let parts = groups.iter().map(|(_, ranks)| ranks.len()).min().unwrap_or(1);
-        let host = groups.iter().position(|(_, ranks)| ranks.contains(&rank)).unwrap_or(0);
-        let locals = groups[host].1.clone();
-        let count = groups.len() as u32;
+    fn of(rank: u32, hosts: &[Vec<u32>]) -> Place {
+        let parts = hosts.iter().map(Vec::len).min().unwrap_or(1);
+        let host = hosts.iter().position(|ranks| ranks.contains(&rank)).unwrap_or(0);
+        let locals = hosts[host].clone();
+        let count = hosts.len() as u32;
         let (host, local) = (host as u32, locals.iter().position(|&local| local == rank));
         let ring = local.filter(|&part| part < parts).map(|part| Ring {
             part: part as u32,
-            previous: groups[before(host, 1 % count, count) as usize].1[part],
-            next: groups[after(host, 1 % count, count) as usize].1[part],
+            previous: hosts[before(host, 1 % count, count) as usize][part],
+            next: hosts[after(host, 1 % count, count) as usize][part],
         });
         Place { rank, host, hosts: count, locals, parts: parts as u32, ring }
     }

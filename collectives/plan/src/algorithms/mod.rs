@@ -238,7 +238,7 @@ impl Algorithm {
         match self {
             Algorithm::Hierarchical if ranks > 1 && self.serves(collective) => {
                 assert!(rank < ranks, "rank {rank} of {ranks}");
-                hierarchical::plan(rank, places.hosts())
+                hierarchical::plan(rank, &places.ranks_by_host())
             }
             _ if self.has_neighbours(collective) && !places.are_numbers() => {
                 assert!(rank < ranks, "rank {rank} of {ranks}");
@@ -259,6 +259,12 @@ impl Algorithm {
             Algorithm::HalvingDoubling | Algorithm::Tree => !collective.is_of_blocks(),
             _ => false,
         }
+    }
+
+    /// Whether a plan goes once around a ring of the ranks. Then its rounds may go around different rings, so that
+    /// more links are used.
+    pub const fn goes_around(self) -> bool {
+        matches!(self, Algorithm::Ring | Algorithm::Chain)
     }
 
     /// Whether [`Algorithm::closed_form`] is to 1 % what [`predict`](crate::predict) says. Recursive
@@ -334,8 +340,8 @@ impl Algorithm {
 }
 
 /// Two ranks on each host.
-fn assumed_hosts(ranks: u32) -> Vec<u32> {
-    (0..ranks).map(|rank| rank / 2).collect()
+fn assumed_hosts(ranks: u32) -> Vec<Vec<u32>> {
+    (0..ranks).step_by(2).map(|first| (first..ranks.min(first + 2)).collect()).collect()
 }
 
 /// All-reduce of a rank that is alone.

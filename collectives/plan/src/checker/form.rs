@@ -17,6 +17,7 @@ pub(super) fn verbatim(plan: &Plan) -> Program {
         actions: Vec::with_capacity(plan.steps.len()),
         sources: Vec::with_capacity(plan.steps.len()),
         destinations: Vec::with_capacity(plan.steps.len()),
+        further_variants: Vec::new(),
     };
     for step in &plan.steps {
         let own = |dst| Destination::Own(dst);

@@ -87,6 +87,12 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Place, Error> {
     })
 }
 
+/// The switches that this host is below, as in [`Settings::switches`](super::Settings::switches), whoever started the
+/// ranks: other launchers leave a workload manager's variables as they are.
+pub(super) fn switches(env: &Variables<'_>) -> Option<String> {
+    slurm::switches(env)
+}
+
 /// What the first convention whose variables are there says.
 pub(super) fn told_place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
     for convention in CONVENTIONS {

@@ -46,6 +46,13 @@ pub(super) fn place(env: &Variables<'_>) -> Result<Option<Place>, Error> {
     }))
 }
 
+/// With a topology plugin that knows them Slurm tells of each node the switches above it, and then its name:
+/// `spine1.leaf3.node17`.
+pub(super) fn switches(env: &Variables<'_>) -> Option<String> {
+    let (switches, _node) = env.get("SLURM_TOPOLOGY_ADDR")?.rsplit_once('.')?;
+    Some(switches.to_owned())
+}
+
 /// Tasks of this node. The counts of all nodes must add up.
 fn local_ranks(env: &Variables<'_>, ranks: &Told<u32>) -> Result<Option<Told<u32>>, Error> {
     let variable = "SLURM_STEP_TASKS_PER_NODE";

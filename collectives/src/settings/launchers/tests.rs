@@ -92,6 +92,22 @@ fn each_launcher_tells_a_place() {
 }
 
 #[test]
+fn slurm_tells_the_switches_above_a_node() {
+    let switches = |address: &str| {
+        let told = settings(&[SLURM, &format!("SLURM_TOPOLOGY_ADDR={address}")]);
+        told.switches
+    };
+    assert_eq!(switches("spine1.leaf3.n4").as_deref(), Some("spine1.leaf3"));
+    assert_eq!(switches("leaf3.n4").as_deref(), Some("leaf3"));
+    // Without a plugin that knows them.
+    assert_eq!(switches("n4"), None);
+    assert_eq!(settings(&[SLURM]).switches, None);
+    // Whoever starts the ranks in the job.
+    let told = settings(&[SLURM, OPEN_MPI, "SLURM_TOPOLOGY_ADDR=leaf3.n4"]);
+    assert_eq!((told.source, told.switches.as_deref()), (Source::OpenMpi, Some("leaf3")));
+}
+
+#[test]
 fn launchers_are_asked_in_order() {
     let ours = "RINGTREE_RANK=0 RINGTREE_RANKS=2 RINGTREE_RENDEZVOUS=n1:7";
     let tf_config =
