@@ -17,9 +17,9 @@ import pathlib
 import secrets
 import socket
 import subprocess
+import sys
 from collections import defaultdict
 from statistics import median
-import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benches/host"))
@@ -36,7 +36,7 @@ CANDIDATES = {
     "PyTorch, Gloo": ([PEERS / "gloo-venv/bin/python", ROOT / "benches/trainer/peer.py", "steps"], {}),
 }
 # Samples a rank, steps a run.
-MODELS = {"gpt": (12, 30), "mlp": (32, 30)}
+MODELS = {"gpt": (12, 20), "mlp": (32, 20)}
 
 
 def free_port():
@@ -76,8 +76,8 @@ for number in range(arguments.rounds):
             for ranks in (1, 2):
                 record = run(candidate, model, ranks)
                 records.append({"round": number, "model": model, "candidate": candidate, "ranks": ranks, **record})
-if arguments.json:
-    arguments.json.write_text("".join(json.dumps(record) + "\n" for record in records))
+                if arguments.json:
+                    arguments.json.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 times_ms = defaultdict(list)
 for record in records:
