@@ -7,12 +7,15 @@
 //!
 //! B samples of T tokens are rows of a matrix (B*T, width) everywhere but inside of the attention.
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
+use super::attention::attention;
 use super::check_sizes;
-use super::layers::{LayerNorm, Linear, gelu, matmul_transposed};
+use super::gelu::gelu;
+use super::layers::{LayerNorm, Linear};
+use super::linear::matmul_transposed;
 use crate::Model;
 
 /// Sizes of a [`Gpt`]; those of block and vocabulary are the data's.
@@ -154,18 +157,11 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, samples: usize) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let (tokens, head_width) = (rows / samples, width / self.heads);
+        let rows = x.dim(0)?;
         let all = self.queries_keys_values.forward(x)?;
-        let all = all.reshape((samples, tokens, 3, self.heads, head_width))?;
-        // (samples, heads, tokens, head width), for all heads to be one batch of products.
-        let part = |number: usize| all.get_on_dim(2, number)?.transpose(1, 2)?.contiguous();
-        let (queries, keys, values) = (part(0)?, part(1)?, part(2)?);
-
-        let scores = (queries * (head_width as f64).powf(-0.5))?.matmul(&keys.t()?)?;
+        let tokens = rows / samples;
         let mask = self.mask.narrow(0, 0, tokens)?.narrow(1, 0, tokens)?;
-        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
-        let seen = weights.matmul(&values)?.transpose(1, 2)?.reshape((rows, width))?;
+        let seen = attention(&all, samples, self.heads, &mask)?;
         self.project.forward(&seen)
     }
 }

@@ -4,6 +4,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
+use super::gelu::gelu;
+use super::linear::linear;
 use super::rows;
 
 /// What keeps layers from being one linear function.
@@ -25,12 +27,6 @@ impl Activation {
             Activation::Gelu => gelu(x),
         }
     }
-}
-
-/// `x / 2 * (1 + erf(x / sqrt 2))`. Candle's own `gelu_erf` has a gradient with rounded constants, wrong by 1e-6.
-pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    let erf = (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?;
-    x * erf.affine(0.5, 0.5)?
 }
 
 /// A linear layer with bias; weight (outputs, inputs).
@@ -62,13 +58,8 @@ impl Linear {
 
     /// From (rows, inputs) to (rows, outputs).
     pub(super) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        rows::add_bias(&matmul_transposed(rows, &self.weight)?, &self.bias)
+        linear(rows, &self.weight, &self.bias)
     }
-}
-
-/// `rows * weight^T`. In this order, the gradient of the weight is ready as soon as that of the product is.
-pub(super) fn matmul_transposed(rows: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    rows.matmul(&weight.t()?)
 }
 
 /// PyTorch's start of weights and biases of which each output sums up this many inputs.

@@ -1,9 +1,13 @@
 //! Models that come with the trainer. Each takes its parameters from a `VarBuilder`, so that whoever builds it decides
 //! where they lie; names and shapes are PyTorch's.
 
+mod attention;
 mod cnn;
+mod functions;
+mod gelu;
 mod gpt;
 mod layers;
+mod linear;
 mod mlp;
 mod rows;
 

@@ -1,17 +1,12 @@
-//! Operations on rows that candle can only compose of many: each is one pass over memory forward and one backward.
+//! Layer normalisation of rows, which candle can only compose of many operations: one pass over memory forward and one
+//! backward. Beside it what all operations of our own use to get at numbers.
 //!
 //! They exist for f32 and f64 on the CPU, where candle sums over rows with a division an element and writes every
 //! intermediate result; what composes the same of candle's operations stands beside each, for all else.
 
 use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, WithDType,
-    bail,
+    CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
-
-/// `x + bias`, for rows `x` (..., width) and a bias (width).
-pub(super) fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if is_for_us(x) { x.contiguous()?.apply_op2(bias, AddBias) } else { x.broadcast_add(bias) }
-}
 
 /// Layer normalisation of rows `x` (..., width) by a weight and a bias (width).
 pub(super) fn layer_norm(
@@ -27,7 +22,8 @@ pub(super) fn layer_norm(
     }
 }
 
-fn is_for_us(x: &Tensor) -> bool {
+/// Whether operations of our own are for this tensor.
+pub(super) fn is_for_us(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
 }
 
@@ -36,55 +32,6 @@ fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64)
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     let normal = centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?;
     normal.broadcast_mul(weight)?.broadcast_add(bias)
-}
-
-struct AddBias;
-
-impl CustomOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add-bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        fn sum<T: WithDType>(x: &[T], bias: &[T]) -> CpuStorage {
-            let row = |row| std::iter::zip(row, bias).map(|(&x, &bias): (&T, _)| x + bias);
-            T::to_cpu_storage_owned(x.chunks_exact(bias.len()).flat_map(row).collect())
-        }
-        let sum = match x {
-            CpuStorage::F32(_) => sum::<f32>(part(x, x_layout)?, part(bias, bias_layout)?),
-            _ => sum::<f64>(part(x, x_layout)?, part(bias, bias_layout)?),
-        };
-        Ok((sum, x_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        fn sum<T: WithDType>(gradient: &Tensor, width: usize) -> Result<Tensor> {
-            let mut sums = vec![T::zero(); width];
-            with(gradient, |gradient: &[T]| {
-                for row in gradient.chunks_exact(width) {
-                    std::iter::zip(&mut sums, row).for_each(|(sum, &value)| *sum += value);
-                }
-            })?;
-            Tensor::from_vec(sums, width, gradient.device())
-        }
-        let sum = match gradient.dtype() {
-            DType::F32 => sum::<f32>(gradient, bias.dim(0)?)?,
-            _ => sum::<f64>(gradient, bias.dim(0)?)?,
-        };
-        Ok((Some(gradient.clone()), Some(sum)))
-    }
 }
 
 struct LayerNorm {
@@ -204,7 +151,10 @@ impl CustomOp3 for LayerNorm {
 }
 
 /// The values of a tensor on the CPU.
-fn with<T: WithDType, R>(tensor: &Tensor, use_values: impl FnOnce(&[T]) -> R) -> Result<R> {
+pub(super) fn with<T: WithDType, R>(
+    tensor: &Tensor,
+    use_values: impl FnOnce(&[T]) -> R,
+) -> Result<R> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -214,7 +164,7 @@ fn with<T: WithDType, R>(tensor: &Tensor, use_values: impl FnOnce(&[T]) -> R) ->
 }
 
 /// What a layout takes of a storage, in one piece.
-fn part<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+pub(super) fn part<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice()?[start..end]),
         None => bail!("a tensor that does not lie in one piece"),
@@ -222,7 +172,7 @@ fn part<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
@@ -232,14 +182,14 @@ mod tests {
         (0..count).map(|i| ((i as f64 + seed) * 12.9898).sin() * 2.).collect()
     }
 
-    fn var(shape: impl Into<Shape>, seed: f64) -> Var {
+    pub fn var(shape: impl Into<Shape>, seed: f64) -> Var {
         let shape = shape.into();
         let values = Tensor::from_vec(values(shape.elem_count(), seed), shape, &Device::Cpu);
         values.and_then(|values| Var::from_tensor(&values)).expect("as many values")
     }
 
     /// Asserts that two results and the gradients of these variables are the same up to rounding.
-    fn assert_same(one: Tensor, other: Tensor, vars: &[&Var]) {
+    pub fn assert_same(one: Tensor, other: Tensor, vars: &[&Var]) {
         // Not all elements count the same, so that no error cancels out.
         let weights = var(one.shape(), 0.5);
         let close = |one: &Tensor, other: &Tensor| {
@@ -261,10 +211,8 @@ mod tests {
     }
 
     #[test]
-    fn they_are_what_candle_composes() {
+    fn a_norm_is_what_candle_composes() {
         let (x, weight, bias) = (var((2, 3, 5), 0.), var(5, 0.1), var(5, 0.2));
-        let ours = add_bias(&x, &bias).expect("a sum");
-        assert_same(ours, x.broadcast_add(&bias).expect("a sum"), &[&x, &bias]);
         let ours = layer_norm(&x, &weight, &bias, 1e-5).expect("a norm");
         let candles = composed_layer_norm(&x, &weight, &bias, 1e-5).expect("a norm");
         assert_same(ours, candles, &[&x, &weight, &bias]);

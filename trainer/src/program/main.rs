@@ -33,6 +33,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// With how many threads candle calculates.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
+/// For how many milliseconds the allocator keeps memory that nobody uses. It reads that when a process starts.
+const KEEPS_MEMORY_MS: &str = "MIMALLOC_PURGE_DELAY";
+
 /// How long ranks may take to write a checkpoint and leave, after another has failed.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -101,6 +104,7 @@ enum Resume {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     share_processors(&arguments);
+    keep_memory();
     let done = if Settings::in_env() { rank::run(&arguments) } else { start(&arguments) };
     done.unwrap_or_else(|error| {
         eprintln!("ringtree-train: {error}");
@@ -127,6 +131,15 @@ fn share_processors(arguments: &Arguments) {
     let threads: usize = given.unwrap_or(processors / ranks.max(1));
     // SAFETY: the process has no other thread yet, that could read the environment meanwhile.
     unsafe { env::set_var(THREADS, threads.max(1).to_string()) };
+}
+
+/// Has ranks that this process starts keep the memory of a step for the next one. Given back and asked for again, all of it
+/// is filled with zeros by the kernel first: a tenth of a step.
+fn keep_memory() {
+    if env::var_os(KEEPS_MEMORY_MS).is_none() {
+        // SAFETY: as above.
+        unsafe { env::set_var(KEEPS_MEMORY_MS, "-1") };
+    }
 }
 
 /// Starts this program again, once for each rank.
