@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "host"))
 from common import RINGTREE, end, row  # noqa: E402
 from wires import GBIT_PER_S, htb, measure, two_hosts  # noqa: E402
 
-PROGRAM = [str(pathlib.Path(RINGTREE).parent / "examples/overlap")]
+PROGRAM = [str(pathlib.Path(RINGTREE).parent / "examples/gradient_overlap")]
 BOUND_PERCENT = 25
 
 

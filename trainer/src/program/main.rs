@@ -134,7 +134,7 @@ fn share_processors(arguments: &Arguments) {
 }
 
 /// Has ranks that this process starts keep the memory of a step for the next one. Given back and asked for again, all of it
-/// is filled with zeros by the kernel first: a tenth of a step.
+/// is filled with zeros by the kernel first.
 fn keep_memory() {
     if env::var_os(KEEPS_MEMORY_MS).is_none() {
         // SAFETY: as above.
