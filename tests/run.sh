@@ -69,4 +69,4 @@ fi
 step "loom: every interleaving of the shared-memory ring"
 RUSTFLAGS="--cfg loom" cargo test -p ringtree-loom-tests --lib --locked --target-dir target/loom
 step "benchmarks, once each"
-cargo bench -p ringtree-benches -p ringtree-trainer --locked -- --test
+cargo bench -p ringtree-benches --locked -- --test

@@ -80,6 +80,16 @@ fn what_is_not_ready_counts_as_zero() {
 }
 
 #[test]
+fn a_first_step_without_gradients_leaves_the_order_as_it_was() {
+    ranks(2, |communicator| {
+        let mut exchange =
+            GradientExchange::<f64>::new(communicator, &[4, 2, 3], settings(1, false)).unwrap();
+        exchange.finish().unwrap();
+        assert_eq!(exchange.order(), [2, 1, 0]);
+    });
+}
+
+#[test]
 fn sharded_ranks_get_their_parts_and_give_all_what_they_make_of_them() {
     for (count, bucket_bytes) in [(1, 100), (2, 1), (3, 3000), (4, 1 << 20)] {
         let parts = ranks(count, |communicator| {

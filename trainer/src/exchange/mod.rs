@@ -294,6 +294,7 @@ impl<T: Real, B: Backend<T>> GradientExchange<T, B> {
     /// # Errors
     /// [`Error::Ringtree`]: what has ended the communicator.
     pub fn finish(&mut self) -> Result<Exchanged> {
+        let order = std::mem::take(&mut self.order);
         for gap in self.ready.gaps(self.len()) {
             let mut start = gap.start;
             while start < gap.end {
@@ -311,7 +312,8 @@ impl<T: Real, B: Backend<T>> GradientExchange<T, B> {
         self.ready.clear();
         self.next = 0;
         self.is_first_step = false;
-        let order = std::mem::take(&mut self.order);
+        // What was not ready tells nothing of an order.
+        self.order.clear();
         if !self.is_settled {
             self.settle(order)?;
         }
@@ -425,10 +427,10 @@ impl<T: Real, B: Backend<T>> GradientExchange<T, B> {
 
     /// Cuts buckets anew by the order in which rank 0's gradients became ready, and moves the sums there.
     fn settle(&mut self, mut order: Vec<usize>) -> Result<()> {
-        // Pieces without elements never become ready.
+        // Pieces that were not ready, as those without elements never are, come behind, in the order expected so far.
         let mut is_in = vec![false; self.places.len()];
         order.iter().for_each(|piece| is_in[*piece] = true);
-        order.extend((0..is_in.len()).filter(|piece| !is_in[*piece]));
+        order.extend(self.order().into_iter().filter(|piece| !is_in[*piece]));
         let mut agreed: Vec<u32> = order.iter().map(|piece| *piece as u32).collect();
         self.communicator.broadcast(&mut agreed, 0)?;
         let before = std::mem::take(&mut self.buckets);
