@@ -9,7 +9,10 @@ fuzz_target!(|text: &str| {
         let shares = list.share(None).expect("each slot has a rank");
         let mut next = 0;
         for share in shares {
-            assert!(share.ranks.start == next && !share.ranks.is_empty(), "{share:?} behind {next}");
+            assert!(
+                share.ranks.start == next && !share.ranks.is_empty(),
+                "{share:?} behind {next}"
+            );
             next = share.ranks.end;
         }
         assert!(next > 0);
