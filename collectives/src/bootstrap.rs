@@ -19,13 +19,14 @@ use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::{Attach, Board};
 use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
 
-use crate::control::{AbortWord, Control, FlightRecorder, Membership};
+use crate::control::{AbortWord, Control, FlightRecorder, Member, Membership, Roster};
 use crate::digest::fnv1a;
 use crate::driver::Driver;
 use crate::engine::{Engine, Wiring};
 use crate::host_order;
-use crate::hosting::{Hosted, Hosting};
+use crate::hosting::{Hosted, Hosting, Standby, process_number, random_number};
 use crate::network::{self, NetworkFigures, RankPorts};
+use crate::regroup;
 use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
 use crate::settings::{Settings, Source};
@@ -58,6 +59,26 @@ pub(crate) struct Origin {
     beside: usize,
     /// Rank 0's cost table, before the ports of the ranks were looked at.
     pub(crate) costs: Costs,
+    /// Name of the first communicator from which this one comes by changes of the members.
+    pub(crate) lineage: String,
+    /// The ranks, as those members.
+    pub(crate) roster: Roster,
+    /// Which of them this one is.
+    pub(crate) id: u64,
+    /// The communicator's number.
+    pub(crate) communicator: u64,
+    /// Where this process would host the control service, if it can.
+    pub(crate) standby: Option<Arc<Standby>>,
+}
+
+/// From where a communicator comes.
+pub(crate) enum Descent<'a> {
+    /// It is the first of its kind.
+    First,
+    /// It is a part of another one.
+    Part(&'a Origin),
+    /// Members of another one go on, this rank as the one of this number.
+    Next { lineage: &'a str, roster: &'a Roster, id: u64 },
 }
 
 /// What each rank tells all others before the first call.
@@ -66,6 +87,8 @@ struct Introduction {
     host: u64,
     /// Number of the process on its host.
     process: u32,
+    /// Equal for processes that count processes alike.
+    process_space: u64,
     ranks: u32,
     /// How many processors this rank may use.
     processors: u32,
@@ -85,6 +108,8 @@ struct Introduction {
     site: Site,
     /// What is known of its ports.
     ports: RankPorts,
+    /// This rank, however the members change.
+    member: Member,
     /// The switches that its host is below, as in [`Settings::switches`]; empty if they are not known.
     switches: String,
     address: Vec<u8>,
@@ -92,10 +117,14 @@ struct Introduction {
 
 /// Joins as `settings` say, and waits until all ranks have come.
 pub(crate) fn join(settings: Settings) -> Result<Joined, Error> {
+    if settings.joins {
+        let lineage = format!("communicator/{}", next_generation(&settings));
+        return regroup::come_in(&settings, &lineage);
+    }
     let deadline = Instant::now() + settings.bounded_timeout();
     let Found { settings, meets_at, mut hosting, not_here } = rendezvous::find(settings, deadline)?;
     let name = format!("communicator/{}", next_generation(&settings));
-    let joined = meet_as(settings, meets_at, name, None);
+    let joined = meet_as(settings, meets_at, name, Descent::First);
     let joined = joined.map_err(|error| with_reason(error, not_here.as_deref()))?;
     if let Some(hosting) = &mut hosting {
         hosting.set_joined();
@@ -107,15 +136,15 @@ pub(crate) fn join(settings: Settings) -> Result<Joined, Error> {
 /// parts of the same.
 pub(crate) fn join_part(settings: Settings, origin: &Origin, part: &str) -> Result<Joined, Error> {
     let name = format!("{}/{part}", origin.name);
-    meet_as(settings, origin.meets_at.clone(), name, Some(origin))
+    meet_as(settings, origin.meets_at.clone(), name, Descent::Part(origin))
 }
 
 /// Joins the communicator of this name at a place.
-fn meet_as(
+pub(crate) fn meet_as(
     settings: Settings,
     meets_at: String,
     name: String,
-    of: Option<&Origin>,
+    descent: Descent<'_>,
 ) -> Result<Joined, Error> {
     let timeout = settings.bounded_timeout();
     let deadline = Instant::now() + timeout;
@@ -140,9 +169,20 @@ fn meet_as(
         rendezvous: Some(meeting.address.clone()),
         board: board.memory().clone(),
     })?;
+    let standby = Standby::of(&settings, &meeting.address);
+    let id = match descent {
+        Descent::Next { id, .. } => id,
+        Descent::First | Descent::Part(_) => random_number()?,
+    };
     let mine = Introduction {
+        member: Member {
+            id,
+            process: process_number()?,
+            standby: standby.as_ref().map_or(String::new(), |it| it.address().to_owned()),
+        },
         host: host_id(),
         process: std::process::id(),
+        process_space: process_space(),
         ranks: settings.ranks,
         processors: usable_processors() as u32,
         processor_set: processor_set(),
@@ -164,6 +204,15 @@ fn meet_as(
     let values = meeting.gather(&settings, &name, &mine.encode(), deadline)?;
     let all = introductions(&values, &mine)?;
 
+    let members: Vec<Member> = all.iter().map(|introduction| introduction.member.clone()).collect();
+    let (lineage, roster) = match &descent {
+        Descent::Next { lineage, roster, .. } => (lineage.to_string(), (*roster).clone()),
+        Descent::First | Descent::Part(_) => {
+            let first =
+                Roster { epoch: 0, name: name.clone(), members, newcomers: 0, progress: None };
+            (name.clone(), first)
+        }
+    };
     let recorder = Arc::new(FlightRecorder::new());
     let bell = Arc::new(Bell::new()?);
     let abort = Arc::new(AbortWord::new());
@@ -171,11 +220,25 @@ fn meet_as(
     let control = Arc::new(Control::join(
         &meeting.address,
         &settings.job,
-        Membership { communicator, rank, ranks },
+        Membership {
+            communicator,
+            rank,
+            ranks,
+            lineage: lineage.clone(),
+            epoch: roster.epoch,
+            processes: all.iter().map(|introduction| introduction.member.process).collect(),
+        },
         recorder.clone(),
         abort.clone(),
         deadline,
     )?);
+    for (other, theirs) in (0..).zip(&all) {
+        if theirs.process_space == mine.process_space && theirs.process != mine.process {
+            // Without it that rank's end is noticed otherwise, and is less certain.
+            let witnessed = control.witness_process(other, theirs.process);
+            let _ = witnessed.inspect_err(|error| tracing::debug!("rank {other}: {error}"));
+        }
+    }
     let is_local = |other: &Introduction| other.host == mine.host;
     let is_beside =
         |other: &&Introduction| is_local(other) && other.processor_set == mine.processor_set;
@@ -229,7 +292,10 @@ fn meet_as(
         registrations: Vec::new(),
         addresses: all.into_iter().map(|introduction| introduction.address).collect(),
     };
-    let (place, beside) = of.map_or((place, beside), |origin| (origin.place, origin.beside));
+    let (place, beside) = match descent {
+        Descent::Part(origin) => (origin.place, origin.beside),
+        Descent::First | Descent::Next { .. } => (place, beside),
+    };
     let driver = Driver {
         policy: WaitPolicy::for_rank(place, beside),
         sleeper: Sleeper::for_links(ranks as usize),
@@ -240,7 +306,8 @@ fn meet_as(
         timeout,
     };
     let engine = Engine::new(wiring, driver, shape.clone());
-    let origin = Origin { name, meets_at, place, beside, costs };
+    let origin =
+        Origin { name, meets_at, place, beside, costs, lineage, roster, id, communicator, standby };
     Ok(Joined { settings, engine, control, shape, links, hosting: None, origin })
 }
 
@@ -316,7 +383,7 @@ fn tuned(
 }
 
 /// The store where this rank meets the others.
-struct Gathering<'a> {
+pub(crate) struct Gathering<'a> {
     /// `host:port`, or the file that tells it.
     place: &'a str,
     /// `host:port` of the store and the control service.
@@ -328,12 +395,29 @@ struct Gathering<'a> {
 impl Gathering<'_> {
     /// The store at a place. Where that is a file, it is looked for at once: the address in it may
     /// be an old one.
-    fn at<'a>(place: &'a str, job: &Job, deadline: Instant) -> Result<Gathering<'a>, StoreError> {
+    pub(crate) fn at<'a>(
+        place: &'a str,
+        job: &Job,
+        deadline: Instant,
+    ) -> Result<Gathering<'a>, StoreError> {
         if !is_told_in_file(place) {
             return Ok(Gathering { place, address: place.into(), store: None });
         }
         let store = StoreClient::connect(place, job, deadline)?;
         Ok(Gathering { place, address: store.address().into(), store: Some(store) })
+    }
+
+    /// Where the control service is, once somebody answers there.
+    pub(crate) fn service_address(
+        &mut self,
+        job: &Job,
+        deadline: Instant,
+    ) -> Result<String, StoreError> {
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => StoreClient::connect(self.place, job, deadline)?,
+        };
+        Ok(store.address().to_owned())
     }
 
     /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -404,6 +488,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         // Of the process, as the driver is.
         cuda_library: std::env::var_os("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
         reproducible: false,
+        joins: false,
         topology: TopologySource::System,
         switches: None,
         costs: Costs::default(),
@@ -425,7 +510,8 @@ fn next_generation(settings: &Settings) -> u64 {
     *generation
 }
 
-fn communicator_id(job: &Job, name: &str) -> u64 {
+/// The number of the communicator of this name.
+pub(crate) fn communicator_id(job: &Job, name: &str) -> u64 {
     fnv1a(job.name.bytes().chain([0]).chain(name.bytes()))
 }
 
@@ -435,6 +521,13 @@ fn host_id() -> u64 {
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     fnv1a(boot.into_iter().chain(network.into_os_string().into_vec()))
+}
+
+/// A number that processes have in common if and only if they share a kernel and count processes alike.
+fn process_space() -> u64 {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    fnv1a(boot.into_iter().chain(space.into_os_string().into_vec()))
 }
 
 /// The host of each rank; they count from 0 in the order in which they appear.
@@ -498,6 +591,7 @@ impl Introduction {
     fn encode(&self) -> Vec<u8> {
         let mut out = self.host.to_le_bytes().to_vec();
         out.extend_from_slice(&self.process.to_le_bytes());
+        out.extend_from_slice(&self.process_space.to_le_bytes());
         out.extend_from_slice(&self.ranks.to_le_bytes());
         out.extend_from_slice(&self.processors.to_le_bytes());
         out.extend_from_slice(&self.processor_set.to_le_bytes());
@@ -511,6 +605,10 @@ impl Introduction {
         out.extend_from_slice(&self.ports.encode());
         out.push(self.switches.len() as u8);
         out.extend_from_slice(self.switches.as_bytes());
+        out.extend_from_slice(&self.member.id.to_le_bytes());
+        out.extend_from_slice(&self.member.process.to_le_bytes());
+        out.push(self.member.standby.len() as u8);
+        out.extend_from_slice(self.member.standby.as_bytes());
         out.extend_from_slice(&self.address);
         out
     }
@@ -518,6 +616,7 @@ impl Introduction {
     fn decode(bytes: &[u8]) -> Option<Introduction> {
         let (host, bytes) = bytes.split_first_chunk()?;
         let (process, bytes) = bytes.split_first_chunk()?;
+        let (process_space, bytes) = bytes.split_first_chunk()?;
         let (ranks, bytes) = bytes.split_first_chunk()?;
         let (processors, bytes) = bytes.split_first_chunk()?;
         let (processor_set, bytes) = bytes.split_first_chunk()?;
@@ -530,10 +629,20 @@ impl Introduction {
         let (site, bytes) = bytes.split_first_chunk()?;
         let (ports, bytes) = RankPorts::decode(bytes)?;
         let (&length, bytes) = bytes.split_first()?;
-        let (switches, address) = bytes.split_at_checked(usize::from(length))?;
+        let (switches, bytes) = bytes.split_at_checked(usize::from(length))?;
+        let (id, bytes) = bytes.split_first_chunk()?;
+        let (number, bytes) = bytes.split_first_chunk()?;
+        let (&length, bytes) = bytes.split_first()?;
+        let (standby, address) = bytes.split_at_checked(usize::from(length))?;
+        let member = Member {
+            id: u64::from_le_bytes(*id),
+            process: u64::from_le_bytes(*number),
+            standby: String::from_utf8(standby.to_vec()).ok()?,
+        };
         Some(Introduction {
             host: u64::from_le_bytes(*host),
             process: u32::from_le_bytes(*process),
+            process_space: u64::from_le_bytes(*process_space),
             ranks: u32::from_le_bytes(*ranks),
             processors: u32::from_le_bytes(*processors),
             processor_set: u64::from_le_bytes(*processor_set),
@@ -546,6 +655,7 @@ impl Introduction {
             site: Site::decode(site),
             ports,
             switches: String::from_utf8(switches.to_vec()).ok()?,
+            member,
             address: address.to_vec(),
         })
     }

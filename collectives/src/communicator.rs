@@ -64,7 +64,7 @@ use crate::{Algorithm, DataType, Element, Error};
 ///
 /// **Failure.** No call waits for ever. After an error other than [`Error::Argument`], or
 /// [`Error::Memory`] from [`Communicator::alloc`], the communicator is over: it can only be
-/// dropped.
+/// dropped, or the survivors go on with another one ([`Communicator::shrink`]).
 ///
 /// **Handles.** A clone is another handle of the same communicator, and so is what
 /// [`Communicator::using`] gives. When the last one is dropped, prepared calls among them, the
@@ -97,10 +97,22 @@ pub(crate) struct Inner {
     splits: AtomicU64,
     /// What keeps the rendezvous where it is, as far as that is this process's business; dropped after the
     /// engine and the control connection.
-    _host: Box<dyn Any + Send + Sync>,
+    host: Arc<dyn Any + Send + Sync>,
 }
 
 impl Inner {
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    pub(crate) fn host(&self) -> &Arc<dyn Any + Send + Sync> {
+        &self.host
+    }
+
     pub(crate) fn rank(&self) -> u32 {
         self.rank
     }
@@ -177,10 +189,10 @@ impl Communicator {
         settings.check()?;
         let mut joined = bootstrap::join(settings)?;
         let hosting = joined.hosting.take();
-        Ok(Communicator::of(joined, Box::new((threads, hosting))))
+        Ok(Communicator::of(joined, Arc::new((threads, hosting))))
     }
 
-    fn of(joined: Joined, host: Box<dyn Any + Send + Sync>) -> Communicator {
+    pub(crate) fn of(joined: Joined, host: Arc<dyn Any + Send + Sync>) -> Communicator {
         let inner = Arc::new(Inner {
             rank: joined.settings.rank,
             shape: joined.shape,
@@ -193,7 +205,7 @@ impl Communicator {
             boards: OnceLock::new(),
             engine: Mutex::new(joined.engine),
             splits: AtomicU64::new(0),
-            _host: host,
+            host,
         });
         let owner = Arc::new(Owner { progress: Progress::default(), inner: inner.clone() });
         Communicator { inner, owner, algorithm: None }
@@ -261,7 +273,7 @@ impl Communicator {
         };
         let part = format!("{split}/{color}");
         let joined = bootstrap::join_part(settings, &self.inner.origin, &part)?;
-        let host = Box::new(self.inner.clone());
+        let host = self.inner.clone();
         Ok(Some(Communicator { algorithm: self.algorithm, ..Communicator::of(joined, host) }))
     }
 

@@ -11,6 +11,7 @@ use ringtree_transport::endpoint::EndpointError;
 use ringtree_transport::rendezvous::StoreError;
 
 use crate::control::{ControlError, Operation, Verdict};
+use crate::regroup::RegroupError;
 
 /// Why a call failed. After anything but [`Error::Argument`], and [`Error::Memory`] from
 /// [`Communicator::alloc`](crate::Communicator::alloc), the communicator is over: every later call
@@ -48,6 +49,13 @@ pub enum Error {
     /// else.
     #[error("{0}")]
     Verdict(Arc<Verdict>),
+    /// The members that are left do not go on, or not with this process.
+    #[error("{0}")]
+    Regroup(Arc<RegroupError>),
+    /// [`Communicator::shrink`](crate::Communicator::shrink) or [`Communicator::admit`](crate::Communicator::admit) has put
+    /// another communicator in the place of this one.
+    #[error("this communicator is over: use the one that `shrink` or `admit` returned")]
+    Replaced,
     /// A link failed and no verdict came that explains it.
     #[error("{operation}: {error}")]
     Link {

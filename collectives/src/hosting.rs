@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use ringtree_transport::host_port::HostPort;
+use ringtree_transport::interfaces::rank_addresses;
 use ringtree_transport::rendezvous::{self, Notice, Place, Server, StoreError};
-use ringtree_transport::secure::{Job, Secret};
+use ringtree_transport::secure::{Job, Secret, random_bytes};
 
 use crate::Error;
 use crate::control::ControlService;
@@ -41,14 +43,14 @@ impl Hosted {
                 (listener, Some(Notice::publish(path, job, &told)?))
             }
         };
-        Hosted::serve(listener, notice, job, Some(0))
+        Hosted::serve(listener, notice, job, Some(process_number()?))
     }
 
-    /// Serves ranks of this process alone: that of rank `by`, or all as threads.
+    /// Serves ranks of this process alone: the one of number `by`, or all as threads.
     ///
     /// # Errors
     /// Ports, descriptors or threads have run out.
-    pub(crate) fn in_process(job: &Job, by: Option<u32>) -> Result<Hosted, Error> {
+    pub(crate) fn in_process(job: &Job, by: Option<u64>) -> Result<Hosted, Error> {
         Hosted::serve(rendezvous::listen("127.0.0.1:0")?, None, job, by)
     }
 
@@ -56,18 +58,134 @@ impl Hosted {
         listener: TcpListener,
         notice: Option<Notice>,
         job: &Job,
-        by: Option<u32>,
+        by: Option<u64>,
     ) -> Result<Hosted, Error> {
         let service = Arc::new(ControlService::new(by)?);
         let serve = service.clone();
         let on_control = move |stream, hello| serve.serve(stream, hello);
         let server = Server::start(listener, job.clone(), on_control)?;
+        service.meet_in(server.store());
         Ok(Hosted { _notice: notice, service, server })
     }
 
     /// Where it listens, as `host:port`.
     pub(crate) fn address(&self) -> String {
         self.server.address().to_string()
+    }
+}
+
+/// A random number of this process, by which the ranks that are in it know whether it hosts the service.
+///
+/// # Errors
+/// The system gives no random numbers.
+pub(crate) fn process_number() -> Result<u64, Error> {
+    /// A child that was forked is another process.
+    static NUMBER: Mutex<Option<(u32, u64)>> = Mutex::new(None);
+    let mut number = NUMBER.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = std::process::id();
+    if let Some((of, number)) = *number
+        && of == pid
+    {
+        return Ok(number);
+    }
+    let drawn = random_number()?;
+    *number = Some((pid, drawn));
+    Ok(drawn)
+}
+
+/// A random number.
+///
+/// # Errors
+/// The system gives none.
+pub(crate) fn random_number() -> Result<u64, Error> {
+    let bytes = random_bytes().map_err(|error| Error::Settings(error.to_string()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Where this process would host the rendezvous and the control service of a job if whoever does is gone: a port that
+/// listens from the beginning, so that the others know it, and is served by nobody until then. Whoever comes early
+/// waits in the kernel's queue, and finds the port closed once this process has ended.
+#[derive(Debug)]
+pub(crate) struct Standby {
+    listener: TcpListener,
+    told: String,
+    job: Job,
+    hosted: Mutex<Option<Hosted>>,
+}
+
+impl Standby {
+    /// This process's for a job: the communicators that are there at the same time share it. `None` where there is no
+    /// address that the others reach, or no port is free: then others take over.
+    pub(crate) fn of(settings: &Settings, rendezvous: &str) -> Option<Arc<Standby>> {
+        // The one port that a translation of addresses leads to is the links'.
+        if settings.advertise.iter().any(|told| told.port.is_some()) {
+            return None;
+        }
+        let standby = Standby::find(settings, rendezvous);
+        standby
+            .inspect_err(|error| tracing::debug!("this process could not take over: {error}"))
+            .ok()
+            .filter(|standby| standby.told.len() < 256)
+    }
+
+    fn find(settings: &Settings, rendezvous: &str) -> Result<Arc<Standby>, Error> {
+        static STANDBYS: Mutex<Vec<(u32, Weak<Standby>)>> = Mutex::new(Vec::new());
+        let mut standbys = STANDBYS.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = std::process::id();
+        standbys.retain(|(of, standby)| *of == pid && standby.strong_count() > 0);
+        let mut known = standbys.iter().filter_map(|(_, standby)| standby.upgrade());
+        let is_for_it = |standby: &Arc<Standby>| {
+            let Job { name, secret } = &standby.job;
+            (name, secret) == (&settings.job.name, &settings.job.secret)
+        };
+        if let Some(standby) = known.find(is_for_it) {
+            return Ok(standby);
+        }
+        let interface = settings.interface.as_deref();
+        let ips = rank_addresses(interface, Some(rendezvous)).map_err(StoreError::from)?;
+        let listen = format!("{}", HostPort::from(ips[0]).with_port(0));
+        let listener = rendezvous::listen_within(&listen, settings.ports)?;
+        let port = listener.local_addr()?.port();
+        let own = HostPort::from(ips[0]);
+        let told = settings.advertise.first().unwrap_or(&own).with_port(port).to_string();
+        let job = settings.job.clone();
+        let standby = Arc::new(Standby { listener, told, job, hosted: Mutex::new(None) });
+        standbys.push((pid, Arc::downgrade(&standby)));
+        Ok(standby)
+    }
+
+    /// Where others reach it, `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        &self.told
+    }
+
+    /// Serves from now on. Where the ranks find each other by a file, that names this process then.
+    ///
+    /// # Errors
+    /// Descriptors or threads have run out.
+    pub(crate) fn host(&self, rendezvous: &str) -> Result<(), Error> {
+        let mut hosted = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosted.is_some() {
+            return Ok(());
+        }
+        let notice = match (Place::of(rendezvous), self.told.parse::<HostPort>()) {
+            (Place::File(path), Ok(told)) => Some(Notice::publish(path, &self.job, &told)?),
+            _ => None,
+        };
+        let listener = self.listener.try_clone()?;
+        *hosted = Some(Hosted::serve(listener, notice, &self.job, Some(process_number()?))?);
+        tracing::info!("this process hosts the control service from now on, at {}", self.told);
+        Ok(())
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        let hosted = self.hosted.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hosted) = hosted.take() {
+            // The end of this process shall not look like a failure to those who are still finishing.
+            hosted.service.await_empty(Instant::now() + LAST_OUT);
+        }
     }
 }
 
@@ -120,7 +238,7 @@ pub(crate) fn host(settings: &Settings) -> Result<Host, Error> {
 /// # Errors
 /// Ports, descriptors or threads have run out.
 pub(crate) fn host_alone(settings: &mut Settings) -> Result<Hosting, Error> {
-    let hosted = Hosted::in_process(&settings.job, Some(settings.rank))?;
+    let hosted = Hosted::in_process(&settings.job, Some(process_number()?))?;
     Ok(Hosting::of(hosted, settings))
 }
 
@@ -132,7 +250,7 @@ pub(crate) fn host_somewhere(settings: &mut Settings) -> Result<(Hosting, String
     let Settings { job, interface, ports, advertise, .. } = &*settings;
     let (listener, told) =
         rendezvous::listen_somewhere(interface.as_deref(), *ports, advertise.first())?;
-    let hosted = Hosted::serve(listener, None, job, Some(0))?;
+    let hosted = Hosted::serve(listener, None, job, Some(process_number()?))?;
     Ok((Hosting::of(hosted, settings), told.to_string()))
 }
 

@@ -31,6 +31,7 @@ pub mod executor;
 mod host_order;
 mod hosting;
 mod meeting;
+mod membership;
 mod memory;
 mod network;
 mod prepared;
@@ -39,6 +40,7 @@ mod progress;
 pub mod record;
 #[doc(hidden)]
 pub mod reduce;
+mod regroup;
 mod rendezvous;
 #[doc(hidden)]
 pub mod selection;
@@ -53,9 +55,11 @@ pub use communicator::Communicator;
 pub use costs::{Costs, LinkCosts};
 pub use error::Error;
 pub use meeting::Meeting;
+pub use membership::Regrouped;
 pub use memory::{Memory, Registered, Registrable, RegistrableMut};
 pub use network::NetworkFigures;
 pub use progress::{Pending, Ran};
+pub use regroup::RegroupError;
 pub use ringtree_plan::{Algorithm, Collective};
 pub use ringtree_transport::TransportKind;
 pub use ringtree_transport::endpoint::Transports;

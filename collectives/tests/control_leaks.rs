@@ -56,7 +56,7 @@ fn run_once(while_idle: impl Fn()) {
             .unwrap();
     let address = server.address().to_string();
     let join = |communicator, rank| {
-        let member = Membership { communicator, rank, ranks: 4 };
+        let member = Membership { communicator, rank, ranks: 4, ..Membership::default() };
         let abort = Arc::new(AbortWord::new());
         let recorder = Arc::new(FlightRecorder::new());
         let control = Control::join(&address, &job, member, recorder, abort.clone(), deadline);

@@ -168,6 +168,7 @@ impl Hosted {
         let control = Arc::new(ControlService::new(None)?);
         let serve = control.clone();
         let server = Server::start(listener, job, move |stream, hello| serve.serve(stream, hello))?;
+        control.meet_in(server.store());
         Ok(Hosted { _notice: notice, control, _server: server })
     }
 }

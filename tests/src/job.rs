@@ -309,7 +309,9 @@ fn host() -> (Server, Arc<ControlService>) {
     let serve = service.clone();
     let listener = rendezvous::listen("127.0.0.1:0").expect("a port");
     let on_control = move |stream, hello| serve.serve(stream, hello);
-    (Server::start(listener, identity(), on_control).expect("a server"), service)
+    let server = Server::start(listener, identity(), on_control).expect("a server");
+    service.meet_in(server.store());
+    (server, service)
 }
 
 /// What every connection of a job proves.

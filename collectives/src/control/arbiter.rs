@@ -185,6 +185,32 @@ impl Arbiter {
         members.chain([survey_ms]).flatten().min()
     }
 
+    /// A rank will not join any more.
+    pub(super) fn never_joins(&mut self, rank: u32) -> Vec<Send> {
+        match self.members.get(&rank) {
+            Some(member) if member.presence == Presence::Joined => Vec::new(),
+            _ => self.died(rank, Death::ConnectionLost),
+        }
+    }
+
+    /// A process of a host has ended.
+    pub(super) fn process_ended_at(&mut self, now_ms: u64, host: &Place, pid: u32) -> Vec<Send> {
+        let ranks = self.ranks_at(|place| place.host == host.host && place.pid == pid);
+        ranks.into_iter().flat_map(|rank| self.process_ended(now_ms, rank)).collect()
+    }
+
+    /// Ranks whose connection was lost.
+    pub(super) fn lost_ranks(&self) -> Vec<u32> {
+        let is_lost = |(_, member): &(&u32, &Member)| member.presence == Presence::Lost;
+        self.members.iter().filter(is_lost).map(|(rank, _)| *rank).collect()
+    }
+
+    /// Ranks that run, or ran, at a place.
+    pub(super) fn ranks_at(&self, is_there: impl Fn(&Place) -> bool) -> Vec<u32> {
+        let members = self.members.iter().filter(|(_, member)| is_there(&member.place));
+        members.map(|(rank, _)| *rank).collect()
+    }
+
     /// Whether every rank has been here, so that nobody else can come.
     pub(super) fn is_complete(&self) -> bool {
         self.members.len() == self.ranks as usize

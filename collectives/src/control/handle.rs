@@ -1,9 +1,9 @@
 //! A member's handle on the control plane.
 
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ringtree_transport::process::PidFd;
@@ -14,7 +14,7 @@ use super::monitor::{self, Seat, SeatId, Work};
 use super::poller::{Connection, ConnectionError, Inbox};
 use super::recorder::FlightRecorder;
 use super::verdict::Place;
-use super::wire::{self, Join, LinkFailure, Stall, Suspicion, ToArbiter, ToMember};
+use super::wire::{self, Hello, Join, LinkFailure, Stall, Suspicion, ToArbiter, ToMember};
 
 /// How long leaving waits for the goodbye to be on its way.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
@@ -30,10 +30,14 @@ pub struct Control {
     inbox: Arc<Inbox<Work>>,
     pid: u32,
     has_left: AtomicBool,
+    /// Newcomers that wait, as the service has said last.
+    newcomers: Arc<AtomicU32>,
+    /// Ranks of this host whose process was seen to end.
+    ended: Arc<Mutex<Vec<u32>>>,
 }
 
 /// Which rank of which communicator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
     /// The communicator, by a number that no other one of the job has had.
     pub communicator: u64,
@@ -41,6 +45,12 @@ pub struct Membership {
     pub rank: u32,
     /// How many ranks there are.
     pub ranks: u32,
+    /// Name of the first communicator from which this one comes by changes of the members.
+    pub lineage: String,
+    /// How many such changes there were.
+    pub epoch: u64,
+    /// Number of each rank's process; nobody's is that of the service where it is empty.
+    pub processes: Vec<u64>,
 }
 
 /// Why a rank could not join the control plane.
@@ -83,6 +93,15 @@ pub enum ControlError {
         /// The address.
         address: String,
     },
+    /// The members of a job did not let this process in.
+    #[error(
+        "no member of the job at {address} let this process in in time: its program must call `admit` where \
+         `members_changed` says that somebody waits"
+    )]
+    NotLetIn {
+        /// The service's address.
+        address: String,
+    },
     /// The system has no descriptors or threads left.
     #[error("the monitor could not be started: {0}")]
     Monitor(#[source] std::io::Error),
@@ -102,12 +121,10 @@ impl Control {
         abort: Arc<AbortWord>,
         deadline: Instant,
     ) -> Result<Control, ControlError> {
-        let stream = connect(address, deadline)?;
-        let Membership { communicator, rank, ranks } = member;
+        let Membership { communicator, rank, ranks, lineage, epoch, processes } = member;
         let Place { host, pid } = Place::here();
-        let hello = wire::encode(&Join { communicator, rank, ranks, pid, host });
-        let stream = initiate(stream, job, Purpose::Control, &hello, deadline)?;
-        let mut connection = Connection::new(stream);
+        let join = Join { communicator, rank, ranks, pid, host, lineage, epoch };
+        let mut connection = call(address, job, &Hello::Join { join }, deadline)?;
         let (arbiter, arbiter_place) = match connection.receive_until(deadline)? {
             Some(ToMember::Joined { arbiter, place }) => (arbiter, place),
             Some(ToMember::Refused { reason }) => return Err(ControlError::Refused { reason }),
@@ -118,10 +135,33 @@ impl Control {
             None => return Err(ControlError::TimedOut { address: address.to_owned() }),
         };
         let connection = Some(connection);
-        let seat = Seat { rank, connection, arbiter, arbiter_place, recorder, abort };
+        let rank_of = |process| processes.iter().position(|of| *of == process);
+        let arbiter = arbiter.and_then(rank_of).map(|rank| rank as u32);
+        let newcomers = Arc::new(AtomicU32::new(0));
+        let ended = Arc::new(Mutex::default());
+        let seat = Seat {
+            rank,
+            connection,
+            arbiter,
+            arbiter_place,
+            recorder,
+            abort,
+            newcomers: newcomers.clone(),
+            ended: ended.clone(),
+        };
         let (id, inbox) = monitor::enter(seat).map_err(ControlError::Monitor)?;
         let has_left = AtomicBool::new(false);
-        Ok(Control { address: address.to_owned(), id, inbox, pid, has_left })
+        Ok(Control { address: address.to_owned(), id, inbox, pid, has_left, newcomers, ended })
+    }
+
+    /// Ranks of this host, among those that are watched, whose process was seen to end.
+    pub fn ended_peers(&self) -> Vec<u32> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many newcomers wait to be let in, as the service has said last.
+    pub fn newcomers(&self) -> u32 {
+        self.newcomers.load(Ordering::Relaxed)
     }
 
     /// Where the service is: `host:port`.
@@ -140,7 +180,26 @@ impl Control {
     /// What `pidfd_open` says.
     pub fn watch_process(&self, rank: u32, pid: u32) -> std::io::Result<()> {
         let process = if pid == self.pid { None } else { Some(PidFd::open(pid)?) };
-        self.put(Work::Watch { id: self.id, rank, process });
+        self.put(Work::Watch { id: self.id, rank, process, may_be_killed: true });
+        Ok(())
+    }
+
+    /// Watches the process of a rank that counts processes as this one does, whatever links there will be to it: as
+    /// [`Control::watch_process`], but it is never killed, since its number may have been given to another process
+    /// meanwhile. A process that is not there has ended.
+    ///
+    /// # Errors
+    /// What `pidfd_open` says.
+    pub fn witness_process(&self, rank: u32, pid: u32) -> std::io::Result<()> {
+        let process = match PidFd::open(pid) {
+            Ok(process) => process,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(rank);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.put(Work::Watch { id: self.id, rank, process: Some(process), may_be_killed: false });
         Ok(())
     }
 
@@ -210,6 +269,18 @@ impl From<ConnectionError> for ControlError {
             ConnectionError::Message(error) => ControlError::Protocol { reason: error.to_string() },
         }
     }
+}
+
+/// A connection to the service for whom the hello says.
+pub(super) fn call(
+    address: &str,
+    job: &Job,
+    hello: &Hello,
+    deadline: Instant,
+) -> Result<Connection, ControlError> {
+    let stream = connect(address, deadline)?;
+    let stream = initiate(stream, job, Purpose::Control, &wire::encode(hello), deadline)?;
+    Ok(Connection::new(stream))
 }
 
 fn connect(address: &str, deadline: Instant) -> Result<TcpStream, ControlError> {

@@ -24,17 +24,22 @@ mod member;
 mod monitor;
 mod poller;
 mod recorder;
+pub(crate) mod regroup;
+mod regroups;
 mod service;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod visit;
 mod wire;
 
 pub use abort::AbortWord;
 pub use handle::{Control, ControlError, Membership};
 pub use recorder::{Entry, FlightRecorder, Operation, RECORDER_ENTRIES, State, Stream, Ticket};
+pub use regroup::{Ballot, Member, Progress, Roster};
 pub use service::ControlService;
 pub use verdict::{Awaited, Death, Place, Side, Verdict};
+pub(crate) use visit::{Answer, Missing, Visit, Visitor, knock};
 pub use wire::{LinkFailure, Stall, Suspicion};

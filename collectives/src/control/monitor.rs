@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -42,6 +43,10 @@ pub(super) struct Seat {
     pub recorder: Arc<FlightRecorder>,
     /// Where the verdict goes.
     pub abort: Arc<AbortWord>,
+    /// Where the number of the newcomers goes that wait to be let in.
+    pub newcomers: Arc<AtomicU32>,
+    /// Where the ranks go whose process was seen to end.
+    pub ended: Arc<Mutex<Vec<u32>>>,
 }
 
 /// Names a seat.
@@ -53,7 +58,7 @@ pub(super) enum Work {
     /// A member has joined.
     Add { id: SeatId, seat: Box<Seat> },
     /// A peer of this host: its process, or `None` if that is this process.
-    Watch { id: SeatId, rank: u32, process: Option<PidFd> },
+    Watch { id: SeatId, rank: u32, process: Option<PidFd>, may_be_killed: bool },
     /// Something for the arbiter.
     Say { id: SeatId, message: ToArbiter },
     /// A member leaves; `done` hears when its goodbye is on its way.
@@ -149,7 +154,7 @@ enum Peer {
     /// A thread of this process.
     Thread,
     /// Another process.
-    Process { process: PidFd, ended: bool },
+    Process { process: PidFd, ended: bool, may_be_killed: bool },
 }
 
 /// Key of a seat's connection, or of a peer's process.
@@ -170,7 +175,9 @@ impl Watch {
                 match work {
                     Work::End => return,
                     Work::Add { id, seat } => self.add(id, *seat),
-                    Work::Watch { id, rank, process } => self.watch(id, rank, process),
+                    Work::Watch { id, rank, process, may_be_killed } => {
+                        self.watch(id, rank, process, may_be_killed);
+                    }
                     Work::Say { id, message } => self.with(id, |seat| seat.say(message)),
                     Work::Leave { id, done } => {
                         self.leave(id);
@@ -209,15 +216,18 @@ impl Watch {
         self.seats.insert(id, watched);
     }
 
-    fn watch(&mut self, id: SeatId, rank: u32, process: Option<PidFd>) {
+    fn watch(&mut self, id: SeatId, rank: u32, process: Option<PidFd>, may_be_killed: bool) {
         let Some(watched) = self.seats.get_mut(&id) else { return };
+        if let Some(Peer::Process { process, ended: false, .. }) = watched.peers.remove(&rank) {
+            self.poller.remove(&process);
+        }
         let peer = match process {
             None => Peer::Thread,
             Some(process) => {
                 if let Err(error) = self.poller.add(&process, key(id, Some(rank))) {
                     warn!("the process of rank {rank} cannot be watched: {error}");
                 }
-                Peer::Process { process, ended: false }
+                Peer::Process { process, ended: false, may_be_killed }
             }
         };
         watched.peers.insert(rank, peer);
@@ -225,10 +235,11 @@ impl Watch {
 
     fn peer_ended(&mut self, id: SeatId, rank: u32) {
         let Some(watched) = self.seats.get_mut(&id) else { return };
-        if let Some(Peer::Process { process, ended }) = watched.peers.get_mut(&rank) {
+        if let Some(Peer::Process { process, ended, .. }) = watched.peers.get_mut(&rank) {
             // It stays readable for ever.
             self.poller.remove(&*process);
             *ended = true;
+            watched.seat.ended.lock().unwrap_or_else(PoisonError::into_inner).push(rank);
         }
         match watched.fence {
             Some((fenced, _)) if fenced == rank => watched.expose(Vec::new()),
@@ -244,7 +255,7 @@ impl Watch {
             self.poller.remove(&connection);
         }
         for peer in watched.peers.values() {
-            if let Peer::Process { process, ended: false } = peer {
+            if let Peer::Process { process, ended: false, .. } = peer {
                 self.poller.remove(process);
             }
         }
@@ -387,6 +398,7 @@ impl Watched {
                 self.retired = self.seat.connection.take();
                 self.decide_alone();
             }
+            ToMember::Knocking { count } => self.seat.newcomers.store(count, Ordering::Relaxed),
             // Nothing that a member who has joined is told.
             ToMember::Joined { .. } | ToMember::Refused { .. } => {}
         }
@@ -429,8 +441,8 @@ impl Watched {
         };
         match peer {
             Peer::Process { ended: true, .. } => self.expose(Vec::new()),
-            // This process would end with it.
-            Peer::Thread => self.expose(vec![rank]),
+            // This process would end with it, or another one that has its number.
+            Peer::Thread | Peer::Process { may_be_killed: false, .. } => self.expose(vec![rank]),
             Peer::Process { process, .. } => match process.kill() {
                 // Its end wakes the monitor.
                 Ok(()) => self.fence = Some((rank, Instant::now() + FENCE_LIMIT)),

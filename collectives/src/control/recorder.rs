@@ -132,6 +132,15 @@ impl FlightRecorder {
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
+    /// Number of the last collective that ended as it should; 0 if none did.
+    pub fn completed(&self) -> u32 {
+        let history = self.history();
+        let is_completed = |entry: &&Entry| {
+            entry.operation.stream == Stream::Collective && entry.state == State::Completed
+        };
+        history.iter().rev().find(is_completed).map_or(0, |entry| entry.operation.sequence)
+    }
+
     #[inline]
     fn slot(&self, ticket: Ticket) -> &Slot {
         let number = ticket.version / 2 - 1;

@@ -2,22 +2,25 @@
 //!
 //! It lives in the launcher, or in the process of rank 0. The rendezvous server authenticates
 //! connections and gives them to [`ControlService::serve`]; each then belongs to one rank of one
-//! communicator, and each communicator has one arbiter for as long as anybody uses it.
+//! communicator, and each communicator has one arbiter for as long as anybody uses it. Or it belongs to a member
+//! that wants to go on with others, or to a newcomer (`regroups.rs`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringtree_transport::secure::SecureStream;
+use ringtree_transport::rendezvous::MemoryStore;
+use ringtree_transport::secure::{SecureStream, random_bytes};
 use tracing::{debug, warn};
 
 use super::arbiter::{Arbiter, Send};
 use super::poller::{Connection, Inbox, Poller};
+use super::regroups::{Known, Outcome, Regroups};
 use super::verdict::{Place, Verdict};
-use super::wire::{self, Join, ToArbiter, ToMember};
+use super::wire::{self, Hello, Join, ToArbiter, ToMember};
 
 /// How long a communicator is remembered that nobody uses but that some ranks have not joined yet:
 /// they shall hear what became of it.
@@ -35,18 +38,23 @@ pub struct ControlService {
 }
 
 impl ControlService {
-    /// Starts the service's thread. `hosted_by` is the rank whose process this is, if it is one's:
-    /// should the service be lost, so is that rank.
+    /// Starts the service's thread. `hosted_by` is the number of this process ([`Member::process`](super::Member)), if
+    /// it is that of a rank: should the service be lost, so is that rank.
     ///
     /// # Errors
     /// What the system says when descriptors or threads cannot be made.
-    pub fn new(hosted_by: Option<u32>) -> io::Result<ControlService> {
+    pub fn new(hosted_by: Option<u64>) -> io::Result<ControlService> {
         let poller = Poller::new()?;
         let inbox = poller.inbox();
         let members = Arc::new(Members::default());
         let verdict = Arc::new(LatestVerdict::default());
-        let joined = ToMember::Joined { arbiter: hosted_by, place: Place::here() };
+        let here = Place::here();
+        let joined = ToMember::Joined { arbiter: hosted_by, place: here.clone() };
+        let founder_id = random_bytes().map_err(io::Error::other)?;
         let mut server = Server {
+            here,
+            ended_pids: HashSet::new(),
+            regroups: Regroups::new(u64::from_le_bytes(founder_id)),
             poller,
             joined,
             began: Instant::now(),
@@ -66,6 +74,16 @@ impl ControlService {
     pub fn serve(&self, stream: SecureStream<TcpStream>, hello: Vec<u8>) {
         let connection = Box::new(Connection::new(stream));
         self.inbox.push(Work::Accept { connection, hello });
+    }
+
+    /// Ranks meet in this store: those that wait there for one that will not come shall hear of it.
+    pub fn meet_in(&self, store: Arc<MemoryStore>) {
+        self.inbox.push(Work::Store { store });
+    }
+
+    /// A process of this host has ended, as whoever started it knows for certain.
+    pub fn process_ended(&self, pid: u32) {
+        self.inbox.push(Work::Ended { pid });
     }
 
     /// What went wrong on a communicator, as its members were told; `None` once a rank has joined
@@ -102,6 +120,8 @@ impl Drop for ControlService {
 #[derive(Debug)]
 enum Work {
     Accept { connection: Box<Connection>, hello: Vec<u8> },
+    Store { store: Arc<MemoryStore> },
+    Ended { pid: u32 },
     Close,
 }
 
@@ -145,6 +165,10 @@ impl LatestVerdict {
 /// What the service's thread owns.
 struct Server {
     poller: Poller<Work>,
+    here: Place,
+    /// Processes of this host that have ended, and whose numbers no rank has had since.
+    ended_pids: HashSet<u32>,
+    regroups: Regroups,
     /// The answer to whoever may join.
     joined: ToMember,
     began: Instant,
@@ -157,6 +181,8 @@ struct Server {
 
 struct Communicator {
     arbiter: Arbiter,
+    lineage: String,
+    epoch: u64,
     /// Key of each rank's connection.
     seats: BTreeMap<u32, u64>,
     /// Since when nobody is connected.
@@ -183,6 +209,8 @@ impl Server {
             for work in ready.work {
                 match work {
                     Work::Accept { connection, hello } => self.accept(*connection, &hello),
+                    Work::Store { store } => self.regroups.abandon_in(store),
+                    Work::Ended { pid } => self.process_ended(pid),
                     Work::Close => return self.close(),
                 }
             }
@@ -195,17 +223,48 @@ impl Server {
     }
 
     fn accept(&mut self, mut connection: Connection, hello: &[u8]) {
-        let join: Join = match wire::decode(hello) {
-            Ok(join) => join,
+        match wire::decode(hello) {
+            Ok(Hello::Join { join }) => self.join(connection, join),
+            Ok(Hello::Regroup { lineage, epoch, member }) => {
+                let Some(key) = self.watch_guest(&connection) else { return };
+                self.regroups.add_member(key, connection, lineage, epoch, member);
+                self.count_members();
+            }
+            Ok(Hello::Knock { lineage, member }) => {
+                let Some(key) = self.watch_guest(&connection) else { return };
+                let outcomes = self.regroups.add_newcomer(key, connection, lineage, member);
+                self.carry_out(outcomes);
+            }
             Err(error) => {
                 let reason = format!("the request to join cannot be read: {error}");
-                return refuse(&mut connection, reason);
+                refuse(&mut connection, reason);
             }
-        };
-        let Join { communicator: id, rank, ranks, pid, host } = join;
+        }
+    }
+
+    /// A key for the connection of somebody who is no rank yet.
+    fn watch_guest(&mut self, connection: &Connection) -> Option<u64> {
+        let key = self.next_key;
+        self.next_key += 1;
+        match self.poller.add(connection, key) {
+            Ok(()) => Some(key),
+            Err(error) => {
+                warn!("a connection to the control service cannot be watched: {error}");
+                None
+            }
+        }
+    }
+
+    fn join(&mut self, mut connection: Connection, join: Join) {
+        let Join { communicator: id, rank, ranks, pid, host, lineage, epoch } = join;
         let now_ms = self.now_ms();
+        if host == self.here.host {
+            self.ended_pids.remove(&pid);
+        }
         let communicator = self.communicators.entry(id).or_insert_with(|| Communicator {
             arbiter: Arbiter::new(ranks),
+            lineage: lineage.clone(),
+            epoch,
             seats: BTreeMap::new(),
             unused_since_ms: Some(now_ms),
         });
@@ -228,12 +287,74 @@ impl Server {
         self.send(id, sends);
         if let Err(error) = watched {
             warn!("the control connection of rank {rank} cannot be watched: {error}");
-            self.drop_seat(key);
+            return self.drop_seat(key);
+        }
+        let count = self.regroups.waiting(&lineage);
+        if count > 0
+            && let Some(seat) = self.seats.get_mut(&key)
+        {
+            seat.connection.send(&ToMember::Knocking { count });
+        }
+        let ranks = self.regroups.absent(&lineage, epoch);
+        self.carry_out(vec![Outcome::Absent { lineage, epoch, ranks }]);
+    }
+
+    /// Does what comes of what members and newcomers do.
+    fn carry_out(&mut self, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Absent { lineage, epoch, ranks } => {
+                    let is_meant = |it: &Communicator| it.lineage == lineage && it.epoch == epoch;
+                    for id in self.communicators_where(is_meant) {
+                        for &rank in &ranks {
+                            let Some(communicator) = self.communicators.get_mut(&id) else { break };
+                            let sends = communicator.arbiter.never_joins(rank);
+                            self.send(id, sends);
+                        }
+                    }
+                }
+                Outcome::Waiting { lineage, count } => {
+                    for id in self.communicators_where(|it| it.lineage == lineage) {
+                        let keys = self.communicators[&id].seats.values();
+                        for key in keys {
+                            if let Some(seat) = self.seats.get_mut(key) {
+                                seat.connection.send(&ToMember::Knocking { count });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        self.count_members();
+    }
+
+    fn communicators_where(&self, which: impl Fn(&Communicator) -> bool) -> Vec<u64> {
+        self.communicators.iter().filter(|(_, it)| which(it)).map(|(id, _)| *id).collect()
+    }
+
+    fn process_ended(&mut self, pid: u32) {
+        self.ended_pids.insert(pid);
+        let now_ms = self.now_ms();
+        for id in self.communicators_where(|_| true) {
+            let here = &self.here;
+            let Some(communicator) = self.communicators.get_mut(&id) else { continue };
+            let sends = communicator.arbiter.process_ended_at(now_ms, here, pid);
+            self.send(id, sends);
+            let known = known(&self.communicators, &self.ended_pids, &self.here, id);
+            let outcomes = self.regroups.miss(now_ms, id, &known);
+            self.carry_out(outcomes);
         }
     }
 
     /// Everything that has come on a connection.
     fn read(&mut self, key: u64) {
+        if self.regroups.has(key) {
+            let (all, ended, here) = (&self.communicators, &self.ended_pids, &self.here);
+            let known = |id| known(all, ended, here, id);
+            let now_ms = self.began.elapsed().as_millis() as u64;
+            let outcomes = self.regroups.read(now_ms, key, &self.poller, known);
+            return self.carry_out(outcomes);
+        }
         while let Some(seat) = self.seats.get_mut(&key) {
             let (id, rank) = (seat.communicator, seat.rank);
             match seat.connection.receive() {
@@ -283,6 +404,9 @@ impl Server {
         }
         let sends = communicator.arbiter.connection_lost(seat.rank);
         self.send(seat.communicator, sends);
+        let known = known(&self.communicators, &self.ended_pids, &self.here, seat.communicator);
+        let outcomes = self.regroups.miss(now_ms, seat.communicator, &known);
+        self.carry_out(outcomes);
         self.forget_if_unused(seat.communicator);
         self.count_members();
     }
@@ -299,6 +423,10 @@ impl Server {
             }
             self.forget_if_unused(id);
         }
+        if self.regroups.next_timeout_ms().is_some_and(|at_ms| at_ms <= now_ms) {
+            let outcomes = self.regroups.handle_timeouts(now_ms);
+            self.carry_out(outcomes);
+        }
     }
 
     fn forget_if_unused(&mut self, id: u64) {
@@ -312,13 +440,15 @@ impl Server {
 
     fn count_members(&self) {
         let awaited = |communicator: &&Communicator| !communicator.arbiter.is_complete();
-        self.members.set(self.seats.len() + self.communicators.values().filter(awaited).count());
+        let awaited = self.communicators.values().filter(awaited).count();
+        self.members.set(self.seats.len() + self.regroups.members() + awaited);
     }
 
     fn next_timeout(&self) -> Option<Instant> {
         let times = self.communicators.values().flat_map(|communicator| {
             [communicator.arbiter.next_timeout_ms(), communicator.forget_at_ms()]
         });
+        let times = times.chain([self.regroups.next_timeout_ms()]);
         times.flatten().min().map(|at_ms| self.began + Duration::from_millis(at_ms))
     }
 
@@ -340,6 +470,19 @@ impl Communicator {
         let since_ms = self.unused_since_ms?;
         Some(if self.arbiter.is_complete() { since_ms } else { since_ms + REMEMBER_MS })
     }
+}
+
+/// What the service knows of a communicator's ranks.
+fn known(
+    communicators: &HashMap<u64, Communicator>,
+    ended_pids: &HashSet<u32>,
+    here: &Place,
+    id: u64,
+) -> Known {
+    let Some(communicator) = communicators.get(&id) else { return Known::default() };
+    let has_ended = |place: &Place| place.host == here.host && ended_pids.contains(&place.pid);
+    let arbiter = &communicator.arbiter;
+    Known { lost: arbiter.lost_ranks(), ended: arbiter.ranks_at(has_ended) }
 }
 
 fn refuse(connection: &mut Connection, reason: String) {

@@ -10,7 +10,7 @@ use ringtree_transport::secure::{self, Job, Purpose, Secret};
 
 use super::poller::Connection;
 use super::testing::{all_reduce, barrier, operation};
-use super::wire::{self, Join, ToArbiter, ToMember};
+use super::wire::{self, Hello, Join, ToArbiter, ToMember};
 use super::*;
 use crate::record::CallRecord;
 
@@ -21,7 +21,7 @@ struct Host {
 }
 
 impl Host {
-    fn new(hosted_by: Option<u32>) -> Host {
+    fn new(hosted_by: Option<u64>) -> Host {
         let service = Arc::new(ControlService::new(hosted_by).unwrap());
         let serve = service.clone();
         let listener = rendezvous::listen("127.0.0.1:0").unwrap();
@@ -41,7 +41,7 @@ impl Host {
 
     fn try_join(&self, rank: u32, ranks: u32) -> Result<Member, ControlError> {
         let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
-        let member = Membership { communicator: 7, rank, ranks };
+        let member = Membership { communicator: 7, rank, ranks, ..Membership::default() };
         let control = Control::join(
             &self.address(),
             &job(),
@@ -55,9 +55,17 @@ impl Host {
 
     /// A rank that has joined but does nothing by itself, as if it were stopped.
     fn joins_silently(&self, rank: u32, ranks: u32) -> Connection {
-        let join = Join { communicator: 7, rank, ranks, pid: 1, host: "elsewhere".into() };
+        let join = Join {
+            communicator: 7,
+            rank,
+            ranks,
+            pid: 1,
+            host: "elsewhere".into(),
+            lineage: String::new(),
+            epoch: 0,
+        };
         let stream = TcpStream::connect(self.server.address()).unwrap();
-        let hello = wire::encode(&join);
+        let hello = wire::encode(&Hello::Join { join });
         let stream = secure::initiate(stream, &job(), Purpose::Control, &hello, soon()).unwrap();
         let mut connection = Connection::new(stream);
         let answer = connection.receive_until(soon()).unwrap();
@@ -119,7 +127,7 @@ fn the_host_knows_the_verdict_until_a_rank_goes_on_in_another_communicator() {
     let verdict = members[0].verdict();
     assert_eq!(host.service.verdict(), Some(verdict));
     let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
-    let next = Membership { communicator: 8, rank: 0, ranks: 2 };
+    let next = Membership { communicator: 8, rank: 0, ranks: 2, ..Membership::default() };
     let next = Control::join(&host.address(), &job(), next, recorder, abort, soon());
     assert!(next.is_ok());
     assert_eq!(host.service.verdict(), None);
@@ -248,12 +256,20 @@ fn members_go_on_when_the_service_ends_in_good_order() {
     assert!(!other.abort.is_set());
 }
 
+const PROCESS_OF_RANK_0: u64 = 7;
+
 /// A member whose service only lets it join, and the service's end of the connection.
-fn joins_mute_service(arbiter: Option<u32>) -> (Member, Connection) {
+fn joins_mute_service(arbiter: Option<u64>) -> (Member, Connection) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
-    let member = Membership { communicator: 0, rank: 1, ranks: 2 };
+    let member = Membership {
+        communicator: 0,
+        rank: 1,
+        ranks: 2,
+        processes: vec![PROCESS_OF_RANK_0, 9],
+        ..Membership::default()
+    };
     let service = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let accepted = secure::accept(Arc::new(stream), &job(), soon(), |_, _| Ok(()));
@@ -284,14 +300,14 @@ fn a_service_that_is_lost_is_its_own_or_its_ranks_end() {
     let reason = "process 5 on a does not answer".to_owned();
     assert_eq!(member.verdict(), Verdict::ArbiterLost { reason });
 
-    let (member, connection) = joins_mute_service(Some(0));
+    let (member, connection) = joins_mute_service(Some(PROCESS_OF_RANK_0));
     drop(connection);
     assert_eq!(member.verdict(), died_with_the_service(Death::ConnectionLost));
 }
 
 #[test]
 fn a_service_that_does_not_answer_is_its_ranks_end_and_the_rank_is_ended() {
-    let (member, _connection) = joins_mute_service(Some(0));
+    let (member, _connection) = joins_mute_service(Some(PROCESS_OF_RANK_0));
     let mut child = sleeper();
     member.control.watch_process(0, child.id()).unwrap();
     member.stalls(barrier(), 0, true);
@@ -301,7 +317,7 @@ fn a_service_that_does_not_answer_is_its_ranks_end_and_the_rank_is_ended() {
 
 #[test]
 fn a_service_whose_process_ends_is_its_ranks_end_though_the_connection_stays_open() {
-    let (member, _connection) = joins_mute_service(Some(0));
+    let (member, _connection) = joins_mute_service(Some(PROCESS_OF_RANK_0));
     let mut child = sleeper();
     member.control.watch_process(0, child.id()).unwrap();
     child.kill().unwrap();
@@ -354,10 +370,10 @@ fn a_member_that_talks_nonsense_died_for_the_others() {
 fn nobody_listens_and_wrong_secrets_are_errors() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let host = Host::new(None);
-    let member = Membership { communicator: 0, rank: 0, ranks: 1 };
+    let member = Membership { communicator: 0, rank: 0, ranks: 1, ..Membership::default() };
     let join = |address: &str, job: &Job| {
         let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
-        Control::join(address, job, member, recorder, abort, soon()).err()
+        Control::join(address, job, member.clone(), recorder, abort, soon()).err()
     };
     assert!(matches!(join(&address, &job()), Some(ControlError::Unreachable { .. })));
     assert!(matches!(join("no port", &job()), Some(ControlError::Address { .. })));
@@ -381,7 +397,7 @@ fn a_reported_stall_is_answered_by_a_verdict_only_once_for_all_communicators_apa
     let host = Host::new(None);
     let members: Vec<_> = (0..2).map(|rank| host.joins(rank, 2)).collect();
     let (recorder, abort) = (Arc::new(FlightRecorder::new()), Arc::new(AbortWord::new()));
-    let other = Membership { communicator: 8, rank: 0, ranks: 1 };
+    let other = Membership { communicator: 8, rank: 0, ranks: 1, ..Membership::default() };
     let other =
         Control::join(&host.address(), &job(), other, recorder, abort.clone(), soon()).unwrap();
     members[1].control.abort("here");

@@ -5,12 +5,24 @@
 
 use super::codec::{Field, WireError, fields, variants};
 use super::recorder::{Entry, Operation};
+use super::regroup::Member;
 use super::verdict::{Place, Verdict};
 
 /// Version of the messages; peers of another version refuse each other.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
-/// The first message on a control connection.
+/// The first message on a control connection: whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Hello {
+    /// A rank of a communicator.
+    Join { join: Join },
+    /// A member of an epoch that wants to go on; its arrival follows.
+    Regroup { lineage: String, epoch: u64, member: u64 },
+    /// A newcomer that wants to come in.
+    Knock { lineage: String, member: Member },
+}
+
+/// A rank joins its communicator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Join {
     /// Which communicator of the job.
@@ -23,6 +35,10 @@ pub(super) struct Join {
     pub pid: u32,
     /// Its host's name.
     pub host: String,
+    /// Name of the first communicator from which this one comes by changes of the members.
+    pub lineage: String,
+    /// How many such changes there were.
+    pub epoch: u64,
 }
 
 /// What a monitor says.
@@ -47,9 +63,9 @@ pub(super) enum ToArbiter {
 /// What the arbiter says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ToMember {
-    /// The rank has joined; `arbiter` is the rank whose process hosts the arbiter, if it is one's,
-    /// and `place` is that process.
-    Joined { arbiter: Option<u32>, place: Place },
+    /// The rank has joined; `arbiter` is the number of the process that hosts the arbiter, if it is a
+    /// rank's, and `place` is that process.
+    Joined { arbiter: Option<u64>, place: Place },
     /// The rank may not join.
     Refused { reason: String },
     /// What are you doing?
@@ -58,6 +74,8 @@ pub(super) enum ToMember {
     Verdict { verdict: Verdict },
     /// The control service ends in good order; there is no verdict.
     Closing {},
+    /// So many newcomers wait to be let in.
+    Knocking { count: u32 },
 }
 
 /// An operation that has made no progress for a while.
@@ -119,11 +137,11 @@ pub(super) fn decode<M: Message>(mut bytes: &[u8]) -> Result<M, WireError> {
 
 /// What can be a whole message.
 pub(super) trait Message: Field {}
-impl Message for Join {}
+impl Message for Hello {}
 impl Message for ToArbiter {}
 impl Message for ToMember {}
 
-fields!(Join { communicator, rank, ranks, pid, host });
+fields!(Join { communicator, rank, ranks, pid, host, lineage, epoch });
 fields!(Stall { operation, waiting_for, stalled_ms, deadline_passed });
 fields!(Suspicion { operation, peer, peer_sequence, peer_digest });
 fields!(LinkFailure { peer, reason, operation });
@@ -144,6 +162,13 @@ variants!(ToMember {
     3 => Query { id },
     4 => Verdict { verdict },
     5 => Closing {},
+    6 => Knocking { count },
+});
+
+variants!(Hello {
+    1 => Join { join },
+    2 => Regroup { lineage, epoch, member },
+    3 => Knock { lineage, member },
 });
 
 variants!(Verdict {
@@ -174,8 +199,9 @@ mod tests {
         for message in messages_to_member() {
             assert_eq!(decode::<ToMember>(&encode(&message)), Ok(message));
         }
-        let join = Join { communicator: 9, rank: 1, ranks: 2, pid: 77, host: "höst".into() };
-        assert_eq!(decode::<Join>(&encode(&join)), Ok(join));
+        for hello in hellos() {
+            assert_eq!(decode::<Hello>(&encode(&hello)), Ok(hello));
+        }
     }
 
     #[test]
@@ -237,9 +263,28 @@ mod tests {
                 assert_eq!(decode::<M>(&encode(&message)), Ok(message));
             }
         }
-        check::<Join>(bytes);
+        check::<Hello>(bytes);
         check::<ToArbiter>(bytes);
         check::<ToMember>(bytes);
+    }
+
+    fn hellos() -> [Hello; 3] {
+        let lineage = String::from("communicator/1");
+        let join = Join {
+            communicator: 9,
+            rank: 1,
+            ranks: 2,
+            pid: 77,
+            host: "höst".into(),
+            lineage: lineage.clone(),
+            epoch: 3,
+        };
+        let member = Member { id: 1, process: 2, standby: "127.0.0.1:9".into() };
+        [
+            Hello::Join { join },
+            Hello::Regroup { lineage: lineage.clone(), epoch: 4, member: 1 },
+            Hello::Knock { lineage, member },
+        ]
     }
 
     fn messages_to_arbiter() -> Vec<ToArbiter> {
@@ -286,10 +331,11 @@ mod tests {
             Verdict::ArbiterLost { reason: "gone".into() },
         ];
         let mut messages = vec![
-            ToMember::Joined { arbiter: Some(0), place: Place { host: "b".into(), pid: 4 } },
+            ToMember::Joined { arbiter: Some(1 << 40), place: Place { host: "b".into(), pid: 4 } },
             ToMember::Refused { reason: "no".into() },
             ToMember::Query { id: 9 },
             ToMember::Closing {},
+            ToMember::Knocking { count: 2 },
         ];
         messages.extend(verdicts.into_iter().map(|verdict| ToMember::Verdict { verdict }));
         messages

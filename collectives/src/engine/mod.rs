@@ -385,6 +385,27 @@ impl Engine {
         }
     }
 
+    /// Collectives that this rank has completed.
+    pub(crate) fn completed(&self) -> u32 {
+        self.driver.recorder.completed()
+    }
+
+    /// What the arbiter has decided, if it has.
+    pub(crate) fn verdict(&self) -> Option<Arc<Verdict>> {
+        self.driver.abort.verdict()
+    }
+
+    /// Whether another communicator has taken this one's place.
+    pub(crate) fn is_replaced(&self) -> bool {
+        matches!(self.failed, Some(Error::Replaced))
+    }
+
+    /// Another communicator takes this one's place.
+    pub(crate) fn replace(&mut self) {
+        self.close();
+        self.failed = Some(Error::Replaced);
+    }
+
     /// Ends the communicator because an operation panicked.
     pub(crate) fn abandon(&mut self) {
         if self.failed.is_none() {

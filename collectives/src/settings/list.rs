@@ -15,7 +15,7 @@ pub struct Setting {
 
 impl Setting {
     /// All there are, in the README's order.
-    pub const ALL: [Setting; 30] = [
+    pub const ALL: [Setting; 31] = [
         setting("RINGTREE_RANK", "this rank, from 0"),
         setting("RINGTREE_RANKS", "how many ranks there are"),
         setting("RINGTREE_LOCAL_RANK", "this rank's number on its host, for the program"),
@@ -76,6 +76,7 @@ impl Setting {
             "1: the same bits whatever the algorithm, size, grouping and hosts, on all ranks alike",
         )
         .or("0"),
+        setting("RINGTREE_JOIN", "1: come to a job that runs, whose members let this process in").or("0"),
         setting(
             "RINGTREE_TOPOLOGY",
             "how the host is wired: auto, a file in NCCL's format, or off; says in which order rings take the \

@@ -124,6 +124,7 @@ pub struct Origins {
 ///     rdma: RdmaConfig::default(),
 ///     cuda_library: None,
 ///     reproducible: false,
+///     joins: false,
 ///     topology: TopologySource::System,
 ///     switches: None,
 ///     costs: Costs::default(),
@@ -157,7 +158,8 @@ pub struct Settings {
     /// commas, which share the work; `None`: the one that reaches the rendezvous.
     pub interface: Option<String>,
     /// Ports that this process may listen on; `None`: any. It needs one for each communicator and
-    /// interface, and one more where it serves the rendezvous at a port that is not given.
+    /// interface, one more to take over the control service if whoever serves that is gone, and one more where it
+    /// serves the rendezvous at a port that is not given.
     pub ports: Option<PortRange>,
     /// What other ranks are told instead of the address of each interface, where this rank is
     /// behind address translation; without a port, the one that is listened on. Empty: the
@@ -179,6 +181,9 @@ pub struct Settings {
     /// Whether reductions give the same bits whatever the algorithm, the size, the grouping and the hosts
     /// of the ranks: each result is one fold over all ranks, in their order. All ranks alike.
     pub reproducible: bool,
+    /// Whether this process comes to a job that runs: its members let it in
+    /// ([`Communicator::admit`](crate::Communicator::admit)), and `rank` and `ranks` do not count.
+    pub joins: bool,
     /// How this rank finds out how its host is wired, which says in which order a ring of the ranks goes, and how
     /// fast its ports are.
     pub topology: TopologySource,
@@ -254,6 +259,7 @@ impl Settings {
             rdma: env.rdma()?,
             cuda_library: env.get("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),
             reproducible: env.flag("RINGTREE_REPRODUCIBLE")?,
+            joins: env.flag("RINGTREE_JOIN")?,
             topology: env.topology(),
             switches: launchers::switches(&env),
             costs: Costs::default(),

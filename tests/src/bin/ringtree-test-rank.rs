@@ -19,6 +19,8 @@
 //! | `rest SECONDS` | does nothing |
 //! | `churn TIMES` | communicators of threads of this process come and go: `clean`, `leaks WHAT` |
 //! | `warm-up`, `abort REASON`, `leave` | what [`Communicator`] calls so; `done` |
+//! | `shrink`, `admit` | go on with another communicator: `regrouped RANK OF RANKS EPOCH COMPLETED`, or `error ...` |
+//! | `newcomer` | all ranks wait until one has heard of a newcomer: `knocks` |
 //! | `join` | joins again, after leaving: `joined`, or `failed KIND RANKS MESSAGE` and the end |
 //!
 //! Rank r contributes 10^r everywhere, so that a value tells who contributed to it.
@@ -35,7 +37,7 @@ use half::bf16;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use ringtree::control::Verdict;
-use ringtree::{Communicator, Element, Error, Op};
+use ringtree::{Communicator, Element, Error, Op, RegroupError, Regrouped};
 use ringtree_tests::clock::monotonic_ns;
 use ringtree_tests::counts::Counts;
 use ringtree_tests::gpu::Gpu;
@@ -85,12 +87,43 @@ impl Rank {
             }
             ["churn", times] => churn(number(times)),
             ["join"] => self.join(),
+            ["shrink"] => self.regroup(Communicator::shrink),
+            ["admit"] => self.regroup(Communicator::admit),
+            ["newcomer"] => self.await_newcomer(),
             ["leave"] => {
                 self.communicator = None;
                 say("done", "");
             }
             _ => self.call(&words),
         }
+    }
+
+    fn regroup(&mut self, change: fn(&Communicator) -> Result<Regrouped, Error>) {
+        let communicator = self.communicator.take().expect("a communicator");
+        match change(&communicator) {
+            Ok(Regrouped { communicator: next, completed, .. }) => {
+                let (rank, ranks, epoch) = (next.rank(), next.ranks(), next.epoch());
+                say("regrouped", format!("{rank} of {ranks} {epoch} {completed}"));
+                self.communicator = Some(next);
+            }
+            Err(error) => {
+                say("error", describe(&error));
+                self.communicator = Some(communicator);
+            }
+        }
+    }
+
+    /// Calls until some rank has heard of a newcomer, so that all agree.
+    fn await_newcomer(&mut self) {
+        let communicator = self.communicator.as_ref().expect("a communicator");
+        let mut heard = [0u32];
+        while heard == [0] {
+            heard = [communicator.members_changed().into()];
+            if let Err(error) = communicator.all_reduce(&mut heard, Op::Max) {
+                return say("error", describe(&error));
+            }
+        }
+        say("knocks", "");
     }
 
     fn call(&mut self, words: &[&str]) {
@@ -299,6 +332,13 @@ fn describe(error: &Error) -> String {
         Error::Link { .. } => ("link", vec![]),
         Error::Device(_) => ("device", vec![]),
         Error::Panicked => ("panicked", vec![]),
+        Error::Regroup(regroup) => match &**regroup {
+            RegroupError::NoQuorum { .. } => ("no-quorum", vec![]),
+            RegroupError::LeftOut { .. } => ("left-out", vec![]),
+            RegroupError::TimedOut { .. } => ("regroup-timeout", vec![]),
+            RegroupError::TooMany { .. } => ("too-many", vec![]),
+        },
+        Error::Replaced => ("replaced", vec![]),
         Error::Timeout { waiting_for, .. } => ("timeout", waiting_for.clone()),
     };
     let ranks: Vec<String> = ranks.iter().map(u32::to_string).collect();

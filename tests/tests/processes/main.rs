@@ -5,6 +5,7 @@ mod deaths;
 mod exchanges;
 mod joining;
 mod mismatches;
+mod recovery;
 mod stalls;
 mod strangers;
 

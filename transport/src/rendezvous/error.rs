@@ -93,6 +93,12 @@ pub enum StoreError {
         /// How many were to come.
         of: u32,
     },
+    /// Some ranks of a gather will never come.
+    #[error("somebody will not come to \"{prefix}\"")]
+    Abandoned {
+        /// Which gather.
+        prefix: String,
+    },
     /// Two processes say that they are the same rank.
     #[error(
         "rank {rank} is claimed twice in \"{prefix}\": give every process its own rank \

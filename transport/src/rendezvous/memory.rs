@@ -1,7 +1,7 @@
 //! The store itself, in memory. The server answers from it, too.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ struct State {
     stopped: bool,
     values: HashMap<String, Value>,
     gathers: HashMap<String, Gather>,
+    /// Prefixes of gathers that will never be complete.
+    abandoned: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,16 @@ impl MemoryStore {
                 self.await_gather(&prefix, deadline)
             }
         }
+    }
+
+    /// Lets every gather fail whose prefix is this one, or begins with it and a slash, now and later: somebody will
+    /// not come.
+    pub fn abandon(&self, prefix: &str) {
+        let mut state = self.lock();
+        let goes = |gather: &String| is_below(gather, prefix);
+        state.gathers.retain(|gather, it| !goes(gather) || it.complete.is_some());
+        state.abandoned.insert(prefix.to_owned());
+        self.gathered.notify_all();
     }
 
     /// Lets everything that waits, and everything that comes later, fail.
@@ -123,6 +135,7 @@ impl MemoryStore {
         value: Vec<u8>,
     ) -> Result<(), StoreError> {
         let mut state = self.running()?;
+        state.check_abandoned(prefix)?;
         let gather =
             state.gathers.entry(prefix.into()).or_insert_with(|| Gather::new(ranks as usize));
         let others = gather.values.len() as u32;
@@ -152,6 +165,7 @@ impl MemoryStore {
         let given_up = state.gathers.get(prefix).map(|gather| gather.given_up);
         loop {
             let Some(gather) = state.gathers.get_mut(prefix) else {
+                state.check_abandoned(prefix)?;
                 let reason = format!("all ranks have left \"{prefix}\" already");
                 return Err(StoreError::Invalid { reason });
             };
@@ -182,6 +196,19 @@ impl MemoryStore {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl State {
+    fn check_abandoned(&self, prefix: &str) -> Result<(), StoreError> {
+        match self.abandoned.iter().any(|abandoned| is_below(prefix, abandoned)) {
+            true => Err(StoreError::Abandoned { prefix: prefix.into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+fn is_below(prefix: &str, of: &str) -> bool {
+    prefix.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl Gather {

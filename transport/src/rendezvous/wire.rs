@@ -32,6 +32,7 @@ const CLAIMED: u8 = 131;
 const RANKS_DIFFER: u8 = 132;
 const NOT_COUNTER: u8 = 133;
 const INVALID: u8 = 134;
+const ABANDONED: u8 = 135;
 
 /// What the store is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +163,10 @@ fn encode_error(out: &mut Vec<u8>, error: &StoreError) {
             out.push(TIMED_OUT);
             put_bytes(out, key.as_bytes());
         }
+        StoreError::Abandoned { prefix } => {
+            out.push(ABANDONED);
+            put_bytes(out, prefix.as_bytes());
+        }
         StoreError::Missing { prefix, ranks, of } => {
             out.push(MISSING);
             put_bytes(out, prefix.as_bytes());
@@ -215,6 +220,7 @@ fn decode_error(kind: u8, fields: &mut Fields<'_>) -> Option<StoreError> {
     Some(match kind {
         STOPPED => StoreError::Stopped,
         TIMED_OUT => StoreError::TimedOut { key: fields.text(KEY_LIMIT_BYTES)? },
+        ABANDONED => StoreError::Abandoned { prefix: fields.text(KEY_LIMIT_BYTES)? },
         MISSING => {
             let prefix = fields.text(KEY_LIMIT_BYTES)?;
             let of = fields.u32()?;

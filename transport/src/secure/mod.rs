@@ -30,8 +30,8 @@ use snow::{Builder, HandshakeState};
 
 pub(crate) use acceptor::{Acceptor, Service};
 pub use error::SecureError;
-pub use secret::Secret;
-pub(crate) use secret::{hexadecimal, random_bytes};
+pub(crate) use secret::hexadecimal;
+pub use secret::{Secret, random_bytes};
 pub use socket::Socket;
 pub(crate) use socket::{Ended, Limit, dial, dial_local};
 use socket::{fill, hang_up, write_all};

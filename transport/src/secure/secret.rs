@@ -69,7 +69,10 @@ pub(super) fn digest(domain: &str, bytes: &[u8]) -> [u8; KEY_BYTES] {
 }
 
 /// Bytes from the system's random number generator.
-pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], SecureError> {
+///
+/// # Errors
+/// [`SecureError::Cryptography`] where it gives none.
+pub fn random_bytes<const N: usize>() -> Result<[u8; N], SecureError> {
     let mut bytes = [0; N];
     DefaultResolver
         .resolve_rng()

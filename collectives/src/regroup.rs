@@ -1,0 +1,299 @@
+//! How this process goes on with others: finds whoever leads the decision, goes through it, and makes the communicator
+//! that was decided; again, if somebody is lost meanwhile.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::Error;
+use crate::bootstrap::{self, Descent, Joined, Origin, communicator_id};
+use crate::control::regroup::{MAX_MEMBERS, Voter};
+use crate::control::{
+    self, Answer, Control, Member, Missing, Progress, Roster, Verdict, Visit, Visitor,
+};
+use crate::hosting::Standby;
+use crate::settings::Settings;
+
+/// How long one attempt may take to reach somebody who may lead the decision.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a process of another host may take to say that nobody listens there any more, and how often it is asked.
+const PROBE_LIMIT: Duration = Duration::from_millis(200);
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a process does not go on with others.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegroupError {
+    /// Those that are here may not go on by themselves: others may do so.
+    #[error("the job cannot go on here: {reason}")]
+    NoQuorum {
+        /// Who is here and who is missing.
+        reason: String,
+    },
+    /// The others go on without this process.
+    #[error("this process is left out: {reason}")]
+    LeftOut {
+        /// Why.
+        reason: String,
+    },
+    /// Nobody was found who leads the decision, or the communicator could not be made in time.
+    #[error(
+        "the members that are left did not find each other within {timeout:?}, last because {reason}; all of them \
+         must call `shrink` or `admit`, and the processes of the lowest ranks must be reachable"
+    )]
+    TimedOut {
+        /// The limit.
+        timeout: Duration,
+        /// What the last attempt met.
+        reason: String,
+    },
+    /// More members than can decide.
+    #[error("{members} ranks, and at most {MAX_MEMBERS} can go on after a change")]
+    TooMany {
+        /// Ranks of the communicator.
+        members: usize,
+    },
+}
+
+/// What a member brings along.
+pub(crate) struct Baggage<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) origin: &'a Origin,
+    pub(crate) control: &'a Control,
+    /// Collectives that it has completed.
+    pub(crate) completed: u32,
+    /// Why the communicator has ended, if it has.
+    pub(crate) verdict: Option<Arc<Verdict>>,
+}
+
+/// Goes on with the other members of a communicator.
+///
+/// # Errors
+/// [`RegroupError`], and what can go wrong when a communicator is made.
+pub(crate) fn go_on(baggage: &Baggage<'_>) -> Result<Joined, Error> {
+    let Baggage { settings, origin, control, .. } = *baggage;
+    let members = origin.roster.members.len();
+    if members > MAX_MEMBERS {
+        return Err(Error::Regroup(Arc::new(RegroupError::TooMany { members })));
+    }
+    let id_of = |rank: u32| origin.roster.members.get(rank as usize).map(|member| member.id);
+    let is_other = |id: &u64| *id != origin.id;
+    let (gone, without) = match baggage.verdict.as_deref() {
+        Some(Verdict::LinkBroken { a, b, .. }) => (None, id_of(*a.max(b))),
+        Some(Verdict::Aborted { .. }) | None => (None, None),
+        Some(verdict) => (verdict.culprit().and_then(id_of).filter(is_other), None),
+    };
+    let way = Way {
+        settings,
+        lineage: &origin.lineage,
+        id: origin.id,
+        standby: origin.standby.as_ref(),
+        deadline: Instant::now() + settings.bounded_timeout(),
+        progress: Some(Progress { epoch: origin.roster.epoch, completed: baggage.completed }),
+        missing: &|| Missing {
+            ended: control.ended_peers().into_iter().filter_map(id_of).collect(),
+            gone: gone.into_iter().collect(),
+        },
+    };
+    let state = State {
+        roster: origin.roster.clone(),
+        communicator: origin.communicator,
+        service: control.address().to_owned(),
+        without,
+    };
+    way.follow(state)
+}
+
+/// Waits to be let into a job, and becomes a member of it.
+///
+/// # Errors
+/// As [`go_on`]; [`ControlError::NotLetIn`](control::ControlError::NotLetIn) where nobody lets it in.
+pub(crate) fn come_in(settings: &Settings, lineage: &str) -> Result<Joined, Error> {
+    let deadline = Instant::now() + settings.bounded_timeout();
+    let mut meeting = bootstrap::Gathering::at(&settings.rendezvous, &settings.job, deadline)?;
+    let service = meeting.service_address(&settings.job, deadline)?;
+    let standby = Standby::of(settings, &service);
+    let member = Member {
+        id: crate::hosting::random_number()?,
+        process: crate::hosting::process_number()?,
+        standby: standby.as_ref().map_or(String::new(), |standby| standby.address().to_owned()),
+    };
+    let (roster, visit) = control::knock(&service, &settings.job, lineage, &member, deadline)?;
+    let way = Way {
+        settings,
+        lineage,
+        id: member.id,
+        standby: standby.as_ref(),
+        deadline: Instant::now() + settings.bounded_timeout(),
+        progress: None,
+        missing: &Missing::default,
+    };
+    match way.meet(&roster, &service, visit) {
+        Ok(joined) => Ok(joined),
+        Err(error) => {
+            let again = way.learn(roster, service, error)?;
+            way.follow(again)
+        }
+    }
+}
+
+/// A process on its way from one epoch to the next.
+struct Way<'a> {
+    settings: &'a Settings,
+    lineage: &'a str,
+    id: u64,
+    standby: Option<&'a Arc<Standby>>,
+    deadline: Instant,
+    progress: Option<Progress>,
+    missing: &'a dyn Fn() -> Missing,
+}
+
+/// Where it stands.
+struct State {
+    roster: Roster,
+    communicator: u64,
+    /// Where the decision was led last, or the service is.
+    service: String,
+    without: Option<u64>,
+}
+
+impl Way<'_> {
+    fn follow(&self, mut state: State) -> Result<Joined, Error> {
+        loop {
+            let (roster, service, visit) = self.decide(&state)?;
+            match self.meet(&roster, &service, visit) {
+                Ok(joined) => return Ok(joined),
+                Err(error) => state = self.learn(roster, service, error)?,
+            }
+        }
+    }
+
+    /// From what was decided and did not come about to the next decision, if it may be made in time.
+    fn learn(&self, roster: Roster, service: String, error: Error) -> Result<State, Error> {
+        let may_pass =
+            matches!(error, Error::Rendezvous(_) | Error::Control(_) | Error::Verdict(_));
+        if !may_pass {
+            return Err(error);
+        }
+        if Instant::now() >= self.deadline {
+            return Err(self.timed_out(error.to_string()));
+        }
+        tracing::info!("{} did not come about: {error}", roster.name);
+        let communicator = communicator_id(&self.settings.job, &roster.name);
+        Ok(State { roster, communicator, service, without: None })
+    }
+
+    /// Asks everyone who may lead the decision, until one has: the service, then the members by rank. Where it is this
+    /// process's turn, it leads.
+    fn decide(&self, state: &State) -> Result<(Roster, String, Visit), Error> {
+        let mut voter = Voter::default();
+        let members = state.roster.members.iter().map(|member| &member.standby);
+        let places: Vec<&String> =
+            [&state.service].into_iter().chain(members).filter(|it| !it.is_empty()).collect();
+        let mut last = "nobody can lead the decision".to_owned();
+        let patience = self.settings.bounded_timeout() / 3;
+        for place in places.iter().cycle() {
+            let now = Instant::now();
+            if now >= self.deadline || places.is_empty() {
+                break;
+            }
+            let is_own = self.standby.is_some_and(|standby| standby.address() == place.as_str());
+            if let (true, Some(standby)) = (is_own, self.standby) {
+                standby.host(&self.settings.rendezvous)?;
+            }
+            let mut probe = Probe::new(if is_own { &state.roster.members } else { &[] });
+            let visitor = Visitor {
+                lineage: self.lineage,
+                id: self.id,
+                roster: &state.roster,
+                communicator: state.communicator,
+                progress: self.progress,
+                without: state.without,
+                patience,
+            };
+            let missing = || {
+                let mut missing = (self.missing)();
+                missing.gone.extend(probe.closed());
+                missing
+            };
+            let attempt = self.deadline.min(now + ATTEMPT_LIMIT);
+            let until = self.deadline.min(now + patience + ATTEMPT_LIMIT);
+            let job = &self.settings.job;
+            match visitor.visit(place, job, &mut voter, missing, attempt, until) {
+                Answer::Decided(roster, visit) => return Ok((roster, place.to_string(), visit)),
+                Answer::LeftOut(reason) => {
+                    return Err(Error::Regroup(Arc::new(RegroupError::LeftOut { reason })));
+                }
+                Answer::NoQuorum(reason) => {
+                    return Err(Error::Regroup(Arc::new(RegroupError::NoQuorum { reason })));
+                }
+                Answer::Gone(reason) => {
+                    tracing::debug!("no decision at {place}: {reason}");
+                    last = reason;
+                }
+            }
+            // Nobody may be there yet.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(self.timed_out(last))
+    }
+
+    /// Makes the communicator of an epoch.
+    fn meet(&self, roster: &Roster, service: &str, visit: Visit) -> Result<Joined, Error> {
+        let position = roster.members.iter().position(|member| member.id == self.id);
+        let Some(rank) = position else {
+            let reason = "it is none of those that go on".to_owned();
+            return Err(Error::Regroup(Arc::new(RegroupError::LeftOut { reason })));
+        };
+        let settings = Settings {
+            rank: rank as u32,
+            ranks: roster.members.len() as u32,
+            joins: false,
+            ..self.settings.clone()
+        };
+        let next = Descent::Next { lineage: self.lineage, roster, id: self.id };
+        let joined = bootstrap::meet_as(settings, service.to_owned(), roster.name.clone(), next)?;
+        visit.stand();
+        Ok(joined)
+    }
+
+    fn timed_out(&self, reason: String) -> Error {
+        let timeout = self.settings.timeout;
+        Error::Regroup(Arc::new(RegroupError::TimedOut { timeout, reason }))
+    }
+}
+
+/// Looks whether processes still hold the ports that they have had since they began.
+struct Probe<'a> {
+    members: &'a [Member],
+    closed: BTreeSet<u64>,
+    last: Option<Instant>,
+}
+
+impl<'a> Probe<'a> {
+    fn new(members: &'a [Member]) -> Probe<'a> {
+        Probe { members, closed: BTreeSet::new(), last: None }
+    }
+
+    /// Those whose port is closed.
+    fn closed(&mut self) -> Vec<u64> {
+        if self.last.is_none_or(|last| last.elapsed() >= PROBE_PAUSE) {
+            let open = self.members.iter().filter(|member| !self.closed.contains(&member.id));
+            let closed: Vec<u64> =
+                open.filter(|member| is_closed(&member.standby)).map(|member| member.id).collect();
+            self.closed.extend(closed);
+            self.last = Some(Instant::now());
+        }
+        self.closed.iter().copied().collect()
+    }
+}
+
+fn is_closed(address: &str) -> bool {
+    let resolved = address.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    resolved.is_some_and(|address| {
+        let attempt = TcpStream::connect_timeout(&address, PROBE_LIMIT);
+        attempt.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    })
+}
