@@ -103,7 +103,7 @@ pub(crate) fn go_on(baggage: &Baggage<'_>) -> Result<Joined, Error> {
         service: control.address().to_owned(),
         without,
     };
-    way.follow(state)
+    way.follow(state, None)
 }
 
 /// Waits to be let into a job, and becomes a member of it.
@@ -130,11 +130,14 @@ pub(crate) fn come_in(settings: &Settings, lineage: &str) -> Result<Joined, Erro
         progress: None,
         missing: &Missing::default,
     };
-    match way.meet(&roster, &service, visit) {
-        Ok(joined) => Ok(joined),
+    match way.meet(&roster, &service) {
+        Ok(joined) => {
+            visit.stand();
+            Ok(joined)
+        }
         Err(error) => {
             let again = way.learn(roster, service, error)?;
-            way.follow(again)
+            way.follow(again, Some(visit))
         }
     }
 }
@@ -160,11 +163,17 @@ struct State {
 }
 
 impl Way<'_> {
-    fn follow(&self, mut state: State) -> Result<Joined, Error> {
+    /// Goes from decision to decision until a communicator has come about. The visit to the last founder ends only when
+    /// the next one has decided: until then its end would mean that this process is gone.
+    fn follow(&self, mut state: State, mut last: Option<Visit>) -> Result<Joined, Error> {
         loop {
             let (roster, service, visit) = self.decide(&state)?;
-            match self.meet(&roster, &service, visit) {
-                Ok(joined) => return Ok(joined),
+            drop(last.replace(visit));
+            match self.meet(&roster, &service) {
+                Ok(joined) => {
+                    last.into_iter().for_each(Visit::stand);
+                    return Ok(joined);
+                }
                 Err(error) => state = self.learn(roster, service, error)?,
             }
         }
@@ -241,7 +250,7 @@ impl Way<'_> {
     }
 
     /// Makes the communicator of an epoch.
-    fn meet(&self, roster: &Roster, service: &str, visit: Visit) -> Result<Joined, Error> {
+    fn meet(&self, roster: &Roster, service: &str) -> Result<Joined, Error> {
         let position = roster.members.iter().position(|member| member.id == self.id);
         let Some(rank) = position else {
             let reason = "it is none of those that go on".to_owned();
@@ -254,9 +263,7 @@ impl Way<'_> {
             ..self.settings.clone()
         };
         let next = Descent::Next { lineage: self.lineage, roster, id: self.id };
-        let joined = bootstrap::meet_as(settings, service.to_owned(), roster.name.clone(), next)?;
-        visit.stand();
-        Ok(joined)
+        bootstrap::meet_as(settings, service.to_owned(), roster.name.clone(), next)
     }
 
     fn timed_out(&self, reason: String) -> Error {

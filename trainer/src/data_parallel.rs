@@ -108,8 +108,16 @@ impl<M, T: Real> DataParallel<M, T> {
     /// # Errors
     /// [`Error::Ringtree`]: what has ended the communicator; [`Error::Argument`]: they differ nevertheless.
     pub fn share_parameters(&self) -> Result<()> {
+        self.share_parameters_of(0)
+    }
+
+    /// Gives all ranks the parameters of a rank, and makes sure that they have them.
+    ///
+    /// # Errors
+    /// As [`DataParallel::share_parameters`].
+    pub fn share_parameters_of(&self, rank: u32) -> Result<()> {
         for parameter in &self.parameters {
-            parameter.write(|values: &mut [T]| self.communicator.broadcast(values, 0))??;
+            parameter.write(|values: &mut [T]| self.communicator.broadcast(values, rank))??;
         }
         self.check_equal()
     }

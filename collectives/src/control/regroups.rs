@@ -37,6 +37,8 @@ struct Epoch {
     seats: HashMap<u64, u64>,
     /// Those of the next one that do not come to it.
     absent: Vec<u64>,
+    /// Those whose connection was lost before they were ranks of the next one.
+    lost: Vec<u64>,
     unused_since_ms: Option<u64>,
 }
 
@@ -175,12 +177,16 @@ impl Regroups {
             communicator,
             seats: HashMap::new(),
             absent: Vec::new(),
+            lost: Vec::new(),
             unused_since_ms: None,
         });
         entry.seats.insert(id, key);
         entry.unused_since_ms = None;
         let Known { lost, ended } = known(communicator);
-        let (ended, gone) = (entry.ids(&ended), entry.ids(&lost));
+        let (ended, mut gone) = (entry.ids(&ended), entry.ids(&lost));
+        // Whoever was lost on the way to this epoch, and has not come again.
+        let before = epoch.checked_sub(1).and_then(|it| self.epochs.get(&(name.0.clone(), it)));
+        gone.extend(before.into_iter().flat_map(|it| it.lost.iter().chain(&it.absent)));
         outcomes.extend(self.with(&name, |founder| {
             let mut effects = founder.handle(now_ms, id, message);
             effects.extend(founder.miss(now_ms, &ended, &gone));
@@ -260,7 +266,16 @@ impl Regroups {
         let Some(epoch) = self.epochs.get_mut(&name).filter(is_seat) else { return outcomes };
         epoch.seats.remove(&guest.id);
         epoch.unused_since_ms = epoch.seats.is_empty().then_some(now_ms);
+        let is_lost = !epoch.founder.has_stood(guest.id);
+        if is_lost {
+            epoch.lost.push(guest.id);
+        }
         outcomes.extend(self.with(&name, |founder| founder.lost(now_ms, guest.id)));
+        if is_lost {
+            // It keeps this connection until it has come to the next decision, if it still comes.
+            let next = (name.0, name.1 + 1);
+            outcomes.extend(self.with(&next, |founder| founder.miss(now_ms, &[], &[guest.id])));
+        }
         outcomes
     }
 

@@ -13,6 +13,11 @@ fn place(event: &Event) -> (f64, f64, f64) {
     (event.number(0), event.number(2), event.number(3))
 }
 
+/// Nobody has waited for somebody who is dead: those who may live are waited for 20 s.
+fn is_prompt(from: &Event, to: &Event) -> bool {
+    to.at_ns.saturating_sub(from.at_ns) < 10_000_000_000
+}
+
 /// Kills these ranks while all run, and looks whether the others go on and get the sum of theirs.
 fn survive(setup: &Setup, victims: &[usize]) {
     let mut job = Job::start(setup, |_| format!("loop 1000; {GO_ON}"));
@@ -27,6 +32,7 @@ fn survive(setup: &Setup, victims: &[usize]) {
         let error = job.expect(survivor, "error");
         assert_eq!(error.field(0), "died", "{error}\n{job}");
         let regrouped = job.expect(survivor, "regrouped");
+        assert!(is_prompt(&error, &regrouped), "{job}");
         let expected = (rank as f64, survivors.len() as f64, 1.0);
         assert_eq!(place(&regrouped), expected, "{job}");
         assert_eq!(job.expect(survivor, "values").rest, sum.to_string(), "{job}");
@@ -171,12 +177,15 @@ fn a_newcomer_that_dies_half_way_harms_nobody() {
         "newcomer; wait; admit; all-reduce f64 sum 100; values".into()
     });
     let newcomer = job.add(0, "all-reduce f64 sum 100", &[("RINGTREE_JOIN", "1")]);
-    job.expect_all(0..2, "waiting");
+    job.expect_all(0..2, "knocks");
     job.signal(newcomer, Signal::SIGKILL);
     job.go_on(0);
     job.go_on(1);
     for member in 0..2 {
-        assert_eq!(place(&job.expect(member, "regrouped")).1, 2.0, "{job}");
+        let knocks = job.expect(member, "waiting");
+        let regrouped = job.expect(member, "regrouped");
+        assert_eq!(place(&regrouped).1, 2.0, "{job}");
+        assert!(is_prompt(&knocks, &regrouped), "{job}");
         assert_eq!(job.expect(member, "values").rest, "11", "{job}");
     }
 }

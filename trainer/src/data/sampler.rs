@@ -23,7 +23,8 @@ use crate::{Error, Result};
 pub struct Sampler {
     samples: usize,
     ranks: usize,
-    batch: usize,
+    /// Samples of a global step.
+    step_samples: usize,
     seed: u64,
 }
 
@@ -65,10 +66,23 @@ impl Sampler {
                 return Err(Error::Argument(format!("0 {what}: give at least one")));
             }
         }
-        if ranks.checked_mul(batch).is_none() {
+        let Some(step_samples) = ranks.checked_mul(batch) else {
             return Err(Error::Argument(format!("a batch of {batch} is too large: give less")));
+        };
+        Ok(Sampler { samples, ranks, step_samples, seed })
+    }
+
+    /// The same steps, divided over another number of ranks, as after some have died: what all ranks see together
+    /// stays the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] where there are no ranks.
+    pub fn among(self, ranks: usize) -> Result<Sampler> {
+        if ranks == 0 {
+            return Err(Error::Argument("0 ranks: give at least one".into()));
         }
-        Ok(Sampler { samples, ranks, batch, seed })
+        Ok(Sampler { ranks, ..self })
     }
 
     /// How many ranks there are.
@@ -78,7 +92,7 @@ impl Sampler {
 
     /// How many global steps a whole epoch has.
     pub fn steps_per_epoch(&self) -> usize {
-        self.samples.div_ceil(self.ranks * self.batch)
+        self.samples.div_ceil(self.step_samples)
     }
 
     /// The steps from `position` on.
@@ -148,7 +162,7 @@ impl Iterator for Steps {
             self.order = self.sampler.order(self.position.epoch);
         }
         let left = &self.order[self.position.consumed..];
-        let indices = left[..left.len().min(self.sampler.ranks * self.sampler.batch)].to_vec();
+        let indices = left[..left.len().min(self.sampler.step_samples)].to_vec();
         self.position.consumed += indices.len();
         Some(Step { after: self.position, indices, ranks: self.sampler.ranks })
     }
@@ -176,6 +190,18 @@ mod tests {
         assert_eq!(order(0, 0), [9, 2, 3, 4, 6, 7, 0, 1, 5, 8]);
         assert_eq!(order(7, 0), [5, 3, 9, 8, 1, 6, 2, 0, 4, 7]);
         assert_eq!(order(7, 1), [3, 5, 6, 1, 7, 2, 4, 9, 0, 8]);
+    }
+
+    #[test]
+    fn other_ranks_see_the_same_steps_together() {
+        let four = Sampler::new(23, 4, 2, 7).expect("valid");
+        let three = four.clone().among(3).expect("valid");
+        let all =
+            |sampler: &Sampler, ranks| seen(sampler.steps(START).expect("a beginning"), ranks, 5);
+        assert_eq!(all(&four, 4), all(&three, 3));
+        let first = three.steps(START).expect("a beginning").next().expect("a step");
+        assert_eq!(first.counts(), [3, 3, 2]);
+        assert!(four.among(0).is_err());
     }
 
     #[test]

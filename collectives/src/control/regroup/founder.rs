@@ -237,6 +237,11 @@ impl Founder {
         }
     }
 
+    /// Whether a member has become a rank of the new communicator.
+    pub(in crate::control) fn has_stood(&self, id: u64) -> bool {
+        matches!(&self.phase, Phase::Decided { standing, .. } if standing.contains(&id))
+    }
+
     /// Goes on as far as what is known allows.
     fn advance(&mut self, now_ms: u64) -> Vec<Effect> {
         match &self.phase {

@@ -11,6 +11,11 @@ const TORCHRUN: &str = "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 GROU
     GROUP_WORLD_SIZE=2 ROLE_NAME=default ROLE_RANK=3 ROLE_WORLD_SIZE=4 MASTER_ADDR=node0 \
     MASTER_PORT=29444 TORCHELASTIC_RUN_ID=none TORCHELASTIC_USE_AGENT_STORE=True";
 
+/// torchrun 2.9, `--standalone --nproc-per-node 2`.
+const TORCHRUN_ON_ONE_HOST: &str = "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 GROUP_RANK=0 \
+    GROUP_WORLD_SIZE=1 ROLE_NAME=default ROLE_RANK=1 ROLE_WORLD_SIZE=2 MASTER_ADDR=localhost \
+    MASTER_PORT=36660 TORCHELASTIC_RUN_ID=5f2a TORCHELASTIC_USE_AGENT_STORE=True";
+
 /// Open MPI 5.0.11, `mpirun -n 2`.
 const OPEN_MPI: &str = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 \
     OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2 OMPI_COMM_WORLD_NODE_RANK=1 \
@@ -74,6 +79,7 @@ fn place_of(settings: &Settings) -> (Source, u32, u32, Option<u32>, &str) {
 fn each_launcher_tells_a_place() {
     let cases = [
         (TORCHRUN, (Source::Torchrun, 3, 4, Some(1), "node0:29445")),
+        (TORCHRUN_ON_ONE_HOST, (Source::Torchrun, 1, 2, Some(1), HERE)),
         (OPEN_MPI, (Source::OpenMpi, 1, 2, Some(1), HERE)),
         (SLURM, (Source::Slurm, 4, 5, Some(0), "n1:29929")),
         (KUBEFLOW, (Source::Kubeflow, 2, 4, None, "sum-node-0-0.sum:29400")),
