@@ -27,7 +27,14 @@ pub fn command_for_node(
     words.extend(["--nodes".into(), options.nodes().to_string().into()]);
     words.extend(["--node-rank".into(), node.to_string().into()]);
     words.extend(["--rendezvous".into(), rendezvous.into()]);
-    words.extend(["--job".into(), job.into(), "--".into()]);
+    words.extend(["--job".into(), job.into()]);
+    if options.restarts > 0 {
+        words.extend(["--restart".into(), options.restarts.to_string().into()]);
+    }
+    if let Some(min_ranks) = options.min_ranks {
+        words.extend(["--min-ranks".into(), min_ranks.to_string().into()]);
+    }
+    words.push("--".into());
     words.push(options.program.clone());
     words.extend(options.arguments.iter().cloned());
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
