@@ -53,7 +53,10 @@ pub fn quoted(word: &OsStr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{Binding, Layout};
 
     #[test]
     fn every_rank_runs_on_one_host() {
@@ -69,6 +72,30 @@ mod tests {
                 assert_eq!(next, ranks);
             }
         }
+    }
+
+    #[test]
+    fn other_hosts_do_the_same_about_ranks_that_die() {
+        let mut options = LaunchOptions {
+            ranks: 4,
+            layout: Layout::Nodes { nodes: 2, node_rank: 0 },
+            rendezvous: None,
+            job: None,
+            binding: Binding::None,
+            program: "./train".into(),
+            arguments: vec!["a b".into()],
+            raw_output_of_rank_0: false,
+            grace: Duration::ZERO,
+            restarts: 0,
+            min_ranks: None,
+        };
+        let command = |options: &LaunchOptions| command_for_node(options, "j", "h:1", "S=1 ", 1);
+        let start = "S=1 ringtree run --ranks 4 --nodes 2 --node-rank 1 --rendezvous h:1 --job j";
+        assert_eq!(command(&options), format!("{start} -- ./train 'a b'"));
+        options.restarts = 3;
+        options.min_ranks = Some(1);
+        let wanted = format!("{start} --restart 3 --min-ranks 1 -- ./train 'a b'");
+        assert_eq!(command(&options), wanted);
     }
 
     #[test]

@@ -242,7 +242,8 @@ impl LaunchError {
 }
 
 /// Runs the job's part on this host to its end and returns the status to exit with: 0, or that of
-/// the first rank that failed (128 and the signal's number where a signal ended it).
+/// the first rank that failed (128 and the signal's number where a signal ended it). Where ranks may
+/// fail, 0, or that of the first one without which the job could not go on.
 ///
 /// Nothing that it started is left behind, not even when the launcher is killed. Forks, so the
 /// process must have one thread.
