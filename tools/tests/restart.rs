@@ -118,23 +118,24 @@ fn a_job_goes_on_without_ranks_that_it_does_not_need() {
 #[test]
 fn nobody_is_started_again_once_a_rank_is_done() {
     let folder = folder();
-    let gate = gate(&folder, "gate");
-    // Rank 0 fails when the kernel says that rank 1 has ended.
+    let [started, gate] = ["started", "gate"].map(|name| gate(&folder, name));
+    // Rank 1 ends when all ranks are there, rank 0 when the kernel says that rank 1 has ended.
     let script = format!(
         "case $RINGTREE_RANK in
            0) read other <{gate}
               while grep -qs '^State:.[^ZX]' /proc/$other/status; do :; done
               exit 4 ;;
-           1) echo $$ >{gate} ;;
+           1) read line <{started}; echo $$ >{gate} ;;
+           2) echo here >{started} ;;
          esac"
     );
     let why = "rank 0 ended with exit status 4; it is not started again, since rank 1 is done";
-    let ended = run(&["--ranks", "2", "--restart", "5"], &script);
+    let ended = run(&["--ranks", "3", "--restart", "5"], &script);
     assert_eq!(ended.status.code(), Some(4), "{ended:#?}");
-    assert_eq!(told(&ended), [format!("{why}: ending the job (1 rank left, 2 needed)")]);
-    let ended = run(&["--ranks", "2", "--restart", "5", "--min-ranks", "1"], &script);
+    assert_eq!(told(&ended)[0], format!("{why}: ending the job (2 ranks left, 3 needed)"));
+    let ended = run(&["--ranks", "3", "--restart", "5", "--min-ranks", "2"], &script);
     assert_eq!(ended.status.code(), Some(0), "{ended:#?}");
-    assert_eq!(told(&ended), [format!("{why}: going on without it (1 rank left)")]);
+    assert_eq!(told(&ended), [format!("{why}: going on without it (2 ranks left)")]);
 }
 
 #[test]
@@ -180,29 +181,19 @@ fn a_program_that_has_gone_ends_the_job() {
     assert!(told(&ended).iter().any(|line| line.starts_with(said)), "{ended:#?}");
 }
 
-/// Four ranks that run until they are killed, of which rank 3 has just been, and will be started
-/// again in 3 s: others were before. Also returns the processes of the others.
-fn in_back_off() -> (Program, Vec<PidFd>) {
-    let options = ["--ranks", "4", "--restart", "9"];
+/// Three ranks that run until they are killed, with the processes of those, in order, and that of
+/// the launcher, which is a child of what the user started.
+fn three_ranks() -> (Program, Vec<PidFd>, [Pid; 3], Pid) {
+    let options = ["--ranks", "3", "--restart", "9"];
     let mut program = start(&options, "echo $$; exec sleep 1000");
-    let mut pids: Vec<String> = vec![String::new(); 4];
-    for _ in 0..4 {
-        let line = program.await_line("[");
-        let (rank, pid) = line.split_once("] ").expect("a rank");
-        pids[rank.parse::<usize>().expect("a rank")] = pid.to_owned();
-    }
-    let victims = [(1, "0.1"), (1, "0.2"), (2, "0.4"), (2, "0.8"), (3, "1.6"), (3, "3.2")];
-    for (victim, delay_s) in victims {
-        kill(pid_of(&pids[victim]), Signal::SIGKILL).expect("a rank");
-        let said = program.await_line(&format!("ringtree: rank {victim} was killed by SIGKILL; "));
-        assert!(said.ends_with(&format!("in {delay_s} s")), "{said}");
-        if delay_s != "3.2" {
-            pids[victim] = program.await_line(&format!("[{victim}] "));
-        }
-    }
-    let others = pids[..3].iter().map(|pid| PidFd::open(pid_of(pid).as_raw() as u32));
-    let others = others.map(|process| process.expect("a process that runs")).collect();
-    (program, others)
+    let mut lines = [(); 3].map(|()| program.await_line("["));
+    lines.sort();
+    let pids = lines.map(|line| pid_of(line.split_once("] ").expect("a rank").1));
+    let open = |pid: &Pid| PidFd::open(pid.as_raw() as u32).expect("a process that runs");
+    let guardian = program.pid();
+    let children = fs::read_to_string(format!("/proc/{guardian}/task/{guardian}/children"));
+    let launcher = pid_of(children.expect("a list").trim());
+    (program, pids.iter().map(open).collect(), pids, launcher)
 }
 
 fn pid_of(text: &str) -> Pid {
@@ -218,23 +209,30 @@ fn assert_gone(processes: &[PidFd]) {
 
 #[test]
 fn a_signal_ends_a_job_that_waits_to_start_a_rank() {
-    let (program, others) = in_back_off();
-    kill(Pid::from_raw(program.pid() as i32), Signal::SIGTERM).expect("the launcher");
+    let (program, processes, pids, launcher) = three_ranks();
+    // While it is stopped both happen, and it learns of them one right after the other.
+    kill(launcher, Signal::SIGSTOP).expect("the launcher");
+    let status = format!("/proc/{launcher}/status");
+    while !fs::read_to_string(&status).expect("a status").contains("\nState:\tT") {}
+    kill(pids[1], Signal::SIGKILL).expect("a rank");
+    assert_gone(&processes[1..2]);
+    kill(launcher, Signal::SIGTERM).expect("the launcher");
+    kill(launcher, Signal::SIGCONT).expect("the launcher");
     let ended = program.await_end();
     assert_eq!(ended.status.code(), Some(128 + Signal::SIGTERM as i32), "{ended:#?}");
-    ended.line("ringtree: SIGTERM: rank 3 is not started again");
-    assert_gone(&others);
+    let waits = "rank 1 was killed by SIGKILL; starting it again (1 of 9) in 0.1 s";
+    assert_eq!(told(&ended)[..2], [waits, "SIGTERM: rank 1 is not started again"], "{ended:#?}");
+    assert_gone(&processes);
 }
 
 #[test]
 fn nothing_outlives_a_launcher_that_is_killed_while_it_waits_to_start_a_rank() {
-    let (program, others) = in_back_off();
-    // What the user started watches over the launcher, which is its child.
-    let guardian = program.pid();
-    let children = fs::read_to_string(format!("/proc/{guardian}/task/{guardian}/children"));
-    let launcher = pid_of(children.expect("a list").trim());
+    let (mut program, processes, pids, launcher) = three_ranks();
+    kill(pids[1], Signal::SIGKILL).expect("a rank");
+    program.await_line("ringtree: rank 1 was killed by SIGKILL; starting it again");
     kill(launcher, Signal::SIGKILL).expect("the launcher");
-    assert_gone(&others);
+    assert_gone(&processes);
+    // Whoever has its output has ended, too: a rank that was started again would have.
     let ended = program.await_end();
     assert_eq!(ended.status.code(), Some(128 + Signal::SIGKILL as i32), "{ended:#?}");
     ended.line("ringtree: the launcher was killed by SIGKILL: ending all ranks");
