@@ -27,7 +27,14 @@ pub fn command_for_node(
     words.extend(["--nodes".into(), options.nodes().to_string().into()]);
     words.extend(["--node-rank".into(), node.to_string().into()]);
     words.extend(["--rendezvous".into(), rendezvous.into()]);
-    words.extend(["--job".into(), job.into(), "--".into()]);
+    words.extend(["--job".into(), job.into()]);
+    if options.restarts > 0 {
+        words.extend(["--restart".into(), options.restarts.to_string().into()]);
+    }
+    if let Some(min_ranks) = options.min_ranks {
+        words.extend(["--min-ranks".into(), min_ranks.to_string().into()]);
+    }
+    words.push("--".into());
     words.push(options.program.clone());
     words.extend(options.arguments.iter().cloned());
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
@@ -46,7 +53,10 @@ pub fn quoted(word: &OsStr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{Binding, Layout};
 
     #[test]
     fn every_rank_runs_on_one_host() {
@@ -62,6 +72,30 @@ mod tests {
                 assert_eq!(next, ranks);
             }
         }
+    }
+
+    #[test]
+    fn other_hosts_do_the_same_about_ranks_that_die() {
+        let mut options = LaunchOptions {
+            ranks: 4,
+            layout: Layout::Nodes { nodes: 2, node_rank: 0 },
+            rendezvous: None,
+            job: None,
+            binding: Binding::None,
+            program: "./train".into(),
+            arguments: vec!["a b".into()],
+            raw_output_of_rank_0: false,
+            grace: Duration::ZERO,
+            restarts: 0,
+            min_ranks: None,
+        };
+        let command = |options: &LaunchOptions| command_for_node(options, "j", "h:1", "S=1 ", 1);
+        let start = "S=1 ringtree run --ranks 4 --nodes 2 --node-rank 1 --rendezvous h:1 --job j";
+        assert_eq!(command(&options), format!("{start} -- ./train 'a b'"));
+        options.restarts = 3;
+        options.min_ranks = Some(1);
+        let wanted = format!("{start} --restart 3 --min-ranks 1 -- ./train 'a b'");
+        assert_eq!(command(&options), wanted);
     }
 
     #[test]

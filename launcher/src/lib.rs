@@ -13,6 +13,7 @@ mod process;
 mod ranks;
 mod relay;
 mod remote;
+mod restart;
 mod service;
 mod supervisor;
 
@@ -32,9 +33,9 @@ use nix::sys::signalfd::SignalFd;
 pub use binding::Binding;
 pub use hostlist::{HostList, HostShare};
 pub use process::end_by_broken_pipe;
-use ranks::RankCommand;
-use relay::Stream;
+use ranks::Ranks;
 use remote::Part;
+use restart::Limits;
 use service::Service;
 use supervisor::{Outcome, Supervisor};
 
@@ -70,6 +71,13 @@ pub struct LaunchOptions {
     /// How long the others may run on after a rank has failed, and again after they were asked
     /// to end.
     pub grace: Duration,
+    /// How often ranks that die are started again, all ranks of a host together. A new process
+    /// finds `RINGTREE_JOIN=1` in its environment: it must ask the others to take it in. With 0,
+    /// and without `min_ranks`, the first rank that fails ends the job.
+    pub restarts: u32,
+    /// How many ranks of each host must be left, or wait for being started again, for the job to go
+    /// on; at least 1. By default all: who did not ask for a smaller job does not get one.
+    pub min_ranks: Option<u32>,
 }
 
 /// Where the ranks of a job run.
@@ -116,8 +124,30 @@ impl LaunchOptions {
         }
     }
 
+    /// The fewest ranks that a host has.
+    fn fewest_ranks(&self) -> u32 {
+        match &self.layout {
+            Layout::Nodes { nodes, .. } => self.ranks / nodes,
+            Layout::Hosts { hosts, .. } => {
+                hosts.iter().map(|host| host.ranks.len() as u32).min().unwrap_or(0)
+            }
+        }
+    }
+
+    /// What is done about those of `ranks` that die, if the first one does not end the job.
+    fn limits(&self, ranks: &Range<u32>) -> Option<Limits> {
+        let here = ranks.len() as u32;
+        let is_asked_for = self.restarts > 0 || self.min_ranks.is_some();
+        is_asked_for.then(|| Limits {
+            restarts: self.restarts,
+            min_ranks: self.min_ranks.unwrap_or(here),
+            ranks_elsewhere: self.ranks - here,
+        })
+    }
+
     fn part(&self, ranks: Range<u32>, environment: Vec<(String, String)>) -> Part {
         Part {
+            limits: self.limits(&ranks),
             ranks,
             environment,
             binding: self.binding,
@@ -153,6 +183,16 @@ pub enum LaunchError {
         "several hosts need --rendezvous HOST:PORT, an address of the first host, or file:/PATH"
     )]
     NoRendezvous,
+    /// A host has fewer ranks than must be left there.
+    #[error("--min-ranks {min_ranks} is not between 1 and {ranks}, the ranks of {}", of(*hosts))]
+    MinRanks {
+        /// Ranks that must be left on each host.
+        min_ranks: u32,
+        /// The fewest ranks that a host has.
+        ranks: u32,
+        /// Hosts of the job.
+        hosts: u32,
+    },
     /// More ranks than the hosts take.
     #[error("--ranks {ranks} does not fit the hosts, which have {slots} slots")]
     Slots {
@@ -202,7 +242,8 @@ impl LaunchError {
 }
 
 /// Runs the job's part on this host to its end and returns the status to exit with: 0, or that of
-/// the first rank that failed (128 and the signal's number where a signal ended it).
+/// the first rank that failed (128 and the signal's number where a signal ended it). Where ranks may
+/// fail, 0, or that of the first one without which the job could not go on.
 ///
 /// Nothing that it started is left behind, not even when the launcher is killed. Forks, so the
 /// process must have one thread.
@@ -227,7 +268,7 @@ pub fn report(text: &str) {
 pub fn launch_part() -> Result<u8, LaunchError> {
     let (part, launcher) = remote::receive().map_err(during("take a part of a job"))?;
     guardian::guarded(|guardian| {
-        watch_part(&part, launcher, guardian).unwrap_or_else(|error| {
+        watch_part(part, launcher, guardian).unwrap_or_else(|error| {
             report(&error.to_string());
             error.exit_code()
         })
@@ -236,10 +277,20 @@ pub fn launch_part() -> Result<u8, LaunchError> {
 }
 
 fn check(options: &LaunchOptions) -> Result<(), LaunchError> {
-    let (ranks, Layout::Nodes { nodes, node_rank }) = (options.ranks, &options.layout) else {
-        return Ok(());
-    };
-    let (nodes, node_rank) = (*nodes, *node_rank);
+    if let Layout::Nodes { nodes, node_rank } = options.layout {
+        check_nodes(options, nodes, node_rank)?;
+    }
+    let (ranks, hosts) = (options.fewest_ranks(), options.nodes());
+    match options.min_ranks {
+        Some(min_ranks) if min_ranks == 0 || min_ranks > ranks => {
+            Err(LaunchError::MinRanks { min_ranks, ranks, hosts })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_nodes(options: &LaunchOptions, nodes: u32, node_rank: u32) -> Result<(), LaunchError> {
+    let ranks = options.ranks;
     if nodes == 0 || nodes > ranks {
         return Err(LaunchError::Nodes { nodes, ranks });
     }
@@ -260,7 +311,7 @@ fn watch_ranks(options: &LaunchOptions, guardian: OwnedFd) -> Result<u8, LaunchE
     let code = watch.run(None, options.grace, |supervisor| match &options.layout {
         Layout::Nodes { nodes, node_rank } => {
             let here = hosts::ranks_of_node(options.ranks, *nodes, *node_rank);
-            start_ranks(&options.part(here, service.environment()), supervisor)
+            start_ranks(options.part(here, service.environment()), supervisor)
         }
         Layout::Hosts { hosts, ssh } => start_hosts(options, hosts, ssh, &service, supervisor),
     })?;
@@ -273,12 +324,13 @@ fn watch_ranks(options: &LaunchOptions, guardian: OwnedFd) -> Result<u8, LaunchE
 }
 
 /// The launcher proper of a part.
-fn watch_part(part: &Part, launcher: File, guardian: OwnedFd) -> Result<u8, LaunchError> {
+fn watch_part(part: Part, launcher: File, guardian: OwnedFd) -> Result<u8, LaunchError> {
     let signals = process::catch_signals().map_err(during("catch signals"))?;
     let service = Service::elsewhere();
     let watch = Watch { service: &service, signals: &signals, guardian: &guardian };
+    let grace = part.grace;
     let start = |supervisor: &mut Supervisor| start_ranks(part, supervisor);
-    Ok(watch.run(Some(launcher), part.grace, start)?.unwrap_or(ABANDONED))
+    Ok(watch.run(Some(launcher), grace, start)?.unwrap_or(ABANDONED))
 }
 
 /// What a launcher looks at while its job runs.
@@ -295,7 +347,7 @@ impl Watch<'_> {
         &self,
         launcher: Option<File>,
         grace: Duration,
-        start: impl FnOnce(&mut Supervisor) -> Result<Vec<Stream>, LaunchError>,
+        start: impl FnOnce(&mut Supervisor) -> Result<(), LaunchError>,
     ) -> Result<Option<u8>, LaunchError> {
         let outcome = self.supervise(launcher, grace, start);
         // Whatever went wrong, nothing stays.
@@ -316,13 +368,13 @@ impl Watch<'_> {
         &self,
         launcher: Option<File>,
         grace: Duration,
-        start: impl FnOnce(&mut Supervisor) -> Result<Vec<Stream>, LaunchError>,
+        start: impl FnOnce(&mut Supervisor) -> Result<(), LaunchError>,
     ) -> Result<(Outcome, PipeReader), LaunchError> {
+        let (feed, output) = relay::start().map_err(during("pass on output"))?;
         let mut supervisor =
-            Supervisor::new(self.signals, self.service, self.guardian, launcher, grace)
+            Supervisor::new(self.signals, self.service, self.guardian, launcher, feed, grace)
                 .map_err(during("watch the ranks"))?;
-        let streams = start(&mut supervisor)?;
-        let output = relay::start(streams).map_err(during("pass on output"))?;
+        start(&mut supervisor)?;
         let outcome = supervisor.run().map_err(during("watch the ranks"))?;
         Ok((outcome, output))
     }
@@ -332,30 +384,14 @@ impl Watch<'_> {
     }
 }
 
-fn start_ranks(part: &Part, supervisor: &mut Supervisor) -> Result<Vec<Stream>, LaunchError> {
-    let mut streams = Vec::new();
-    let sets = part.binding.sets(part.ranks.len()).map_err(during("bind the ranks"))?;
-    for rank in part.ranks.clone() {
-        let local_rank = (rank - part.ranks.start) as usize;
-        let common = part.environment.iter().map(|(name, value)| (name.as_str(), value.clone()));
-        let own =
-            [("RINGTREE_RANK", rank.to_string()), ("RINGTREE_LOCAL_RANK", local_rank.to_string())];
-        let command = RankCommand {
-            rank,
-            program: &part.program,
-            arguments: &part.arguments,
-            environment: common.chain(own).collect(),
-            processors: sets.as_ref().map(|sets| sets[local_rank]),
-            raw_output: rank == 0 && part.raw_output_of_rank_0,
-        };
-        let (member, output) = ranks::start(&command).map_err(|source| LaunchError::Program {
-            program: PathBuf::from(&part.program),
-            source,
-        })?;
-        supervisor.watch(member).map_err(during("watch a rank"))?;
-        streams.extend(output);
+fn start_ranks(part: Part, supervisor: &mut Supervisor) -> Result<(), LaunchError> {
+    let ranks = Ranks::new(part).map_err(during("bind the ranks"))?;
+    for rank in ranks.all() {
+        let (member, streams) = ranks.start(rank)?;
+        supervisor.watch(member, streams).map_err(during("watch a rank"))?;
     }
-    Ok(streams)
+    supervisor.replace_by(ranks);
+    Ok(())
 }
 
 fn start_hosts(
@@ -364,17 +400,15 @@ fn start_hosts(
     ssh: &str,
     service: &Service,
     supervisor: &mut Supervisor,
-) -> Result<Vec<Stream>, LaunchError> {
+) -> Result<(), LaunchError> {
     let environment = service.environment_elsewhere()?;
-    let mut streams = Vec::new();
     for host in hosts {
         let part = options.part(host.ranks.clone(), environment.clone());
         let failed = |source| LaunchError::Host { host: host.name.clone(), source };
-        let (member, output) = remote::start(host, &part, ssh).map_err(failed)?;
-        supervisor.watch(member).map_err(during("watch a host"))?;
-        streams.extend(output);
+        let (member, streams) = remote::start(host, &part, ssh).map_err(failed)?;
+        supervisor.watch(member, streams).map_err(during("watch a host"))?;
     }
-    Ok(streams)
+    Ok(())
 }
 
 /// Waits until `pipe` reaches its end. Whoever reads our output may be slow or have stopped, and
@@ -395,6 +429,11 @@ fn wait_for_end(pipe: &PipeReader, signals: &SignalFd, guardian: &OwnedFd) -> io
             return Ok(is_told);
         }
     }
+}
+
+/// Whose ranks, in an error.
+fn of(hosts: u32) -> &'static str {
+    if hosts == 1 { "the job" } else { "the host with the fewest: each host counts its own" }
 }
 
 fn during(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {

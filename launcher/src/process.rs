@@ -149,6 +149,12 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// The same behind the name of the process: `ended with exit status 3`, `was killed by SIGSEGV`.
+pub fn describe_end(status: ExitStatus) -> String {
+    let verb = if status.code().is_some() { "ended with" } else { "was" };
+    format!("{verb} {}", describe(status))
+}
+
 /// The status to pass on: the process's own, or 128 and the signal's number, as shells do.
 pub fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
@@ -197,8 +203,10 @@ mod tests {
     fn statuses_are_described_and_passed_on_as_shells_do() {
         let exited = ExitStatus::from_raw(3 << 8);
         assert_eq!((describe(exited), exit_code(exited)), ("exit status 3".into(), 3));
+        assert_eq!(describe_end(exited), "ended with exit status 3");
         let killed = ExitStatus::from_raw(libc::SIGKILL);
         assert_eq!((describe(killed), exit_code(killed)), ("killed by SIGKILL".into(), 137));
+        assert_eq!(describe_end(killed), "was killed by SIGKILL");
         let real_time = ExitStatus::from_raw(40);
         assert_eq!(
             (describe(real_time), exit_code(real_time)),

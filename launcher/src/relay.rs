@@ -5,9 +5,10 @@
 //! on as they are, whatever their encoding.
 
 use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::mem::replace;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use nix::errno::Errno;
@@ -44,14 +45,35 @@ impl Stream {
     }
 }
 
-/// Starts a thread that passes the streams on. The returned pipe reaches its end when all of them
-/// have reached theirs and everything is written; there is a byte in it if something could not be.
-pub fn start(streams: Vec<Stream>) -> io::Result<PipeReader> {
+/// The way to the thread that passes streams on. Once it is dropped, no more streams come.
+pub struct Feed {
+    streams: Sender<Vec<Stream>>,
+    /// One byte for each message.
+    calls: PipeWriter,
+}
+
+impl Feed {
+    /// Has these streams passed on, too.
+    ///
+    /// # Errors
+    /// The thread has ended before its time.
+    pub fn add(&mut self, streams: Vec<Stream>) -> io::Result<()> {
+        self.streams.send(streams).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.calls.write_all(&[1])
+    }
+}
+
+/// Starts a thread that passes streams on. The returned pipe reaches its end when no more come, all
+/// of them have reached theirs and everything is written; there is a byte in it if something could
+/// not be.
+pub fn start() -> io::Result<(Feed, PipeReader)> {
     let (done, writer) = io::pipe()?;
+    let (calls, caller) = io::pipe()?;
+    let (sender, streams) = channel();
     thread::Builder::new().name("output".into()).spawn(move || {
         let mut closed_at_the_end = writer;
         let mut is_told = false;
-        pass_on(streams, |error| {
+        pass_on(Later { streams, calls }, |error| {
             if replace(&mut is_told, true) {
                 return;
             }
@@ -60,34 +82,59 @@ pub fn start(streams: Vec<Stream>) -> io::Result<PipeReader> {
             let _ = closed_at_the_end.write_all(&[1]);
         });
     })?;
-    Ok(done)
+    Ok((Feed { streams: sender, calls: caller }, done))
 }
 
-/// `fail` hears of what could not be written, but for that nobody reads it any more.
-fn pass_on(mut streams: Vec<Stream>, mut fail: impl FnMut(&io::Error)) {
-    let mut bytes = vec![0; READ_BYTES];
-    while !streams.is_empty() {
-        let ready = wait_for_any(&streams);
-        let mut index = 0;
-        streams.retain_mut(|stream| {
-            let is_ready = ready[index];
-            index += 1;
-            !is_ready || pass_on_some(stream, &mut bytes, &mut fail)
-        });
+/// The other end of a [`Feed`].
+struct Later {
+    streams: Receiver<Vec<Stream>>,
+    calls: PipeReader,
+}
+
+impl Later {
+    /// What has come after a call; `None` when no more comes.
+    fn take(&mut self) -> Option<Vec<Stream>> {
+        match self.calls.read(&mut [0]) {
+            Ok(0) => None,
+            Ok(_) => Some(self.streams.try_recv().unwrap_or_default()),
+            Err(error) => (error.kind() == io::ErrorKind::Interrupted).then(Vec::new),
+        }
     }
 }
 
-/// Which streams can be read (or have ended).
-fn wait_for_any(streams: &[Stream]) -> Vec<bool> {
+/// `fail` hears of what could not be written, but for that nobody reads it any more.
+fn pass_on(later: Later, mut fail: impl FnMut(&io::Error)) {
+    let mut later = Some(later);
+    let mut streams: Vec<Stream> = Vec::new();
+    let mut bytes = vec![0; READ_BYTES];
+    while later.is_some() || !streams.is_empty() {
+        let mut ready = wait_for_any(&streams, later.as_ref()).into_iter();
+        streams.retain_mut(|stream| {
+            let is_ready = ready.next().unwrap_or(false);
+            !is_ready || pass_on_some(stream, &mut bytes, &mut fail)
+        });
+        if ready.next().unwrap_or(false) {
+            match later.as_mut().and_then(Later::take) {
+                Some(more) => streams.extend(more),
+                None => later = None,
+            }
+        }
+    }
+}
+
+/// Which streams can be read (or have ended), and behind them whether there is a call for later ones.
+fn wait_for_any(streams: &[Stream], later: Option<&Later>) -> Vec<bool> {
     let mut fds: Vec<PollFd> = streams
         .iter()
-        .map(|stream| PollFd::new(stream.source.as_fd(), PollFlags::POLLIN))
+        .map(|stream| stream.source.as_fd())
+        .chain(later.map(|later| later.calls.as_fd()))
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
         .collect();
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) => fds.iter().map(|fd| fd.any() != Some(false)).collect(),
-        Err(Errno::EINTR) => vec![false; streams.len()],
+        Err(Errno::EINTR) => vec![false; fds.len()],
         // Reading then blocks for want of anything better, and says what is wrong.
-        Err(_) => vec![true; streams.len()],
+        Err(_) => vec![true; fds.len()],
     }
 }
 

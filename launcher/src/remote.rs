@@ -31,6 +31,7 @@ use super::hostlist::HostShare;
 use super::hosts::quoted;
 use super::member::{Member, Role, spawn};
 use super::relay::{Stream, Target};
+use super::restart::Limits;
 
 /// The command of this program that takes its part in a job from standard input.
 pub const COMMAND: &str = "remote";
@@ -56,6 +57,8 @@ pub struct Part {
     /// How long the others may run on after a rank has failed, and again after they were asked to
     /// end.
     pub grace: Duration,
+    /// What is done about ranks that die; without it, the first one that fails ends the others.
+    pub limits: Option<Limits>,
 }
 
 /// The way to a launcher on another host. Dropping it ends its ranks.

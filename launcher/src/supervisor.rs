@@ -1,5 +1,7 @@
 //! Watches the ranks of one host, or the launchers of several, from start to end: passes signals on,
-//! notices who failed first, and ends the others.
+//! notices who failed first, and ends the others; or starts ranks again.
+
+mod replacing;
 
 use std::fs::File;
 use std::io;
@@ -17,8 +19,11 @@ use nix::unistd::Pid;
 use ringtree::control::Verdict;
 
 use super::member::{Member, Role};
+use super::ranks::Ranks;
+use super::relay::{Feed, Stream};
 use super::service::Service;
 use super::{END_LIMIT, process, remote, report};
+use replacing::Replacing;
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +63,11 @@ pub struct Supervisor<'a> {
     service: &'a Service,
     /// The launcher that started this one, if one did.
     launcher: Option<File>,
+    /// Takes what the members print.
+    feed: Feed,
     members: Vec<Watched>,
+    /// If ranks that die do not end the job.
+    replacing: Option<Replacing>,
     grace: Duration,
     stage: Stage,
     passed_on: Option<Signal>,
@@ -83,19 +92,21 @@ struct Watched {
 enum State {
     Running,
     Reaped(ExitStatus),
-    Ended,
+    Ended(ExitStatus),
 }
 
 impl<'a> Supervisor<'a> {
     /// A supervisor of nobody yet. Once one has failed, the others get `grace` to end by
     /// themselves, and as much again after they were asked to. `guardian` becomes readable when the
     /// process that watches this one has ended. On `launcher`, the launcher that started this one
-    /// sends signals, until it is gone. What the ranks know of each other, `service` knows.
+    /// sends signals, until it is gone. What the ranks know of each other, `service` knows; what
+    /// they print goes to `feed`.
     pub fn new(
         signals: &'a SignalFd,
         service: &'a Service,
         guardian: &OwnedFd,
         launcher: Option<File>,
+        feed: Feed,
         grace: Duration,
     ) -> io::Result<Supervisor<'a>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -109,7 +120,9 @@ impl<'a> Supervisor<'a> {
             signals,
             service,
             launcher,
+            feed,
             members: Vec::new(),
+            replacing: None,
             grace,
             stage: Stage::Running,
             passed_on: None,
@@ -118,21 +131,27 @@ impl<'a> Supervisor<'a> {
         })
     }
 
-    /// Takes charge of a member. To be called before the next one is started: ends are reported in
-    /// the order in which they happen, for those that are watched by then.
-    pub fn watch(&mut self, member: Member) -> io::Result<()> {
-        let token = self.members.len() as u64;
-        self.epoll.add(&member.end, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+    /// Takes charge of a member, and of what it prints. To be called before the next one is started:
+    /// ends are reported in the order in which they happen, for those that are watched by then.
+    pub fn watch(&mut self, member: Member, streams: Vec<Stream>) -> io::Result<()> {
+        self.listen_to(&member, self.members.len(), streams)?;
         self.members.push(Watched { member, state: State::Running });
         Ok(())
+    }
+
+    /// Has the watched ranks started again by `ranks` when they die, or goes on without them, if
+    /// those have limits that say so.
+    pub fn replace_by(&mut self, ranks: Ranks) {
+        self.replacing = ranks.limits().map(|limits| Replacing::new(ranks, limits));
     }
 
     /// Waits until everyone has ended.
     pub fn run(mut self) -> io::Result<Outcome> {
         let mut events = [EpollEvent::empty(); 64];
-        while self.members.iter().any(|watched| !matches!(watched.state, State::Ended)) {
-            let limit =
-                self.deadline().map(|until| until.saturating_duration_since(Instant::now()));
+        while self.has_more_to_come() {
+            let next_start = self.replacing.as_ref().and_then(|it| it.next_start);
+            let until = [self.deadline(), next_start].into_iter().flatten().min();
+            let limit = until.map(|until| until.saturating_duration_since(Instant::now()));
             let ready = match self.epoll.wait(&mut events, process::poll_timeout(limit)) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
@@ -160,8 +179,20 @@ impl<'a> Supervisor<'a> {
                 }
             }
             self.on_time(Instant::now());
+            self.follow_decisions()?;
         }
         Ok(Outcome::Ended(self.first_failure.map_or(0, process::exit_code)))
+    }
+
+    fn has_more_to_come(&self) -> bool {
+        self.members.iter().any(|watched| !matches!(watched.state, State::Ended(_)))
+            || self.replacing.as_ref().is_some_and(|it| it.next_start.is_some())
+    }
+
+    /// Has the end of the member at `index` reported, and what it prints passed on.
+    fn listen_to(&mut self, member: &Member, index: usize, streams: Vec<Stream>) -> io::Result<()> {
+        self.feed.add(streams)?;
+        Ok(self.epoll.add(&member.end, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?)
     }
 
     /// Keeps the status of a member until its turn; an orphan that ended here is of no interest.
@@ -178,7 +209,7 @@ impl<'a> Supervisor<'a> {
     fn on_end(&mut self, index: usize) -> io::Result<()> {
         let watched = &mut self.members[index];
         let State::Reaped(status) = watched.state else { return Ok(()) };
-        watched.state = State::Ended;
+        watched.state = State::Ended(status);
         self.epoll.delete(&watched.member.end)?;
         let ended = Failed { index, status };
         if self.first_failure.is_some() {
@@ -200,6 +231,8 @@ impl<'a> Supervisor<'a> {
             let member = &self.members[index].member;
             let (name, how) = (member.name(), member.describe(status));
             report(&format!("ended by {signal}: {name}: {how}"));
+        } else if self.replacing.is_some() {
+            return self.on_rank_end(index, status);
         } else {
             self.look_for_the_first(ended);
         }
@@ -214,7 +247,7 @@ impl<'a> Supervisor<'a> {
     fn look_for_the_first(&mut self, ended: Failed) {
         let culprit = self.service.verdict().as_ref().and_then(Verdict::culprit);
         let at = culprit.and_then(|rank| self.members.iter().position(|w| w.member.has(rank)));
-        let still_runs = at.is_some_and(|at| !matches!(self.members[at].state, State::Ended));
+        let still_runs = at.is_some_and(|at| !matches!(self.members[at].state, State::Ended(_)));
         let failed = (!ended.status.success()).then_some(ended);
         if still_runs {
             self.witness = self.witness.or(failed);
@@ -253,6 +286,7 @@ impl<'a> Supervisor<'a> {
             self.kill();
         } else {
             self.passed_on = Some(signal);
+            self.stop_replacing(signal);
             self.signal_running(signal);
         }
     }
@@ -260,6 +294,7 @@ impl<'a> Supervisor<'a> {
     /// What another launcher sends has been decided there.
     fn on_sent(&mut self, signal: Signal) {
         self.passed_on.get_or_insert(signal);
+        self.stop_replacing(signal);
         match signal {
             Signal::SIGKILL => self.kill(),
             _ => self.signal_running(signal),
@@ -301,6 +336,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn kill(&mut self) {
+        self.replacing = None;
         self.signal_running(Signal::SIGKILL);
         self.stage = Stage::Killed { until: Instant::now() + END_LIMIT };
     }

@@ -56,6 +56,16 @@ enum Action {
 /// SIGQUIT are passed on; a second one kills all ranks. When a rank fails the others are ended,
 /// and its exit status (or 128 and the number of the signal that killed it) is passed on.
 ///
+/// With --restart or --min-ranks a rank that fails does not end the job: it is started again, with
+/// RINGTREE_JOIN=1 in its environment, and the others go on meanwhile, or for good where --min-ranks
+/// says so. That takes a program that goes on after a failure (Communicator::shrink). The first
+/// restart comes 0.1 s after the failure, each further one after twice as long, up to 10 s; 8 s of
+/// quiet halve that again. Nobody is started again once a rank has ended with status 0: the work is
+/// over. A rank that fails within a second of its start three times in a row is given up. Where too
+/// few ranks are left the others are ended, and the status of the rank that was one too many is
+/// passed on; else that is 0. On several hosts each host counts its own ranks and restarts, and its
+/// end is that of the job.
+///
 /// The job's secret is made up, or taken from RINGTREE_SECRET or RINGTREE_SECRET_FILE.
 ///
 /// With --hosts or --hostfile a launcher is started on each host over ssh, which must not ask for
@@ -67,6 +77,8 @@ enum Action {
 #[command(after_help = "Example: ringtree run --ranks 4 -- python3 train.py\n\
                   On several hosts, over ssh:\n  \
                   ringtree run --hosts a:8,b:8 -- ./train\n\
+                  Ranks that die are started again, 10 times at most; 6 must be left:\n  \
+                  ringtree run --ranks 8 --restart 10 --min-ranks 6 -- ./train\n\
                   Without ssh start the first one so; it prints what to type on the others:\n  \
                   ringtree run --ranks 16 --nodes 2 --rendezvous 10.0.0.1:29400 -- ./train")]
 struct RunArguments {
@@ -102,6 +114,13 @@ struct RunArguments {
     /// SIGKILL
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     grace: Duration,
+    /// How often ranks that fail are started again, all ranks of a host together
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    restart: u32,
+    /// The job goes on while as many ranks of each host run or are about to be started again
+    /// [default: all]
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    min_ranks: Option<u32>,
     /// What each rank is bound to
     #[arg(long, value_name = "TO", default_value = "none")]
     bind: Binding,
@@ -139,6 +158,8 @@ impl TryFrom<RunArguments> for LaunchOptions {
             arguments: words.collect(),
             raw_output_of_rank_0: arguments.raw,
             grace: arguments.grace,
+            restarts: arguments.restart,
+            min_ranks: arguments.min_ranks,
         })
     }
 }

@@ -47,7 +47,7 @@ fn the_first_failure_is_the_first_in_time() {
     let script = format!(
         "case $RINGTREE_RANK in
            0) read other <{fifo}
-              while grep -q '^State:.[^ZX]' /proc/$other/status 2>&-; do :; done
+              while grep -qs '^State:.[^ZX]' /proc/$other/status; do :; done
               exit 4 ;;
            1) read line <{started}; echo $$ >{fifo}; exit 5 ;;
            2) echo here >{started} ;;

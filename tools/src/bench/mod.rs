@@ -124,6 +124,8 @@ fn start_ranks(arguments: &BenchArguments) -> Result<ExitCode, BenchError> {
         arguments: env::args_os().skip(1).collect(),
         raw_output_of_rank_0: true,
         grace: GRACE,
+        restarts: 0,
+        min_ranks: None,
     })?;
     Ok(ExitCode::from(code))
 }

@@ -133,6 +133,8 @@ fn start_ranks(arguments: &DoctorArguments) -> ExitCode {
             arguments: env::args_os().skip(1).collect(),
             raw_output_of_rank_0: true,
             grace: GRACE,
+            restarts: 0,
+            min_ranks: None,
         });
         launched.map_err(|error| error.to_string())
     });

@@ -85,6 +85,12 @@ pub struct Arguments {
     /// Write what each rank did when, for https://ui.perfetto.dev
     #[arg(long, value_name = "FILE.json")]
     timeline: Option<PathBuf>,
+    /// How often ranks that die are started again, all together
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    restart: u32,
+    /// With how few ranks the run goes on; with all if not said
+    #[arg(long, value_name = "M")]
+    min_ranks: Option<u32>,
     /// What each rank is bound to
     #[arg(long, value_enum, default_value_t = Binding::None)]
     bind: Binding,
@@ -165,6 +171,8 @@ fn start(arguments: &Arguments) -> Result<ExitCode, Error> {
         arguments: with_folder,
         raw_output_of_rank_0: true,
         grace: GRACE,
+        restarts: arguments.restart,
+        min_ranks: arguments.min_ranks,
     })
     .map_err(refused)?;
     Ok(ExitCode::from(code))
