@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
@@ -290,6 +291,11 @@ impl Communicator {
     /// What all ranks know of the machine, by which algorithms are chosen.
     pub fn shape(&self) -> &Shape {
         &self.inner.shape
+    }
+
+    /// How long a call may be without progress.
+    pub fn timeout(&self) -> Duration {
+        self.inner.settings.bounded_timeout()
     }
 
     /// Makes all links now, so that no later call has to. All ranks call it: a link needs both of

@@ -146,6 +146,13 @@ impl Service {
         self.hosted.as_ref()?.control.verdict()
     }
 
+    /// A process that this launcher has started has ended.
+    pub fn process_ended(&self, pid: u32) {
+        if let Some(hosted) = &self.hosted {
+            hosted.control.process_ended(pid);
+        }
+    }
+
     /// A pipe that reaches its end when the ranks of the other hosts have left, or after `limit`.
     pub fn others_left(&self, limit: Duration) -> io::Result<Option<PipeReader>> {
         let Some(hosted) = &self.hosted else { return Ok(None) };

@@ -197,6 +197,7 @@ impl<'a> Supervisor<'a> {
 
     /// Keeps the status of a member until its turn; an orphan that ended here is of no interest.
     fn on_reaped(&mut self, pid: Pid, status: ExitStatus) {
+        self.service.process_ended(pid.as_raw() as u32);
         let found = self
             .members
             .iter_mut()
