@@ -1,36 +1,15 @@
 //! The program `ringtree-train`, as people use it: real processes, killed, interrupted and started again.
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringtree_tests::program::{Ended, Program};
+use running::{folder, run, start};
 use serde_json::Value;
-use tempfile::TempDir;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ringtree-train");
-
-/// The program in a folder of its own, without anything of the environment of the tests.
-fn command(folder: &Path, arguments: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.env_clear().env("PATH", "/usr/bin:/bin").env("RINGTREE_TIMEOUT", "30");
-    command.current_dir(folder).args(arguments.split_whitespace());
-    command
-}
-
-fn start(folder: &Path, arguments: &str) -> Program {
-    Program::start(command(folder, arguments))
-}
-
-fn run(folder: &Path, arguments: &str) -> Ended {
-    let ended = start(folder, arguments).await_end();
-    assert!(ended.status.success(), "{ended:#?}");
-    ended
-}
 
 /// The lines of a run's metrics of a kind.
 fn metrics(run: &Path, kind: &str) -> Vec<Value> {
@@ -47,10 +26,6 @@ fn losses(run: &Path) -> BTreeMap<u64, (u64, u64)> {
         (step, (bits(&line["loss"]), bits(&line["gradient_norm"])))
     });
     steps.collect()
-}
-
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
 }
 
 #[test]
@@ -108,6 +83,21 @@ fn a_killed_run_goes_on_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn a_new_run_does_not_go_on_from_checkpoints_of_an_earlier_one() {
+    let folder = folder();
+    let steps = |steps: u32, more: &str| format!("--steps {steps} --out run {more}");
+    run(folder.path(), &steps(30, ""));
+    for (count, aside, last) in [(10, "run/checkpoints.1", 30), (20, "run/checkpoints.2", 10)] {
+        let ended = run(folder.path(), &steps(count, ""));
+        ended.line(&format!("checkpoints of an earlier run are in {aside} now"));
+        let earlier = folder.path().join(aside).join(format!("step-00000000{last}"));
+        assert!(earlier.exists(), "{}", earlier.display());
+    }
+    let resumed = run(folder.path(), &steps(25, "--resume auto"));
+    resumed.line("resumed from run/checkpoints/step-0000000020 after step 20");
+}
+
+#[test]
 fn another_number_of_ranks_goes_on_with_the_same_samples() {
     let folder = folder();
     let steps = |ranks: u32, batch: usize, more: &str| {
@@ -151,34 +141,6 @@ fn a_signal_has_it_save_and_leave_and_a_second_one_ends_it_at_once() {
     assert!(!stuck.await_end().status.success());
 }
 
-/// A browser shows the report: as large as it is, with all its charts.
-#[test]
-fn a_browser_shows_the_report() {
-    let browser = Path::new("/usr/bin/chromium");
-    if !browser.exists() {
-        let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
-        assert!(!in_ci, "chromium is missing: tests/run.sh installs it");
-        // Not by a macro: the line shall be seen although the test passes.
-        let _ = writeln!(io::stderr(), "SKIPPED, no look at the report: chromium is missing");
-        return;
-    }
-    let folder = folder();
-    run(folder.path(), "--ranks 2 --steps 60 --set validate_every=20 --out run");
-    let page = format!("file://{}", folder.path().join("run/report.html").display());
-    let mut command = Command::new(browser);
-    command.current_dir(folder.path()).env("HOME", folder.path());
-    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]);
-    command.args(["--window-size=1280,1500", "--screenshot=report.png", &page]);
-    let ended = Program::start(command).await_end();
-    assert!(ended.status.success(), "{ended:#?}");
-    let picture = image::open(folder.path().join("report.png")).expect("a picture").to_rgb8();
-    // The colours of curves, and of a legend.
-    for (color, least) in [([0, 114, 178], 300), ([213, 94, 0], 200), ([0, 158, 115], 100)] {
-        let pixels = picture.pixels().filter(|pixel| pixel.0 == color).count();
-        assert!(pixels >= least, "{pixels} pixels of {color:?}");
-    }
-}
-
 /// A process that another one has started.
 fn child(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
@@ -197,6 +159,16 @@ fn mistakes_are_told_once_and_before_the_first_step() {
         ("--model gpt", "ringtree-train: a gpt learns from text, but the data is images"),
         ("--model lstm", "ringtree-train: there is no model \"lstm\": give mlp, cnn or gpt"),
         ("--set exchange.bucket=3", "ringtree-train: the settings: unknown field `bucket`"),
+        (
+            "--data /dev/null",
+            "ringtree-train: the data in /dev/null: is neither a file nor a folder",
+        ),
+        (
+            "--device cuda",
+            "ringtree-train: device is cuda, but this ringtree-train was built without",
+        ),
+        ("--out short.txt", "ringtree-train: the run's folder short.txt: File exists"),
+        ("--timeline none/t.json", "ringtree-train: none/t.json: No such file or directory"),
         ("--config nowhere.toml", "ringtree-train: the settings in nowhere.toml: No such file"),
     ] {
         let ended = start(folder.path(), &format!("--ranks 2 {arguments}")).await_end();
@@ -206,6 +178,20 @@ fn mistakes_are_told_once_and_before_the_first_step() {
         assert_eq!(told, 1, "{arguments}: {ended:#?}");
         assert!(!folder.path().join("runs").exists(), "{arguments}");
     }
+}
+
+#[test]
+fn a_run_ends_where_numbers_leave_their_range_and_saves_nothing_of_that() {
+    let folder = folder();
+    run(folder.path(), "--ranks 2 --steps 5 --out run");
+    let ended = start(folder.path(), "--ranks 2 --learning-rate 1e30 --resume auto --out run");
+    let ended = ended.await_end();
+    assert_eq!(ended.status.code(), Some(2), "{ended:#?}");
+    assert!(ended.line("ringtree-train: the loss of step ").contains("(--resume auto)"));
+    let told = ended.lines.iter().filter(|line| line.contains("ringtree-train: ")).count();
+    assert_eq!(told, 1, "{ended:#?}");
+    let resumed = run(folder.path(), "--ranks 2 --steps 10 --resume auto --out run");
+    resumed.line("resumed from run/checkpoints/step-0000000005 after step 5");
 }
 
 #[test]

@@ -3,12 +3,14 @@
 
 mod banner;
 mod config;
+mod device;
 mod events;
 mod interrupt;
 mod metrics;
 mod output;
 mod plan;
 mod rank;
+mod recovery;
 mod report;
 mod saving;
 mod timeline;
@@ -33,15 +35,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// With how many threads candle calculates.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// For how many milliseconds the allocator keeps memory that nobody uses. It reads that when a process starts.
+/// For how many milliseconds the allocator keeps memory that nobody uses: for ever, as a step's is asked for again in the next,
+/// and given back meanwhile, all of it is filled with zeros by the kernel. It is read when a process starts.
 const KEEPS_MEMORY_MS: &str = "MIMALLOC_PURGE_DELAY";
+
+/// When the CUDA driver loads kernels of CUDA's libraries.
+const LOADS_KERNELS: &str = "CUDA_MODULE_LOADING";
 
 /// How long ranks may take to write a checkpoint and leave, after another has failed.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// Trains a model on several ranks.
 #[derive(Debug, Parser)]
-#[command(name = "ringtree-train", version, about, long_about = LONG)]
+#[command(name = "ringtree-train", version, about, long_about = LONG, after_long_help = MORE)]
 pub struct Arguments {
     /// The model: mlp, cnn or gpt
     #[arg(long, value_name = "NAME")]
@@ -50,14 +56,17 @@ pub struct Arguments {
     #[arg(long, value_name = "digits|FILE|FOLDER")]
     data: Option<String>,
     /// How many ranks are started on this host; as many as a launcher has started, under one
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
     /// A file of settings, as the one that each run leaves in its folder
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// One more setting, as in a file: `optimiser.momentum=0.9`
+    /// One more setting, as in a file: `exchange.sharded=true`. May be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Where it calculates: cpu, or cuda where the program is built for GPUs
+    #[arg(long, value_name = "cpu|cuda")]
+    device: Option<String>,
     /// Stop after so many steps
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -100,6 +109,15 @@ const LONG: &str = "Trains a model on several ranks: each has the whole model an
 averaged while they are calculated. Starts its ranks itself, or takes part in a job that ringtree run, torchrun, \
 mpirun or srun has started.";
 
+const MORE: &str = "Examples:
+  ringtree-train --model mlp --data digits --ranks 2
+  ringtree-train --model gpt --data play.txt --ranks 2 --set checkpoint_every=100
+  ringtree-train --model gpt --data play.txt --ranks 2 --resume auto
+  torchrun --no-python --nproc-per-node 2 ringtree-train --model mlp --data digits
+
+A run leaves all of its settings in the file config.toml of its folder: --set and --config take the same. What each of them \
+is stands in docs/training.md.";
+
 /// Whether a run goes on where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Resume {
@@ -110,7 +128,9 @@ enum Resume {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     share_processors(&arguments);
-    keep_memory();
+    set_default(KEEPS_MEMORY_MS, "-1");
+    // While collectives are under way, the driver must load nothing.
+    set_default(LOADS_KERNELS, "EAGER");
     let done = if Settings::in_env() { rank::run(&arguments) } else { start(&arguments) };
     done.unwrap_or_else(|error| {
         eprintln!("ringtree-train: {error}");
@@ -139,12 +159,11 @@ fn share_processors(arguments: &Arguments) {
     unsafe { env::set_var(THREADS, threads.max(1).to_string()) };
 }
 
-/// Has ranks that this process starts keep the memory of a step for the next one. Given back and asked for again, all of it
-/// is filled with zeros by the kernel first.
-fn keep_memory() {
-    if env::var_os(KEEPS_MEMORY_MS).is_none() {
+/// Sets a variable for the ranks that this process starts, unless it is set.
+fn set_default(variable: &str, value: &str) {
+    if env::var_os(variable).is_none() {
         // SAFETY: as above.
-        unsafe { env::set_var(KEEPS_MEMORY_MS, "-1") };
+        unsafe { env::set_var(variable, value) };
     }
 }
 

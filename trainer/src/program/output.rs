@@ -33,6 +33,27 @@ impl Output {
         if let Some((folder, step)) = resumed {
             say(&format!("resumed from {} after step {step}", folder.display()));
         }
+        Output::begin(banner, metrics, steps, counts_tokens, first)
+    }
+
+    /// Goes on with the output of a rank that is gone.
+    pub fn taken_over(banner: Banner, metrics: Metrics, steps: u64, counts_tokens: bool) -> Output {
+        Output::begin(banner, metrics, steps, counts_tokens, 0)
+    }
+
+    /// Goes on with the metrics as far as they still hold.
+    pub fn go_on(&mut self, metrics: Metrics) {
+        self.metrics = metrics;
+    }
+
+    /// The head of the table.
+    fn begin(
+        banner: Banner,
+        metrics: Metrics,
+        steps: u64,
+        counts_tokens: bool,
+        first: u64,
+    ) -> Output {
         say(&format!(
             "{:>width$} {:>7} {:>8} {:>8} {:>9} {:>10} {:>9} {:>9}  slowest rank",
             "step",

@@ -12,14 +12,15 @@ use ringtree::{Communicator, Settings, Source};
 use ringtree_trainer::checkpoint::Writer;
 use ringtree_trainer::data::{Data, Input, Loaded, Loader, Sampler};
 use ringtree_trainer::models;
-use ringtree_trainer::{Batch, DataParallel, Error, Model, Optimizing, Real};
+use ringtree_trainer::{Batch, DataParallel, Error, Optimizing, Real};
 
 use crate::banner::Banner;
 use crate::config::{Config, Decay, Number};
 use crate::events::{Phase, StepEvents};
 use crate::interrupt::Interrupt;
-use crate::metrics::{EventLine, Metrics, StepLine};
+use crate::metrics::{self, EventLine, Line, Metrics, StepLine};
 use crate::output::{Output, say};
+use crate::recovery::{self, Elastic, GoingOn, Held};
 use crate::saving::{self, Progress};
 use crate::timeline::Timeline;
 use crate::validation::validate;
@@ -38,20 +39,59 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
             settings.ranks
         )));
     }
-    let launcher = settings.source;
+    let (launcher, local_rank) = (settings.source, settings.local_rank.unwrap_or(settings.rank));
     // Before other threads begin, so that they leave signals to this one.
     let interrupt = Interrupt::catch()?;
+    let (ranks_at_start, joins) = (settings.ranks, settings.joins);
+    // A newcomer asks to be let in when it could begin: the others do not wait for it.
+    let opened_before = if joins { Some(opened(&config)?) } else { None };
     let communicator = Communicator::with(settings)?;
-    let Some(data) = together(&communicator, opened(&config))? else {
-        return Ok(ExitCode::SUCCESS);
+    let ready = opened_before.map_or_else(|| opened(&config), Ok).and_then(|data| {
+        let device = config.device.open(&communicator, local_rank)?;
+        Ok((data, device))
+    });
+    let (data, device) = match joins {
+        true => ready?,
+        false => match together(&communicator, ready)? {
+            Some(ready) => ready,
+            None => return Ok(ExitCode::SUCCESS),
+        },
     };
-    match config.number {
-        Number::F32 => {
-            Run::<f32>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
+    let start = Start { config, arguments, ranks_at_start, launcher, data, device };
+    match start.config.number {
+        Number::F32 => start.run::<f32>(communicator, joins, &interrupt),
+        Number::F64 => start.run::<f64>(communicator, joins, &interrupt),
+    }
+}
+
+/// What a rank knows before it has a model.
+struct Start<'a> {
+    config: Config,
+    arguments: &'a Arguments,
+    ranks_at_start: u32,
+    launcher: Source,
+    data: Data,
+    device: Device,
+}
+
+impl Start<'_> {
+    fn run<T: Real>(
+        self,
+        communicator: Communicator,
+        joins: bool,
+        interrupt: &Interrupt,
+    ) -> Result<ExitCode, Error> {
+        if joins {
+            return Run::<T>::join(self, communicator)?.go_on(None, interrupt);
         }
-        Number::F64 => {
-            Run::<f64>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
-        }
+        Run::<T>::new(self, communicator)?.go(interrupt)
+    }
+
+    /// Whether and how the run goes on when ranks die.
+    fn elastic(&self) -> Option<Elastic> {
+        let Arguments { restart, min_ranks, .. } = *self.arguments;
+        let min_ranks = min_ranks.or((restart > 0).then_some(self.ranks_at_start))?;
+        Some(Elastic { min_ranks: min_ranks.clamp(1, self.ranks_at_start) })
     }
 }
 
@@ -82,70 +122,91 @@ struct Run<T: Real> {
     communicator: Communicator,
     launcher: Source,
     data: Data,
-    model: DataParallel<Box<dyn Model>, T>,
-    optimizing: Optimizing<T>,
-    progress: Progress,
+    held: Held<T>,
+    device: Device,
+    /// How many ranks the run began with, which says how many samples a step has.
+    ranks_at_start: u32,
+    /// How it goes on when ranks die, if it does.
+    elastic: Option<Elastic>,
+    /// What its last step was.
+    last: Option<StepLine>,
+    /// This rank's parameters and optimiser are in the midst of a change, to which others belong.
+    is_changing: bool,
     /// The last step.
     steps: u64,
     out: PathBuf,
     dry_run: bool,
     timeline: Option<PathBuf>,
+    /// Whether it goes on from no checkpoint, even where there are some.
+    begins_anew: bool,
     /// What was resumed from.
     resumed: Option<PathBuf>,
 }
 
 impl<T: Real> Run<T> {
-    fn new(
-        config: Config,
-        arguments: &Arguments,
-        communicator: Communicator,
-        launcher: Source,
-        data: Data,
-    ) -> Result<Run<T>, Error> {
-        let out = config.out_folder();
-        let saved = match arguments.resume {
+    fn new(start: Start<'_>, communicator: Communicator) -> Result<Run<T>, Error> {
+        let out = start.config.out_folder();
+        let saved = match start.arguments.resume {
             Resume::Auto => saving::latest(&out, &communicator)?,
             Resume::Never => None,
         };
-        let mut exchange = config.exchange.clone();
-        exchange.order = saved.as_ref().map(|saved| saved.state().bucket_order.clone());
-        let facts = data.train.facts();
-        let build = |vb| models::build(&config.model, vb, &facts);
-        let model = DataParallel::new(&communicator, config.seed, exchange, build)?;
-        let optimizing = Optimizing::new(config.optimiser, config.decay == Decay::Matrices)?;
-        let per_epoch = sampler(&config, &communicator, &data)?.steps_per_epoch();
-        let samples = data.train.len();
-        let mut run = Run {
+        let order = saved.as_ref().map(|saved| saved.state().bucket_order.clone());
+        let mut held = build(&start.config, &start.data, &start.device, &communicator, order)?;
+        let samples = start.data.train.len();
+        if let Some(saved) = &saved {
+            held.progress = saving::restore(saved, samples, &held.model, &mut held.optimizing)?;
+        }
+        let resumed = saved.map(|saved| saved.path().to_owned());
+        Run::with(start, communicator, held, None, resumed)
+    }
+
+    /// As a newcomer, which gets everything from the others.
+    fn join(start: Start<'_>, mut communicator: Communicator) -> Result<Run<T>, Error> {
+        let Start { config, data, device, .. } = &start;
+        let (held, last) = loop {
+            match regain(config, data, device, &communicator, None) {
+                Ok(regained) => break regained,
+                Err(error) => {
+                    communicator = survive(start.elastic(), &communicator, error)?.communicator
+                }
+            }
+        };
+        Run::with(start, communicator, held, last, None)
+    }
+
+    fn with(
+        start: Start<'_>,
+        communicator: Communicator,
+        held: Held<T>,
+        last: Option<StepLine>,
+        resumed: Option<PathBuf>,
+    ) -> Result<Run<T>, Error> {
+        let elastic = start.elastic();
+        let Start { config, arguments, ranks_at_start, launcher, data, device } = start;
+        let per_epoch = sampler(&config, &data, ranks_at_start, 1)?.steps_per_epoch();
+        Ok(Run {
             steps: config.steps(per_epoch),
+            out: config.out_folder(),
             config,
             communicator,
             launcher,
             data,
-            model,
-            optimizing,
-            progress: Progress { samples, ..Progress::default() },
-            out,
+            held,
+            device,
+            ranks_at_start,
+            elastic,
+            last,
+            is_changing: false,
             dry_run: arguments.dry_run,
             timeline: arguments.timeline.clone(),
-            resumed: None,
-        };
-        if let Some(saved) = saved {
-            run.progress = saving::restore(&saved, samples, &run.model, &mut run.optimizing)?;
-            run.resumed = Some(saved.path().to_owned());
-        }
-        Ok(run)
+            begins_anew: arguments.resume == Resume::Never,
+            resumed,
+        })
     }
 
-    fn go(mut self, interrupt: &Interrupt) -> Result<ExitCode, Error> {
+    fn go(self, interrupt: &Interrupt) -> Result<ExitCode, Error> {
         let is_first = self.communicator.rank() == 0;
-        let banner = Banner::new(
-            &self.config,
-            &self.model,
-            &self.data,
-            self.launcher,
-            self.steps,
-            &self.out,
-        )?;
+        let banner = self.banner()?;
         if self.dry_run {
             let ranks = plan::rank_map(&self.communicator)?;
             if is_first {
@@ -154,37 +215,129 @@ impl<T: Real> Run<T> {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        let mut output = None;
-        if is_first {
-            fs::create_dir_all(&self.out).map_err(refused(&self.out))?;
-            self.write_config()?;
-            let resumed = self.resumed.as_deref().map(|folder| (folder, self.progress.step));
-            let metrics =
-                Metrics::open(self.out.join("metrics.jsonl"), resumed.map(|(_, step)| step))?;
-            output = Some(Output::new(banner, resumed, metrics, self.steps, self.counts_tokens()));
-        }
         // The others write their checkpoints into folders that it has made.
-        self.communicator.barrier()?;
-        let ended = self.train(interrupt, output.as_mut());
-        let banner = output.map(Output::end);
-        let interrupted = ended?;
-        if let Some(banner) = banner {
+        let begun = if is_first { self.begin(banner).map(Some) } else { Ok(None) };
+        match together(&self.communicator, begun)? {
+            Some(output) => self.go_on(output, interrupt),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+
+    /// Trains to the end, whoever dies or comes meanwhile.
+    fn go_on(
+        mut self,
+        mut output: Option<Output>,
+        interrupt: &Interrupt,
+    ) -> Result<ExitCode, Error> {
+        let mut change: Option<GoingOn> = None;
+        let ended = loop {
+            let done = match change.take() {
+                Some(change) => self
+                    .change(change, &mut output)
+                    .and_then(|()| self.train(interrupt, output.as_mut())),
+                None => self.train(interrupt, output.as_mut()),
+            };
+            let done = match done {
+                Ok(End::Joined) => recovery::admit(&self.communicator).map(|joined| {
+                    change = Some(joined);
+                    None
+                }),
+                done => done.map(Some),
+            };
+            match done {
+                Ok(Some(ended)) => break ended,
+                Ok(None) => {}
+                Err(error) => change = Some(survive(self.elastic, &self.communicator, error)?),
+            }
+        };
+        let is_first = self.communicator.rank() == 0;
+        if let Some(banner) = output.map(Output::end) {
             let path = report::write(&self.out, &banner)?;
             say(&format!("report: {}", path.display()));
         }
-        Ok(ExitCode::from(if interrupted { 130 } else { 0 }))
+        match ended {
+            End::Finished | End::Joined => Ok(ExitCode::SUCCESS),
+            End::Interrupted => Ok(ExitCode::from(130)),
+            End::Diverged(why) if is_first => Err(Error::Argument(why)),
+            End::Diverged(_) => Ok(ExitCode::SUCCESS),
+        }
     }
 
-    /// Trains to the end, or until a signal asks it to leave; says whether one has.
+    /// Goes on with other ranks: all get the same state again, and rank 0 the run's output.
+    fn change(&mut self, change: GoingOn, output: &mut Option<Output>) -> Result<(), Error> {
+        let GoingOn { communicator, what } = change;
+        self.communicator = communicator;
+        let old = (!self.is_changing).then_some((&self.held, self.last.as_ref()));
+        let (held, last) = regain(&self.config, &self.data, &self.device, &self.communicator, old)?;
+        (self.held, self.last, self.is_changing) = (held, last, false);
+        if self.communicator.rank() > 0 {
+            return Ok(());
+        }
+        let step = self.held.progress.step;
+        let path = self.out.join("metrics.jsonl");
+        let is_told = metrics::read(&path)?
+            .iter()
+            .any(|line| matches!(line, Line::Step(line) if line.step == step));
+        let metrics = Metrics::open(path, Some(step))?;
+        let output = match output {
+            Some(output) => {
+                output.go_on(metrics);
+                output
+            }
+            None => {
+                let counts_tokens = self.counts_tokens();
+                output.insert(Output::taken_over(
+                    self.banner()?,
+                    metrics,
+                    self.steps,
+                    counts_tokens,
+                ))
+            }
+        };
+        if let Some(last) = self.last.clone().filter(|last| last.step == step && !is_told) {
+            output.step(last)?;
+        }
+        output.event(EventLine { step, what: format!("{what} after step {step}") })
+    }
+
+    fn banner(&self) -> Result<Banner, Error> {
+        let Run { config, held, data, launcher, steps, out, .. } = self;
+        Banner::new(config, &held.model, data, *launcher, *steps, out)
+    }
+
+    /// Makes the run's folder and what stands in it from the beginning. What cannot be written is told now, and not after the last
+    /// step.
+    fn begin(&self, banner: Banner) -> Result<Output, Error> {
+        if let Some(path) = &self.timeline {
+            fs::write(path, "").map_err(refused(path))?;
+        }
+        fs::create_dir_all(&self.out).map_err(|error| {
+            let folder = self.out.display();
+            Error::Argument(format!("the run's folder {folder}: {error}; give another --out"))
+        })?;
+        if self.begins_anew
+            && let Some(path) = saving::set_aside(&self.out)?
+        {
+            say(&format!("checkpoints of an earlier run are in {} now", path.display()));
+        }
+        self.write_config()?;
+        let resumed = self.resumed.as_deref().map(|folder| (folder, self.held.progress.step));
+        let path = self.out.join("metrics.jsonl");
+        let metrics = Metrics::open(path, resumed.map(|(_, step)| step))?;
+        Ok(Output::new(banner, resumed, metrics, self.steps, self.counts_tokens()))
+    }
+
+    /// Trains to the end, until a signal asks it to leave, or until there is nothing to go on with.
     fn train(
         &mut self,
         interrupt: &Interrupt,
         mut output: Option<&mut Output>,
-    ) -> Result<bool, Error> {
-        let sampler = sampler(&self.config, &self.communicator, &self.data)?;
+    ) -> Result<End, Error> {
+        let ranks = self.communicator.ranks();
+        let sampler = sampler(&self.config, &self.data, self.ranks_at_start, ranks)?;
         let rank = self.communicator.rank() as usize;
         let data: Arc<_> = self.data.train.clone();
-        let mut loader = Loader::new(data, &sampler, rank, self.progress.position, T::DTYPE)?;
+        let mut loader = Loader::new(data, &sampler, rank, self.held.progress.position, T::DTYPE)?;
         let mut writer =
             saving::writer(&self.out, &self.communicator, self.config.checkpoints_kept)?;
         let mut timeline = match self.timeline {
@@ -192,44 +345,56 @@ impl<T: Real> Run<T> {
             None => None,
         };
         let mut interrupted = false;
-        while self.progress.step < self.steps && !interrupted {
+        // What the step before took for what comes behind the ranks' talk.
+        let mut optimiser_s = 0.0;
+        while self.held.progress.step < self.steps && !interrupted {
             let begin = Instant::now();
             let mut events = StepEvents::default();
-            let loaded = events.run(Phase::Data, || loader.next()).transpose()?;
+            let loaded = events.run(Phase::Data, || self.load(&mut loader))?;
             let Some(loaded) = loaded else { break };
             let loss = self.learn(&loaded, &mut events)?;
-            let rate = self.config.learning_rate
-                * self.config.schedule.factor(self.progress.step + 1, self.steps);
-            let norm = events.run(Phase::Optimiser, || {
-                self.optimizing.step(&mut self.model, rate, self.config.max_gradient_norm)
-            })?;
-            self.progress.step += 1;
-            self.progress.position = loaded.after;
-            let shared = Shared::of(&events, loss, begin.elapsed().as_secs_f64(), interrupt);
+            // The step is made by all that hear this from all: before it no parameter changes.
+            let step_s = begin.elapsed().as_secs_f64() + optimiser_s;
+            let newcomers = self.elastic.is_some() && self.communicator.members_changed();
+            let shared = Shared::of(&events, loss, step_s, interrupt, newcomers);
             let all = shared.gather(&self.communicator)?;
             interrupted = all.iter().any(|one| one.interrupted != 0.0);
+            let rate = self.config.learning_rate
+                * self.config.schedule.factor(self.held.progress.step + 1, self.steps);
+            self.is_changing = self.config.exchange.sharded;
+            let norm = events.run(Phase::Optimiser, || {
+                let most = self.config.max_gradient_norm;
+                self.held.optimizing.step(&mut self.held.model, rate, most)
+            })?;
+            self.is_changing = false;
+            optimiser_s = events.time(Phase::Optimiser).as_secs_f64();
+            self.held.progress.step += 1;
+            self.held.progress.position = loaded.after;
             if let Some(timeline) = &mut timeline {
-                timeline.add(self.progress.step, &events);
+                timeline.add(self.held.progress.step, &events);
             }
+            let line = self.line(&loaded, &all, &events, rate, norm, sampler.steps_per_epoch());
             if let Some(output) = output.as_deref_mut() {
-                output.step(self.line(
-                    &loaded,
-                    &all,
-                    &events,
-                    rate,
-                    norm,
-                    sampler.steps_per_epoch(),
-                ))?;
+                output.step(line.clone())?;
             }
-            if is_due(self.config.check_every, self.progress.step) {
-                self.model.check_equal()?;
+            self.last = Some(line);
+            let loss: f64 = all.iter().map(|one| one.loss).sum();
+            if !loss.is_finite() || !norm.is_finite() {
+                writer.finish(saving::DEADLINE)?;
+                return Ok(self.diverged(loss, norm));
             }
-            let is_last = self.progress.step == self.steps || interrupted;
-            if is_due(self.config.validate_every, self.progress.step) && !is_last {
+            if is_due(self.config.check_every, self.held.progress.step) {
+                self.held.model.check_equal()?;
+            }
+            let is_last = self.held.progress.step == self.steps || interrupted;
+            if is_due(self.config.validate_every, self.held.progress.step) && !is_last {
                 self.validate(output.as_deref_mut())?;
             }
-            if is_due(self.config.checkpoint_every, self.progress.step) && !is_last {
+            if is_due(self.config.checkpoint_every, self.held.progress.step) && !is_last {
                 self.save(&mut writer)?;
+            }
+            if all.iter().any(|one| one.newcomers != 0.0) && !is_last {
+                return Ok(End::Joined);
             }
         }
         // Also where no step was left to make.
@@ -238,13 +403,32 @@ impl<T: Real> Run<T> {
         writer.finish(saving::DEADLINE)?;
         if let Some(output) = output {
             let what = if interrupted { "interrupted" } else { "finished" };
-            let event = format!("{what} after step {}", self.progress.step);
-            output.event(EventLine { step: self.progress.step, what: event })?;
+            let event = format!("{what} after step {}", self.held.progress.step);
+            output.event(EventLine { step: self.held.progress.step, what: event })?;
         }
         if let (Some(timeline), Some(path)) = (timeline, &self.timeline) {
             timeline.write(&self.communicator, path)?;
         }
-        Ok(interrupted)
+        Ok(if interrupted { End::Interrupted } else { End::Finished })
+    }
+
+    /// Its parameters are not saved: those of an earlier checkpoint stay.
+    fn diverged(&self, loss: f64, gradient_norm: f64) -> End {
+        End::Diverged(format!(
+            "the loss of step {} is {loss} and its gradient's norm {gradient_norm}: training has failed, and the step is \
+             not saved; begin again, or go on from the last checkpoint (--resume auto), with a --learning-rate \
+             below {} or a bound on gradients (--set max_gradient_norm=1)",
+            self.held.progress.step, self.config.learning_rate
+        ))
+    }
+
+    /// The next batch, where the model is.
+    fn load(&self, loader: &mut Loader) -> Result<Option<Loaded>, Error> {
+        let Some(mut loaded) = loader.next().transpose()? else { return Ok(None) };
+        let batch =
+            loaded.batch.map(|batch| batch.to_device(self.held.model.device())).transpose()?;
+        loaded.batch = batch;
+        Ok(Some(loaded))
     }
 
     /// Forward and backward passes of a step, and the exchange. Returns the part of the step's loss that this rank has.
@@ -255,30 +439,37 @@ impl<T: Real> Run<T> {
             let parts = micro_batches(batch, self.config.micro_batches)?;
             for (number, part) in parts.iter().enumerate() {
                 let share = part.predictions() as f64 / of_all;
-                let loss = events.run(Phase::Forward, || self.model.model().loss(part))?;
+                let loss = events.run(Phase::Forward, || self.held.model.model().loss(part))?;
                 events.run(Phase::Backward, || match number + 1 == parts.len() {
-                    true => self.model.backward(&loss, share),
-                    false => self.model.accumulate(&loss, share),
+                    true => self.held.model.backward(&loss, share),
+                    false => self.held.model.accumulate(&loss, share),
                 })?;
                 let loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 loss_part += share * loss;
             }
         }
-        events.exchanged = events.run(Phase::Exchange, || self.model.finish())?;
+        events.exchanged = events.run(Phase::Exchange, || self.held.model.finish())?;
         Ok(loss_part)
     }
 
     fn validate(&self, output: Option<&mut Output>) -> Result<(), Error> {
         let data = self.data.validation.as_ref();
-        self.model.average_buffers(&self.model.model().buffers())?;
-        let line = validate(&self.model, data, self.config.batch, self.progress.step)?;
+        // A GPU's driver may load kernels, which it must not while gradients are under way.
+        self.held.model.device().synchronize()?;
+        self.held.model.average_buffers(&self.held.model.model().buffers())?;
+        let line = validate(&self.held.model, data, self.config.batch, self.held.progress.step)?;
         output.map_or(Ok(()), |output| output.validation(line))
     }
 
     fn save(&self, writer: &mut Writer) -> Result<(), Error> {
-        self.model.average_buffers(&self.model.model().buffers())?;
-        let snapshot =
-            saving::snapshot(&self.config, self.progress, &self.model, &self.optimizing)?;
+        self.held.model.device().synchronize()?;
+        self.held.model.average_buffers(&self.held.model.model().buffers())?;
+        let snapshot = saving::snapshot(
+            &self.config,
+            self.held.progress,
+            &self.held.model,
+            &self.held.optimizing,
+        )?;
         writer.save(snapshot)?;
         Ok(())
     }
@@ -302,8 +493,8 @@ impl<T: Real> Run<T> {
         let predictions = self.predictions(loaded) as u64;
         let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
         StepLine {
-            step: self.progress.step,
-            epoch: self.progress.step as f64 / steps_per_epoch as f64,
+            step: self.held.progress.step,
+            epoch: self.held.progress.step as f64 / steps_per_epoch as f64,
             loss: all.iter().map(|one| one.loss).sum(),
             gradient_norm,
             learning_rate,
@@ -340,6 +531,18 @@ impl<T: Real> Run<T> {
     }
 }
 
+/// How training has ended, the same on all ranks.
+enum End {
+    /// By its last step.
+    Finished,
+    /// By a signal.
+    Interrupted,
+    /// Not yet: somebody wants to come in.
+    Joined,
+    /// Numbers have left their range; says what to do.
+    Diverged(String),
+}
+
 /// What ranks tell each other after a step.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shared {
@@ -348,17 +551,27 @@ struct Shared {
     step_s: f64,
     /// Not 0 if a signal has come.
     interrupted: f64,
+    /// Not 0 if somebody wants to come in.
+    newcomers: f64,
 }
 
 impl Shared {
-    fn of(events: &StepEvents, loss: f64, step_s: f64, interrupt: &Interrupt) -> Shared {
-        let interrupted = f64::from(u8::from(interrupt.is_asked()));
-        Shared { loss, busy_ms: events.busy().as_secs_f64() * 1e3, step_s, interrupted }
+    fn of(
+        events: &StepEvents,
+        loss: f64,
+        step_s: f64,
+        interrupt: &Interrupt,
+        newcomers: bool,
+    ) -> Shared {
+        let number = |is: bool| f64::from(u8::from(is));
+        let busy_ms = events.busy().as_secs_f64() * 1e3;
+        let (interrupted, newcomers) = (number(interrupt.is_asked()), number(newcomers));
+        Shared { loss, busy_ms, step_s, interrupted, newcomers }
     }
 
     /// That of all ranks, in one small call.
     fn gather(self, communicator: &Communicator) -> Result<Vec<Shared>, Error> {
-        let own = [self.loss, self.busy_ms, self.step_s, self.interrupted];
+        let own = [self.loss, self.busy_ms, self.step_s, self.interrupted, self.newcomers];
         let mut all = vec![0.0; own.len() * communicator.ranks() as usize];
         communicator.all_gather_into(&own, &mut all)?;
         let decode = |one: &[f64]| Shared {
@@ -366,14 +579,78 @@ impl Shared {
             busy_ms: one[1],
             step_s: one[2],
             interrupted: one[3],
+            newcomers: one[4],
         };
         Ok(all.chunks_exact(own.len()).map(decode).collect())
     }
 }
 
-fn sampler(config: &Config, communicator: &Communicator, data: &Data) -> Result<Sampler, Error> {
-    let ranks = communicator.ranks() as usize;
-    Sampler::new(data.train.len(), ranks, config.batch, config.seed)
+/// Steps as those of `ranks_at_start` ranks, divided over `ranks`.
+fn sampler(
+    config: &Config,
+    data: &Data,
+    ranks_at_start: u32,
+    ranks: u32,
+) -> Result<Sampler, Error> {
+    let steps = Sampler::new(data.train.len(), ranks_at_start as usize, config.batch, config.seed)?;
+    steps.among(ranks as usize)
+}
+
+/// A model as a run begins with it, and its optimiser.
+fn build<T: Real>(
+    config: &Config,
+    data: &Data,
+    device: &Device,
+    communicator: &Communicator,
+    bucket_order: Option<Vec<usize>>,
+) -> Result<Held<T>, Error> {
+    let mut exchange = config.exchange.clone();
+    exchange.order = bucket_order;
+    let facts = data.train.facts();
+    let build = |vb| models::build(&config.model, vb, &facts);
+    let model = DataParallel::on_device(communicator, device, config.seed, exchange, build)?;
+    let optimizing = Optimizing::new(config.optimiser, config.decay == Decay::Matrices)?;
+    let progress = Progress { samples: data.train.len(), ..Progress::default() };
+    Ok(Held { model, optimizing, progress })
+}
+
+/// The run's state at ranks that have not been together before, and what its last step was: that of the rank which has
+/// come furthest, or where no rank has a whole one the last checkpoint's, or the beginning. All ranks call it; `old`
+/// is what this one has.
+fn regain<T: Real>(
+    config: &Config,
+    data: &Data,
+    device: &Device,
+    communicator: &Communicator,
+    old: Option<(&Held<T>, Option<&StepLine>)>,
+) -> Result<(Held<T>, Option<StepLine>), Error> {
+    let (old, last) = old.unzip();
+    let Some(from) = recovery::furthest(communicator, old.map(|held| held.progress))? else {
+        let saved = saving::latest(&config.out_folder(), communicator)?;
+        let order = saved.as_ref().map(|saved| saved.state().bucket_order.clone());
+        let mut held = build(config, data, device, communicator, order)?;
+        if let Some(saved) = saved {
+            let samples = held.progress.samples;
+            held.progress = saving::restore(&saved, samples, &held.model, &mut held.optimizing)?;
+        }
+        return Ok((held, None));
+    };
+    let order = recovery::bucket_order(communicator, old, from)?;
+    let mut held = build(config, data, device, communicator, Some(order))?;
+    recovery::take_over(&mut held, old, from)?;
+    let told = last.flatten().and_then(|line| serde_json::to_vec(line).ok()).unwrap_or_default();
+    let told = recovery::tell(communicator, told, from)?;
+    Ok((held, serde_json::from_slice(&told).ok()))
+}
+
+/// Goes on without the ranks whose loss has ended a communicator, if the run is one that does.
+fn survive(
+    elastic: Option<Elastic>,
+    communicator: &Communicator,
+    error: Error,
+) -> Result<GoingOn, Error> {
+    let survived = elastic.map(|elastic| elastic.survive(communicator, &error)).transpose()?;
+    survived.flatten().ok_or(error)
 }
 
 /// A batch in parts, as even as possible and none of them empty.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use ringtree::control::Verdict;
 use ringtree::{Communicator, Op, Regrouped};
-use ringtree_trainer::checkpoint::StateKind;
 use ringtree_trainer::data::Position;
+use ringtree_trainer::optimiser::StateKind;
 use ringtree_trainer::{DataParallel, Error, Model, Optimizing, Real};
 
 use crate::saving::Progress;
@@ -45,20 +45,41 @@ impl Elastic {
         communicator: &Communicator,
         error: &Error,
     ) -> Result<Option<GoingOn>, Error> {
-        let Some(ended) = what_has_ended(communicator, error) else { return Ok(None) };
-        let regrouped = communicator.shrink()?;
-        let lost = regrouped.lost(communicator.ranks());
-        let mut what = vec![ended.to_string(), told("lost", &lost), told_newcomers(&regrouped)];
-        let mut communicator = regrouped.communicator;
-        while communicator.ranks() < self.min_ranks {
-            await_newcomer(&communicator, self.min_ranks)?;
-            let regrouped = communicator.admit()?;
-            what.push(told_newcomers(&regrouped));
-            communicator = regrouped.communicator;
+        let Some(mut ended) = what_has_ended(communicator, error) else { return Ok(None) };
+        let mut communicator = communicator.clone();
+        let mut what = Vec::new();
+        loop {
+            what.push(ended.to_string());
+            let shrunk = communicator.shrink()?;
+            what.push(told("lost", &shrunk.lost(communicator.ranks())));
+            what.push(told_newcomers(&shrunk));
+            communicator = shrunk.communicator;
+            // Others may die meanwhile.
+            match self.await_enough(&mut communicator, &mut what) {
+                Ok(()) => break,
+                Err(error) => match what_has_ended(&communicator, &error) {
+                    Some(again) => ended = again,
+                    None => return Err(error),
+                },
+            }
         }
         what.push(format!("{} go on", communicator.ranks()));
         what.retain(|part| !part.is_empty());
         Ok(Some(GoingOn { communicator, what: what.join("; ") }))
+    }
+
+    fn await_enough(
+        &self,
+        communicator: &mut Communicator,
+        what: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        while communicator.ranks() < self.min_ranks {
+            await_newcomer(communicator, self.min_ranks)?;
+            let grown = communicator.admit()?;
+            what.push(told_newcomers(&grown));
+            *communicator = grown.communicator;
+        }
+        Ok(())
     }
 }
 
@@ -137,26 +158,20 @@ pub struct Held<T: Real> {
     pub progress: Progress,
 }
 
-/// Who has the run, as far as it has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
-    /// This rank has the furthest state.
-    Rank(u32),
-    /// Nobody has a whole one.
-    Nobody,
-}
-
-/// Which rank all go on from. `has` is false where this rank is new, or was in the midst of a change.
+/// The rank that has come furthest, which all go on from; `None` if no rank has a whole state. `progress` is how far this
+/// one has come, if it has one.
 ///
 /// # Errors
 /// [`Error::Ringtree`]: what has ended the communicator.
-pub fn furthest(communicator: &Communicator, has: bool, progress: &Progress) -> Result<From, Error> {
-    let mine = if has { progress.step + 1 } else { 0 };
+pub fn furthest(
+    communicator: &Communicator,
+    progress: Option<Progress>,
+) -> Result<Option<u32>, Error> {
+    let mine = progress.map_or(0, |progress| progress.step + 1);
     let mut all = vec![0_u64; communicator.ranks() as usize];
     communicator.all_gather_into(&[mine], &mut all)?;
-    let highest = all.iter().copied().max().unwrap_or(0);
-    let first = all.iter().position(|step| *step == highest).unwrap_or(0);
-    Ok(if highest == 0 { From::Nobody } else { From::Rank(first as u32) })
+    let highest = all.iter().copied().max().filter(|highest| *highest > 0);
+    Ok(highest.and_then(|highest| all.iter().position(|step| *step == highest)).map(|at| at as u32))
 }
 
 /// The order in which the buckets of that rank are cut, which all take over.
@@ -230,9 +245,8 @@ fn kept_by_parameter<T: Real>(
     let mut kept: HashMap<(StateKind, usize), Vec<T>> = HashMap::new();
     let lengths: Vec<usize> = held.model.parameters().iter().map(|one| one.len()).collect();
     held.optimizing.visit(&held.model, |part, kind, values| {
-        let all = kept
-            .entry((kind, part.piece))
-            .or_insert_with(|| vec![T::zero(); lengths[part.piece]]);
+        let all =
+            kept.entry((kind, part.piece)).or_insert_with(|| vec![T::zero(); lengths[part.piece]]);
         all[part.elements.clone()].copy_from_slice(values);
     })?;
     Ok(kept)
