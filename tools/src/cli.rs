@@ -62,9 +62,9 @@ enum Action {
 /// restart comes 0.1 s after the failure, each further one after twice as long, up to 10 s; 8 s of
 /// quiet halve that again. Nobody is started again once a rank has ended with status 0: the work is
 /// over. A rank that fails within a second of its start three times in a row is given up. Where too
-/// few ranks are left the others are ended, and the status of the rank that was one too many is
-/// passed on; else that is 0. On several hosts each host counts its own ranks and restarts, and its
-/// end is that of the job.
+/// few ranks are left the others are ended, and the status of the rank that could not be spared is
+/// passed on; else that is 0. On several hosts each counts its own ranks and restarts; with --hosts
+/// the end of one is that of the job.
 ///
 /// The job's secret is made up, or taken from RINGTREE_SECRET or RINGTREE_SECRET_FILE.
 ///
