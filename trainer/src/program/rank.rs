@@ -130,8 +130,6 @@ struct Run<T: Real> {
     elastic: Option<Elastic>,
     /// What its last step was.
     last: Option<StepLine>,
-    /// This rank's parameters and optimiser are in the midst of a change, to which others belong.
-    is_changing: bool,
     /// The last step.
     steps: u64,
     out: PathBuf,
@@ -163,7 +161,7 @@ impl<T: Real> Run<T> {
     /// As a newcomer, which gets everything from the others.
     fn join(start: Start<'_>, mut communicator: Communicator) -> Result<Run<T>, Error> {
         let Start { config, data, device, .. } = &start;
-        let (held, last) = loop {
+        let Regained { held, last, .. } = loop {
             match regain(config, data, device, &communicator, None) {
                 Ok(regained) => break regained,
                 Err(error) => {
@@ -196,7 +194,6 @@ impl<T: Real> Run<T> {
             ranks_at_start,
             elastic,
             last,
-            is_changing: false,
             dry_run: arguments.dry_run,
             timeline: arguments.timeline.clone(),
             begins_anew: arguments.resume == Resume::Never,
@@ -267,9 +264,12 @@ impl<T: Real> Run<T> {
     fn change(&mut self, change: GoingOn, output: &mut Option<Output>) -> Result<(), Error> {
         let GoingOn { communicator, what } = change;
         self.communicator = communicator;
-        let old = (!self.is_changing).then_some((&self.held, self.last.as_ref()));
-        let (held, last) = regain(&self.config, &self.data, &self.device, &self.communicator, old)?;
-        (self.held, self.last, self.is_changing) = (held, last, false);
+        // Where the optimiser's state is sharded, what a lost rank had is in a checkpoint alone.
+        let is_whole = !self.config.exchange.sharded;
+        let old = is_whole.then_some((&self.held, self.last.as_ref()));
+        let Regained { held, last, is_from_disk } =
+            regain(&self.config, &self.data, &self.device, &self.communicator, old)?;
+        (self.held, self.last) = (held, last);
         if self.communicator.rank() > 0 {
             return Ok(());
         }
@@ -297,7 +297,17 @@ impl<T: Real> Run<T> {
         if let Some(last) = self.last.clone().filter(|last| last.step == step && !is_told) {
             output.step(last)?;
         }
-        output.event(EventLine { step, what: format!("{what} after step {step}") })
+        let from = match (is_from_disk, step) {
+            (false, _) => format!("after step {step}"),
+            (true, 0) => {
+                "from the beginning, since nobody has the whole state and no checkpoint was written"
+                    .into()
+            }
+            (true, _) => {
+                format!("from the checkpoint of step {step}, since nobody has the whole state")
+            }
+        };
+        output.event(EventLine { step, what: format!("{what} {from}") })
     }
 
     fn banner(&self) -> Result<Banner, Error> {
@@ -361,12 +371,10 @@ impl<T: Real> Run<T> {
             interrupted = all.iter().any(|one| one.interrupted != 0.0);
             let rate = self.config.learning_rate
                 * self.config.schedule.factor(self.held.progress.step + 1, self.steps);
-            self.is_changing = self.config.exchange.sharded;
             let norm = events.run(Phase::Optimiser, || {
                 let most = self.config.max_gradient_norm;
                 self.held.optimizing.step(&mut self.held.model, rate, most)
             })?;
-            self.is_changing = false;
             optimiser_s = events.time(Phase::Optimiser).as_secs_f64();
             self.held.progress.step += 1;
             self.held.progress.position = loaded.after;
@@ -394,6 +402,11 @@ impl<T: Real> Run<T> {
                 self.save(&mut writer)?;
             }
             if all.iter().any(|one| one.newcomers != 0.0) && !is_last {
+                if self.config.exchange.sharded {
+                    // It gets its share from there.
+                    self.save(&mut writer)?;
+                    writer.finish(saving::DEADLINE)?;
+                }
                 return Ok(End::Joined);
             }
         }
@@ -623,7 +636,7 @@ fn regain<T: Real>(
     device: &Device,
     communicator: &Communicator,
     old: Option<(&Held<T>, Option<&StepLine>)>,
-) -> Result<(Held<T>, Option<StepLine>), Error> {
+) -> Result<Regained<T>, Error> {
     let (old, last) = old.unzip();
     let Some(from) = recovery::furthest(communicator, old.map(|held| held.progress))? else {
         let saved = saving::latest(&config.out_folder(), communicator)?;
@@ -633,14 +646,24 @@ fn regain<T: Real>(
             let samples = held.progress.samples;
             held.progress = saving::restore(&saved, samples, &held.model, &mut held.optimizing)?;
         }
-        return Ok((held, None));
+        return Ok(Regained { held, last: None, is_from_disk: true });
     };
     let order = recovery::bucket_order(communicator, old, from)?;
     let mut held = build(config, data, device, communicator, Some(order))?;
     recovery::take_over(&mut held, old, from)?;
     let told = last.flatten().and_then(|line| serde_json::to_vec(line).ok()).unwrap_or_default();
     let told = recovery::tell(communicator, told, from)?;
-    Ok((held, serde_json::from_slice(&told).ok()))
+    let last = serde_json::from_slice(&told).ok();
+    Ok(Regained { held, last, is_from_disk: false })
+}
+
+/// What ranks have after a change.
+struct Regained<T: Real> {
+    held: Held<T>,
+    /// What the last step was, where somebody still knew.
+    last: Option<StepLine>,
+    /// It is a checkpoint's, or the beginning's.
+    is_from_disk: bool,
 }
 
 /// Goes on without the ranks whose loss has ended a communicator, if the run is one that does.

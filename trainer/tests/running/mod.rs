@@ -11,7 +11,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_ringtree-train");
 /// Starts it with these arguments in a folder, without anything of the environment of the tests.
 pub fn start(folder: &Path, arguments: &str) -> Program {
     let mut command = Command::new(PROGRAM);
-    command.env_clear().env("PATH", "/usr/bin:/bin").env("RINGTREE_TIMEOUT", "30");
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("RINGTREE_TIMEOUT", "10");
     command.current_dir(folder).args(arguments.split_whitespace());
     Program::start(command)
 }
