@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// How long one attempt may take to reach somebody who may lead the decision.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long a newcomer waits to be let in, at least: members do that where it suits them.
+const KNOCK_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long a process of another host may take to say that nobody listens there any more, and how often it is asked.
 const PROBE_LIMIT: Duration = Duration::from_millis(200);
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -111,7 +114,7 @@ pub(crate) fn go_on(baggage: &Baggage<'_>) -> Result<Joined, Error> {
 /// # Errors
 /// As [`go_on`]; [`ControlError::NotLetIn`](control::ControlError::NotLetIn) where nobody lets it in.
 pub(crate) fn come_in(settings: &Settings, lineage: &str) -> Result<Joined, Error> {
-    let deadline = Instant::now() + settings.bounded_timeout();
+    let deadline = Instant::now() + settings.bounded_timeout().max(KNOCK_LIMIT);
     let mut meeting = bootstrap::Gathering::at(&settings.rendezvous, &settings.job, deadline)?;
     let service = meeting.service_address(&settings.job, deadline)?;
     let standby = Standby::of(settings, &service);

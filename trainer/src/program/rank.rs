@@ -162,7 +162,11 @@ impl<T: Real> Run<T> {
     fn join(start: Start<'_>, mut communicator: Communicator) -> Result<Run<T>, Error> {
         let Start { config, data, device, .. } = &start;
         let Regained { held, last, .. } = loop {
-            match regain(config, data, device, &communicator, None) {
+            let enough = match start.elastic() {
+                Some(elastic) => elastic.await_enough(&mut communicator, &mut Vec::new()),
+                None => Ok(()),
+            };
+            match enough.and_then(|()| regain(config, data, device, &communicator, None)) {
                 Ok(regained) => break regained,
                 Err(error) => {
                     communicator = survive(start.elastic(), &communicator, error)?.communicator
@@ -234,12 +238,12 @@ impl<T: Real> Run<T> {
                     .and_then(|()| self.train(interrupt, output.as_mut())),
                 None => self.train(interrupt, output.as_mut()),
             };
-            let done = match done {
-                Ok(End::Joined) => recovery::admit(&self.communicator).map(|joined| {
-                    change = Some(joined);
+            let done = match (done, self.elastic) {
+                (Ok(End::Joined), Some(elastic)) => elastic.grow(&self.communicator).map(|grown| {
+                    change = Some(grown);
                     None
                 }),
-                done => done.map(Some),
+                (done, _) => done.map(Some),
             };
             match done {
                 Ok(Some(ended)) => break ended,

@@ -17,6 +17,10 @@ use ringtree_trainer::{DataParallel, Error, Model, Optimizing, Real};
 
 use crate::saving::Progress;
 
+/// How long ranks that are too few wait for another: launchers start again after 10 s at the latest, and a host may need long
+/// to start a program.
+const NEWCOMER_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long ranks rest between two looks for a newcomer.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -45,30 +49,42 @@ impl Elastic {
         communicator: &Communicator,
         error: &Error,
     ) -> Result<Option<GoingOn>, Error> {
-        let Some(mut ended) = what_has_ended(communicator, error) else { return Ok(None) };
-        let mut communicator = communicator.clone();
+        let Some(ended) = what_has_ended(communicator, error) else { return Ok(None) };
         let mut what = Vec::new();
-        loop {
-            what.push(ended.to_string());
-            let shrunk = communicator.shrink()?;
-            what.push(told("lost", &shrunk.lost(communicator.ranks())));
-            what.push(told_newcomers(&shrunk));
-            communicator = shrunk.communicator;
-            // Others may die meanwhile.
-            match self.await_enough(&mut communicator, &mut what) {
-                Ok(()) => break,
-                Err(error) => match what_has_ended(&communicator, &error) {
-                    Some(again) => ended = again,
-                    None => return Err(error),
-                },
-            }
+        let left = shrunk(communicator, &ended, &mut what)?;
+        self.settled(left, what).map(Some)
+    }
+
+    /// Lets newcomers in.
+    ///
+    /// # Errors
+    /// As [`Elastic::survive`].
+    pub fn grow(&self, communicator: &Communicator) -> Result<GoingOn, Error> {
+        let grown = communicator.admit()?;
+        let what = vec![told_newcomers(&grown), told("lost", &grown.lost(communicator.ranks()))];
+        self.settled(grown.communicator, what)
+    }
+
+    /// Waits until there are enough ranks, whoever dies meanwhile.
+    fn settled(
+        &self,
+        mut communicator: Communicator,
+        mut what: Vec<String>,
+    ) -> Result<GoingOn, Error> {
+        while let Err(error) = self.await_enough(&mut communicator, &mut what) {
+            let Some(ended) = what_has_ended(&communicator, &error) else { return Err(error) };
+            communicator = shrunk(&communicator, &ended, &mut what)?;
         }
         what.push(format!("{} go on", communicator.ranks()));
         what.retain(|part| !part.is_empty());
-        Ok(Some(GoingOn { communicator, what: what.join("; ") }))
+        Ok(GoingOn { communicator, what: what.join("; ") })
     }
 
-    fn await_enough(
+    /// Lets newcomers in until there are enough ranks. All ranks do so whenever others have come or gone, newcomers too.
+    ///
+    /// # Errors
+    /// None comes, or what has ended the communicator.
+    pub fn await_enough(
         &self,
         communicator: &mut Communicator,
         what: &mut Vec<String>,
@@ -83,17 +99,17 @@ impl Elastic {
     }
 }
 
-/// Lets newcomers in.
-///
-/// # Errors
-/// What has ended the communicator.
-pub fn admit(communicator: &Communicator) -> Result<GoingOn, Error> {
-    let regrouped = communicator.admit()?;
-    let lost = regrouped.lost(communicator.ranks());
-    let mut what = vec![told_newcomers(&regrouped), told("lost", &lost)];
-    what.push(format!("{} go on", regrouped.communicator.ranks()));
-    what.retain(|part| !part.is_empty());
-    Ok(GoingOn { communicator: regrouped.communicator, what: what.join("; ") })
+/// Those that are left.
+fn shrunk(
+    communicator: &Communicator,
+    ended: &ringtree::Error,
+    what: &mut Vec<String>,
+) -> Result<Communicator, Error> {
+    what.push(ended.to_string());
+    let shrunk = communicator.shrink()?;
+    what.push(told("lost", &shrunk.lost(communicator.ranks())));
+    what.push(told_newcomers(&shrunk));
+    Ok(shrunk.communicator)
 }
 
 /// The loss of ranks that has ended a communicator, if that is what has. An error may have come through candle, which
@@ -128,9 +144,10 @@ fn told_newcomers(regrouped: &Regrouped) -> String {
     }
 }
 
-/// Waits until somebody asks to be let in, at most as long as a call may be without progress.
+/// Waits until somebody asks to be let in, but not for ever.
 fn await_newcomer(communicator: &Communicator, min_ranks: u32) -> Result<(), Error> {
-    let deadline = Instant::now() + communicator.timeout();
+    let limit = NEWCOMER_LIMIT.max(communicator.timeout());
+    let deadline = Instant::now() + limit;
     loop {
         let mut is_there = [u32::from(communicator.members_changed())];
         communicator.all_reduce(&mut is_there, Op::Max)?;
@@ -141,10 +158,9 @@ fn await_newcomer(communicator: &Communicator, min_ranks: u32) -> Result<(), Err
         }
         if is_late != [0] {
             return Err(Error::Argument(format!(
-                "{} ranks are left, and none has come in {:?}: the run needs {min_ranks}; see why ranks are not \
+                "{} ranks are left, and none has come in {limit:?}: the run needs {min_ranks}; see why ranks are not \
                  started again, or give a lower --min-ranks",
-                communicator.ranks(),
-                communicator.timeout()
+                communicator.ranks()
             )));
         }
         std::thread::sleep(LOOK);
