@@ -1,36 +1,15 @@
 //! The program `ringtree-train`, as people use it: real processes, killed, interrupted and started again.
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringtree_tests::program::{Ended, Program};
+use running::{folder, run, start};
 use serde_json::Value;
-use tempfile::TempDir;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ringtree-train");
-
-/// The program in a folder of its own, without anything of the environment of the tests.
-fn command(folder: &Path, arguments: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.env_clear().env("PATH", "/usr/bin:/bin").env("RINGTREE_TIMEOUT", "30");
-    command.current_dir(folder).args(arguments.split_whitespace());
-    command
-}
-
-fn start(folder: &Path, arguments: &str) -> Program {
-    Program::start(command(folder, arguments))
-}
-
-fn run(folder: &Path, arguments: &str) -> Ended {
-    let ended = start(folder, arguments).await_end();
-    assert!(ended.status.success(), "{ended:#?}");
-    ended
-}
 
 /// The lines of a run's metrics of a kind.
 fn metrics(run: &Path, kind: &str) -> Vec<Value> {
@@ -47,10 +26,6 @@ fn losses(run: &Path) -> BTreeMap<u64, (u64, u64)> {
         (step, (bits(&line["loss"]), bits(&line["gradient_norm"])))
     });
     steps.collect()
-}
-
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
 }
 
 #[test]
@@ -149,34 +124,6 @@ fn a_signal_has_it_save_and_leave_and_a_second_one_ends_it_at_once() {
     kill(Pid::from_raw(stuck.pid() as i32), Signal::SIGTERM).expect("it runs");
     kill(Pid::from_raw(stuck.pid() as i32), Signal::SIGINT).expect("it runs");
     assert!(!stuck.await_end().status.success());
-}
-
-/// A browser shows the report: as large as it is, with all its charts.
-#[test]
-fn a_browser_shows_the_report() {
-    let browser = Path::new("/usr/bin/chromium");
-    if !browser.exists() {
-        let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
-        assert!(!in_ci, "chromium is missing: tests/run.sh installs it");
-        // Not by a macro: the line shall be seen although the test passes.
-        let _ = writeln!(io::stderr(), "SKIPPED, no look at the report: chromium is missing");
-        return;
-    }
-    let folder = folder();
-    run(folder.path(), "--ranks 2 --steps 60 --set validate_every=20 --out run");
-    let page = format!("file://{}", folder.path().join("run/report.html").display());
-    let mut command = Command::new(browser);
-    command.current_dir(folder.path()).env("HOME", folder.path());
-    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]);
-    command.args(["--window-size=1280,1500", "--screenshot=report.png", &page]);
-    let ended = Program::start(command).await_end();
-    assert!(ended.status.success(), "{ended:#?}");
-    let picture = image::open(folder.path().join("report.png")).expect("a picture").to_rgb8();
-    // The colours of curves, and of a legend.
-    for (color, least) in [([0, 114, 178], 300), ([213, 94, 0], 200), ([0, 158, 115], 100)] {
-        let pixels = picture.pixels().filter(|pixel| pixel.0 == color).count();
-        assert!(pixels >= least, "{pixels} pixels of {color:?}");
-    }
 }
 
 /// A process that another one has started.
