@@ -82,17 +82,54 @@ impl Gpt {
     }
 }
 
+/// The pass in parts, for programs that do something between them.
+impl Gpt {
+    /// What the first block gets, of shape (B*T, width), for tokens of shape (B, T).
+    ///
+    /// # Errors
+    ///
+    /// What candle says, as where there are more tokens than the block has.
+    pub fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let (samples, block) = tokens.dims2()?;
+        let embedded = self.token_embedding.index_select(&tokens.flatten_all()?, 0)?;
+        let embedded = embedded.reshape((samples, block, ()))?;
+        let positions = self.position_embedding.narrow(0, 0, block)?;
+        embedded.broadcast_add(&positions)?.flatten_to(1)
+    }
+
+    /// How many blocks of attention and MLP there are.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// What a block, counted from 0, makes of the output of the one before it. There must be such a block; both
+    /// are of shape (B*T, width), with B samples.
+    ///
+    /// # Errors
+    ///
+    /// What candle says, as for other shapes.
+    pub fn layer(&self, number: usize, x: &Tensor, samples: usize) -> Result<Tensor> {
+        self.layers[number].forward(x, samples)
+    }
+
+    /// The logits of what the last block has made.
+    ///
+    /// # Errors
+    ///
+    /// What candle says, as for other shapes.
+    pub fn head(&self, x: &Tensor) -> Result<Tensor> {
+        matmul_transposed(&self.norm.forward(x)?, &self.token_embedding)
+    }
+}
+
 impl Model for Gpt {
     fn logits(&self, input: &Tensor) -> Result<Tensor> {
-        let (samples, tokens) = input.dims2()?;
-        let embedded = self.token_embedding.index_select(&input.flatten_all()?, 0)?;
-        let embedded = embedded.reshape((samples, tokens, ()))?;
-        let positions = self.position_embedding.narrow(0, 0, tokens)?;
-        let mut x = embedded.broadcast_add(&positions)?.flatten_to(1)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, samples)?;
+        let samples = input.dim(0)?;
+        let mut x = self.embed(input)?;
+        for number in 0..self.layers() {
+            x = self.layer(number, &x, samples)?;
         }
-        matmul_transposed(&self.norm.forward(&x)?, &self.token_embedding)
+        self.head(&x)
     }
 }
 
