@@ -32,4 +32,4 @@ done
 NVCC
 chmod +x "$target/toolkit/bin/nvcc"
 export PATH=$target/toolkit/bin:$PATH NVCC=$target/toolkit/bin/nvcc CUDA_COMPUTE_CAP=80
-cargo clippy -p ringtree-trainer --lib --features cuda --locked --target-dir "$target" -- -D warnings
+cargo clippy -p ringtree-trainer --lib --bins --features cuda --locked --target-dir "$target" -- -D warnings

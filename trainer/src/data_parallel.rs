@@ -25,6 +25,7 @@ pub struct DataParallel<M, T: Real = f32> {
     parameters: Vec<Parameter>,
     gradients: Arc<Gradients<T>>,
     communicator: Communicator,
+    device: Device,
     sharded: bool,
 }
 
@@ -81,8 +82,8 @@ impl<M, T: Real> DataParallel<M, T> {
         });
         same_everywhere(communicator, digest(names), "has built another model than")?;
         gradients.begin(Exchange::new(communicator, device, &lengths, settings)?, &lengths);
-        let communicator = communicator.clone();
-        let this = DataParallel { model, parameters, gradients, communicator, sharded };
+        let (communicator, device) = (communicator.clone(), device.clone());
+        let this = DataParallel { model, parameters, gradients, communicator, device, sharded };
         this.share_parameters()?;
         Ok(this)
     }
@@ -90,6 +91,11 @@ impl<M, T: Real> DataParallel<M, T> {
     /// The model.
     pub fn model(&self) -> &M {
         &self.model
+    }
+
+    /// Where its parameters are, and where batches must be.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The ranks that train it.
@@ -276,12 +282,6 @@ impl<M, T: Real> DataParallel<M, T> {
             }
             Ok(())
         })
-    }
-
-    /// Whether parameters and gradients are on a GPU.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn is_on_gpu(&self) -> Result<bool> {
-        self.gradients.with_exchange(|exchange| Ok(matches!(exchange, Exchange::Cuda(_))))
     }
 
     /// The order in which gradients become ready, by which buckets are cut: with it, another run sums in the same

@@ -16,7 +16,7 @@
 //! and the optimiser's state on an NVIDIA GPU: a bucket travels in a stream of its own beside candle's, by the GPU
 //! path of `ringtree`. The host waits for the exchange in the first step, and later only where it asks for numbers: an
 //! [`Optimizing`] does once a step, for the gradients' norm. [`GradientExchange::on_gpu`] needs neither the feature nor
-//! candle's tensors. The program `ringtree-train` trains on the host.
+//! candle's tensors. The program `ringtree-train` has `--device cuda` then.
 //!
 //! The exchange is tested against a stand-in for the CUDA driver, which executes the kernels and runs what is queued
 //! as late as it may. What leads from candle's tensors to it is type-checked only, and its optimisers are compared

@@ -1,6 +1,6 @@
 //! What a model is to the trainer.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 
 /// What a model learns from in one go.
 #[derive(Clone, Debug)]
@@ -12,6 +12,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The same on a device: that of the model which learns from it.
+    ///
+    /// # Errors
+    /// What candle says, as where the device has no memory left.
+    pub fn to_device(&self, device: &Device) -> Result<Batch> {
+        Ok(Batch { input: self.input.to_device(device)?, target: self.target.to_device(device)? })
+    }
+
     /// How many samples it has.
     pub fn samples(&self) -> usize {
         self.target.dims().first().copied().unwrap_or(0)

@@ -176,11 +176,8 @@ impl<T: Real> Optimizing<T> {
         }
         let elements = model.parts()?.iter().map(|part| part.elements.len()).sum();
         #[cfg(feature = "cuda")]
-        if let Some(parameter) = model.parameters().first()
-            && model.is_on_gpu()?
-        {
-            let device = parameter.tensor.device();
-            let state = TensorState::new::<T>(self.optimiser, elements, device)?;
+        if model.device().is_cuda() {
+            let state = TensorState::new::<T>(self.optimiser, elements, model.device())?;
             self.state = Some(State::Cuda(state));
             return Ok(());
         }

@@ -8,6 +8,7 @@ use ringtree_trainer::optimiser::{Optimiser, Schedule};
 use ringtree_trainer::{DataParallel, Error, Model, Real};
 
 use crate::config::{Config, Decay, Number};
+use crate::device;
 use crate::output::say;
 
 /// Rows of what and how.
@@ -70,6 +71,7 @@ impl Banner {
                     bytes(parameters * size_of::<T>())
                 ),
             ),
+            ("device", device::describe(model.device())),
             ("step", format!("{of_step} samples ({} a rank{micro}){tokens}", config.batch)),
             ("steps", format!("{steps}, {per_epoch} an epoch")),
             ("optimiser", optimiser(config)),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::Arguments;
+use crate::device::Place;
 
 /// All settings of a run. As a file it is TOML; what is left out has its default, which depends on the model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct Config {
     pub seed: u64,
     /// What parameters and gradients are: f32 or f64.
     pub number: Number,
+    /// Where it calculates: cpu or cuda.
+    pub device: Place,
     /// Samples of a step on each rank.
     pub batch: usize,
     /// Into how many parts a rank's batch is divided, which follow one another before gradients are exchanged once.
@@ -135,6 +138,7 @@ impl Config {
         }
         self.optimiser.check()?;
         self.schedule.check()?;
+        self.device.check(&self)?;
         Ok(self)
     }
 
@@ -182,6 +186,7 @@ fn flags(arguments: &Arguments) -> Vec<(&'static str, Value)> {
     [
         ("model.kind", arguments.model.clone().map(Value::String)),
         ("data", arguments.data.clone().map(Value::String)),
+        ("device", arguments.device.clone().map(Value::String)),
         ("steps", arguments.steps.map(integer)),
         ("epochs", arguments.epochs.map(integer)),
         ("batch", arguments.batch.map(|batch| integer(batch as u64))),
@@ -373,6 +378,14 @@ mod tests {
             ),
             (&["--set", "max_gradient_norm=0"], "max_gradient_norm must be above 0"),
             (&["--set", "optimiser.beta1=1"], "beta1 is 1"),
+            (&["--device", "tpu"], "unknown variant `tpu`, expected `cpu` or `cuda`"),
+            #[cfg(not(feature = "cuda"))]
+            (
+                &["--device", "cuda"],
+                "build it by cargo build --release -p ringtree-trainer --bins --features cuda",
+            ),
+            #[cfg(feature = "cuda")]
+            (&["--device", "cuda", "--set", "exchange.in_bf16=true"], "leave exchange.in_bf16"),
             (&["--config", "/nonexistent.toml"], "the settings in /nonexistent.toml: No such file"),
         ] {
             let error = config(arguments).unwrap_err().to_string();

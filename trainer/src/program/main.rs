@@ -3,6 +3,7 @@
 
 mod banner;
 mod config;
+mod device;
 mod events;
 mod interrupt;
 mod metrics;
@@ -33,8 +34,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// With how many threads candle calculates.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// For how many milliseconds the allocator keeps memory that nobody uses. It reads that when a process starts.
+/// For how many milliseconds the allocator keeps memory that nobody uses: for ever, as a step's is asked for again in the next,
+/// and given back meanwhile, all of it is filled with zeros by the kernel. It is read when a process starts.
 const KEEPS_MEMORY_MS: &str = "MIMALLOC_PURGE_DELAY";
+
+/// When the CUDA driver loads kernels of CUDA's libraries.
+const LOADS_KERNELS: &str = "CUDA_MODULE_LOADING";
 
 /// How long ranks may take to write a checkpoint and leave, after another has failed.
 const GRACE: Duration = Duration::from_secs(30);
@@ -58,6 +63,9 @@ pub struct Arguments {
     /// One more setting, as in a file: `optimiser.momentum=0.9`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Where it calculates: cpu, or cuda where the program is built for GPUs
+    #[arg(long, value_name = "cpu|cuda")]
+    device: Option<String>,
     /// Stop after so many steps
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -104,7 +112,9 @@ enum Resume {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     share_processors(&arguments);
-    keep_memory();
+    set_default(KEEPS_MEMORY_MS, "-1");
+    // While collectives are under way, the driver must load nothing.
+    set_default(LOADS_KERNELS, "EAGER");
     let done = if Settings::in_env() { rank::run(&arguments) } else { start(&arguments) };
     done.unwrap_or_else(|error| {
         eprintln!("ringtree-train: {error}");
@@ -133,12 +143,11 @@ fn share_processors(arguments: &Arguments) {
     unsafe { env::set_var(THREADS, threads.max(1).to_string()) };
 }
 
-/// Has ranks that this process starts keep the memory of a step for the next one. Given back and asked for again, all of it
-/// is filled with zeros by the kernel first.
-fn keep_memory() {
-    if env::var_os(KEEPS_MEMORY_MS).is_none() {
+/// Sets a variable for the ranks that this process starts, unless it is set.
+fn set_default(variable: &str, value: &str) {
+    if env::var_os(variable).is_none() {
         // SAFETY: as above.
-        unsafe { env::set_var(KEEPS_MEMORY_MS, "-1") };
+        unsafe { env::set_var(variable, value) };
     }
 }
 

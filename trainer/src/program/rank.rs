@@ -38,20 +38,22 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
             settings.ranks
         )));
     }
-    let launcher = settings.source;
+    let (launcher, local_rank) = (settings.source, settings.local_rank.unwrap_or(settings.rank));
     // Before other threads begin, so that they leave signals to this one.
     let interrupt = Interrupt::catch()?;
     let communicator = Communicator::with(settings)?;
-    let Some(data) = together(&communicator, opened(&config))? else {
+    let ready = opened(&config).and_then(|data| {
+        let device = config.device.open(&communicator, local_rank)?;
+        Ok((data, device))
+    });
+    let Some((data, device)) = together(&communicator, ready)? else {
         return Ok(ExitCode::SUCCESS);
     };
     match config.number {
-        Number::F32 => {
-            Run::<f32>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
-        }
-        Number::F64 => {
-            Run::<f64>::new(config, arguments, communicator, launcher, data)?.go(&interrupt)
-        }
+        Number::F32 => Run::<f32>::new(config, arguments, communicator, launcher, data, &device)?
+            .go(&interrupt),
+        Number::F64 => Run::<f64>::new(config, arguments, communicator, launcher, data, &device)?
+            .go(&interrupt),
     }
 }
 
@@ -101,6 +103,7 @@ impl<T: Real> Run<T> {
         communicator: Communicator,
         launcher: Source,
         data: Data,
+        device: &Device,
     ) -> Result<Run<T>, Error> {
         let out = config.out_folder();
         let saved = match arguments.resume {
@@ -111,7 +114,7 @@ impl<T: Real> Run<T> {
         exchange.order = saved.as_ref().map(|saved| saved.state().bucket_order.clone());
         let facts = data.train.facts();
         let build = |vb| models::build(&config.model, vb, &facts);
-        let model = DataParallel::new(&communicator, config.seed, exchange, build)?;
+        let model = DataParallel::on_device(&communicator, device, config.seed, exchange, build)?;
         let optimizing = Optimizing::new(config.optimiser, config.decay == Decay::Matrices)?;
         let per_epoch = sampler(&config, &communicator, &data)?.steps_per_epoch();
         let samples = data.train.len();
@@ -195,7 +198,7 @@ impl<T: Real> Run<T> {
         while self.progress.step < self.steps && !interrupted {
             let begin = Instant::now();
             let mut events = StepEvents::default();
-            let loaded = events.run(Phase::Data, || loader.next()).transpose()?;
+            let loaded = events.run(Phase::Data, || self.load(&mut loader))?;
             let Some(loaded) = loaded else { break };
             let loss = self.learn(&loaded, &mut events)?;
             let rate = self.config.learning_rate
@@ -247,6 +250,14 @@ impl<T: Real> Run<T> {
         Ok(interrupted)
     }
 
+    /// The next batch, where the model is.
+    fn load(&self, loader: &mut Loader) -> Result<Option<Loaded>, Error> {
+        let Some(mut loaded) = loader.next().transpose()? else { return Ok(None) };
+        let batch = loaded.batch.map(|batch| batch.to_device(self.model.device())).transpose()?;
+        loaded.batch = batch;
+        Ok(Some(loaded))
+    }
+
     /// Forward and backward passes of a step, and the exchange. Returns the part of the step's loss that this rank has.
     fn learn(&mut self, loaded: &Loaded, events: &mut StepEvents) -> Result<f64, Error> {
         let of_all = self.predictions(loaded) as f64;
@@ -270,12 +281,15 @@ impl<T: Real> Run<T> {
 
     fn validate(&self, output: Option<&mut Output>) -> Result<(), Error> {
         let data = self.data.validation.as_ref();
+        // A GPU's driver may load kernels, which it must not while gradients are under way.
+        self.model.device().synchronize()?;
         self.model.average_buffers(&self.model.model().buffers())?;
         let line = validate(&self.model, data, self.config.batch, self.progress.step)?;
         output.map_or(Ok(()), |output| output.validation(line))
     }
 
     fn save(&self, writer: &mut Writer) -> Result<(), Error> {
+        self.model.device().synchronize()?;
         self.model.average_buffers(&self.model.model().buffers())?;
         let snapshot =
             saving::snapshot(&self.config, self.progress, &self.model, &self.optimizing)?;

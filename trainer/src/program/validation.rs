@@ -23,7 +23,7 @@ pub fn validate<T: Real>(
     // Losses, right predictions, predictions.
     let mut sums = [0.0_f64; 3];
     for indices in own.chunks(batch) {
-        let batch = data.batch(indices, T::DTYPE)?;
+        let batch = data.batch(indices, T::DTYPE)?.to_device(model.device())?;
         let logits = model.model().logits(&batch.input)?.detach();
         let target = batch.target.flatten_all()?;
         let mean = candle_nn::loss::cross_entropy(&logits, &target)?;
