@@ -83,6 +83,21 @@ fn a_killed_run_goes_on_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn a_new_run_does_not_go_on_from_checkpoints_of_an_earlier_one() {
+    let folder = folder();
+    let steps = |steps: u32, more: &str| format!("--steps {steps} --out run {more}");
+    run(folder.path(), &steps(30, ""));
+    for (count, aside, last) in [(10, "run/checkpoints.1", 30), (20, "run/checkpoints.2", 10)] {
+        let ended = run(folder.path(), &steps(count, ""));
+        ended.line(&format!("checkpoints of an earlier run are in {aside} now"));
+        let earlier = folder.path().join(aside).join(format!("step-00000000{last}"));
+        assert!(earlier.exists(), "{}", earlier.display());
+    }
+    let resumed = run(folder.path(), &steps(25, "--resume auto"));
+    resumed.line("resumed from run/checkpoints/step-0000000020 after step 20");
+}
+
+#[test]
 fn another_number_of_ranks_goes_on_with_the_same_samples() {
     let folder = folder();
     let steps = |ranks: u32, batch: usize, more: &str| {
@@ -144,6 +159,16 @@ fn mistakes_are_told_once_and_before_the_first_step() {
         ("--model gpt", "ringtree-train: a gpt learns from text, but the data is images"),
         ("--model lstm", "ringtree-train: there is no model \"lstm\": give mlp, cnn or gpt"),
         ("--set exchange.bucket=3", "ringtree-train: the settings: unknown field `bucket`"),
+        (
+            "--data /dev/null",
+            "ringtree-train: the data in /dev/null: is neither a file nor a folder",
+        ),
+        (
+            "--device cuda",
+            "ringtree-train: device is cuda, but this ringtree-train was built without",
+        ),
+        ("--out short.txt", "ringtree-train: --out short.txt: File exists"),
+        ("--timeline none/t.json", "ringtree-train: --timeline none/t.json: No such file"),
         ("--config nowhere.toml", "ringtree-train: the settings in nowhere.toml: No such file"),
     ] {
         let ended = start(folder.path(), &format!("--ranks 2 {arguments}")).await_end();
@@ -153,6 +178,20 @@ fn mistakes_are_told_once_and_before_the_first_step() {
         assert_eq!(told, 1, "{arguments}: {ended:#?}");
         assert!(!folder.path().join("runs").exists(), "{arguments}");
     }
+}
+
+#[test]
+fn a_run_ends_where_numbers_leave_their_range_and_saves_nothing_of_that() {
+    let folder = folder();
+    run(folder.path(), "--ranks 2 --steps 5 --out run");
+    let ended = start(folder.path(), "--ranks 2 --learning-rate 1e30 --resume auto --out run");
+    let ended = ended.await_end();
+    assert_eq!(ended.status.code(), Some(2), "{ended:#?}");
+    assert!(ended.line("ringtree-train: the loss of step ").contains("(--resume auto)"));
+    let told = ended.lines.iter().filter(|line| line.contains("ringtree-train: ")).count();
+    assert_eq!(told, 1, "{ended:#?}");
+    let resumed = run(folder.path(), "--ranks 2 --steps 10 --resume auto --out run");
+    resumed.line("resumed from run/checkpoints/step-0000000005 after step 5");
 }
 
 #[test]

@@ -71,6 +71,13 @@ pub fn open(spec: &str, settings: &DataSettings) -> Result<Data> {
         let text = Text::from_files(&[path.to_owned()], settings.block)?;
         return Ok(data(DataKind::Text, text));
     }
+    if !path.is_dir() {
+        return Err(Error::Data {
+            path: path.to_owned(),
+            what: "is neither a file nor a folder".into(),
+            remedy: "give a file that can be read more than once".into(),
+        });
+    }
     let mut texts = entries(path)?;
     texts.retain(|path| path.is_file() && path.extension().is_some_and(|e| e == "txt"));
     if !texts.is_empty() {
@@ -114,6 +121,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let error = open_in(&folder.path().join("digit")).err().expect("not there").to_string();
         assert!(error.contains("digit: is not there; give `digits`"), "{error}");
+        let error = open_in(Path::new("/dev/null")).err().expect("a device").to_string();
+        assert!(error.contains("null: is neither a file nor a folder"), "{error}");
         let error = open_in(folder.path()).err().expect("an empty folder").to_string();
         assert!(error.contains("has no folder in it"), "{error}");
     }

@@ -46,7 +46,7 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// Trains a model on several ranks.
 #[derive(Debug, Parser)]
-#[command(name = "ringtree-train", version, about, long_about = LONG)]
+#[command(name = "ringtree-train", version, about, long_about = LONG, after_long_help = MORE)]
 pub struct Arguments {
     /// The model: mlp, cnn or gpt
     #[arg(long, value_name = "NAME")]
@@ -55,12 +55,12 @@ pub struct Arguments {
     #[arg(long, value_name = "digits|FILE|FOLDER")]
     data: Option<String>,
     /// How many ranks are started on this host; as many as a launcher has started, under one
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
     /// A file of settings, as the one that each run leaves in its folder
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// One more setting, as in a file: `optimiser.momentum=0.9`
+    /// One more setting, as in a file: `exchange.sharded=true`. May be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Where it calculates: cpu, or cuda where the program is built for GPUs
@@ -101,6 +101,15 @@ pub struct Arguments {
 const LONG: &str = "Trains a model on several ranks: each has the whole model and a part of each batch, and gradients are \
 averaged while they are calculated. Starts its ranks itself, or takes part in a job that ringtree run, torchrun, \
 mpirun or srun has started.";
+
+const MORE: &str = "Examples:
+  ringtree-train --model mlp --data digits --ranks 2
+  ringtree-train --model gpt --data play.txt --ranks 2 --set checkpoint_every=100
+  ringtree-train --model gpt --data play.txt --ranks 2 --resume auto
+  torchrun --no-python --nproc-per-node 2 ringtree-train --model mlp --data digits
+
+A run leaves all of its settings in the file config.toml of its folder: --set and --config take the same. What each of them \
+is stands in docs/training.md.";
 
 /// Whether a run goes on where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -92,6 +92,8 @@ struct Run<T: Real> {
     out: PathBuf,
     dry_run: bool,
     timeline: Option<PathBuf>,
+    /// Whether it goes on from no checkpoint, even where there are some.
+    begins_anew: bool,
     /// What was resumed from.
     resumed: Option<PathBuf>,
 }
@@ -130,6 +132,7 @@ impl<T: Real> Run<T> {
             out,
             dry_run: arguments.dry_run,
             timeline: arguments.timeline.clone(),
+            begins_anew: arguments.resume == Resume::Never,
             resumed: None,
         };
         if let Some(saved) = saved {
@@ -157,33 +160,55 @@ impl<T: Real> Run<T> {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        let mut output = None;
-        if is_first {
-            fs::create_dir_all(&self.out).map_err(refused(&self.out))?;
-            self.write_config()?;
-            let resumed = self.resumed.as_deref().map(|folder| (folder, self.progress.step));
-            let metrics =
-                Metrics::open(self.out.join("metrics.jsonl"), resumed.map(|(_, step)| step))?;
-            output = Some(Output::new(banner, resumed, metrics, self.steps, self.counts_tokens()));
-        }
         // The others write their checkpoints into folders that it has made.
-        self.communicator.barrier()?;
+        let begun = if is_first { self.begin(banner).map(Some) } else { Ok(None) };
+        let Some(mut output) = together(&self.communicator, begun)? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         let ended = self.train(interrupt, output.as_mut());
         let banner = output.map(Output::end);
-        let interrupted = ended?;
+        let ended = ended?;
         if let Some(banner) = banner {
             let path = report::write(&self.out, &banner)?;
             say(&format!("report: {}", path.display()));
         }
-        Ok(ExitCode::from(if interrupted { 130 } else { 0 }))
+        match ended {
+            End::Finished => Ok(ExitCode::SUCCESS),
+            End::Interrupted => Ok(ExitCode::from(130)),
+            End::Diverged(why) if is_first => Err(Error::Argument(why)),
+            End::Diverged(_) => Ok(ExitCode::SUCCESS),
+        }
     }
 
-    /// Trains to the end, or until a signal asks it to leave; says whether one has.
+    /// Makes the run's folder and what stands in it from the beginning. What cannot be written is told now, and not after the last
+    /// step.
+    fn begin(&self, banner: Banner) -> Result<Output, Error> {
+        let mistaken = |what: &str, path: &Path, error: std::io::Error| {
+            let path = path.display();
+            Error::Argument(format!("{what} {path}: {error}; give another one"))
+        };
+        if let Some(path) = &self.timeline {
+            fs::write(path, "").map_err(|error| mistaken("--timeline", path, error))?;
+        }
+        fs::create_dir_all(&self.out).map_err(|error| mistaken("--out", &self.out, error))?;
+        if self.begins_anew
+            && let Some(path) = saving::set_aside(&self.out)?
+        {
+            say(&format!("checkpoints of an earlier run are in {} now", path.display()));
+        }
+        self.write_config()?;
+        let resumed = self.resumed.as_deref().map(|folder| (folder, self.progress.step));
+        let path = self.out.join("metrics.jsonl");
+        let metrics = Metrics::open(path, resumed.map(|(_, step)| step))?;
+        Ok(Output::new(banner, resumed, metrics, self.steps, self.counts_tokens()))
+    }
+
+    /// Trains to the end, until a signal asks it to leave, or until there is nothing to go on with.
     fn train(
         &mut self,
         interrupt: &Interrupt,
         mut output: Option<&mut Output>,
-    ) -> Result<bool, Error> {
+    ) -> Result<End, Error> {
         let sampler = sampler(&self.config, &self.communicator, &self.data)?;
         let rank = self.communicator.rank() as usize;
         let data: Arc<_> = self.data.train.clone();
@@ -224,6 +249,11 @@ impl<T: Real> Run<T> {
                     sampler.steps_per_epoch(),
                 ))?;
             }
+            let loss: f64 = all.iter().map(|one| one.loss).sum();
+            if !loss.is_finite() || !norm.is_finite() {
+                writer.finish(saving::DEADLINE)?;
+                return Ok(self.diverged(loss, norm));
+            }
             if is_due(self.config.check_every, self.progress.step) {
                 self.model.check_equal()?;
             }
@@ -247,7 +277,17 @@ impl<T: Real> Run<T> {
         if let (Some(timeline), Some(path)) = (timeline, &self.timeline) {
             timeline.write(&self.communicator, path)?;
         }
-        Ok(interrupted)
+        Ok(if interrupted { End::Interrupted } else { End::Finished })
+    }
+
+    /// Its parameters are not saved: those of an earlier checkpoint stay.
+    fn diverged(&self, loss: f64, gradient_norm: f64) -> End {
+        End::Diverged(format!(
+            "the loss of step {} is {loss} and its gradient's norm {gradient_norm}: training has failed, and the step is \
+             not saved; begin again, or go on from the last checkpoint (--resume auto), with a --learning-rate \
+             below {} or a bound on gradients (--set max_gradient_norm=1)",
+            self.progress.step, self.config.learning_rate
+        ))
     }
 
     /// The next batch, where the model is.
@@ -352,6 +392,16 @@ impl<T: Real> Run<T> {
         let path = self.out.join("config.toml");
         fs::write(&path, self.config.to_toml()?).map_err(refused(&path))
     }
+}
+
+/// How training has ended, the same on all ranks.
+enum End {
+    /// By its last step.
+    Finished,
+    /// By a signal.
+    Interrupted,
+    /// Numbers have left their range; says what to do.
+    Diverged(String),
 }
 
 /// What ranks tell each other after a step.

@@ -1,5 +1,7 @@
 //! What a run saves, and how another goes on from it.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +40,31 @@ pub fn writer(out: &Path, communicator: &Communicator, kept: usize) -> Result<Wr
         keep: NonZeroUsize::new(kept).unwrap_or(NonZeroUsize::MIN),
         deadline: DEADLINE,
     })
+}
+
+/// Moves the checkpoints of an earlier run out of the way of a new one, so that nobody goes on from them by mistake, and
+/// returns where they are then; `None` where there are none.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn set_aside(out: &Path) -> Result<Option<PathBuf>, Error> {
+    let old = folder(out);
+    let refused = |source| Error::File { path: old.clone(), source };
+    let is_empty = match fs::read_dir(&old) {
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        entries => entries.map_err(refused)?.next().is_none(),
+    };
+    if is_empty {
+        return Ok(None);
+    }
+    let numbered = (1_u32..).map(|number| out.join(format!("checkpoints.{number}")));
+    for path in numbered {
+        if !path.try_exists().map_err(refused)? {
+            fs::rename(&old, &path).map_err(refused)?;
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// The last good checkpoint of a run, which rank 0 finds for all.
@@ -133,11 +160,11 @@ pub fn restore<T: Real>(
         return Err(Error::Checkpoint { path: saved.path().to_owned(), what });
     }
     for one in model.parameters() {
-        one.write(|values: &mut [T]| saved.read(&one.name, values))??;
+        one.write(|values: &mut [T]| saved.read(&one.name, values))?.map_err(of_another_model)?;
     }
     for (name, buffer) in model.model().buffers() {
         let mut values = vec![T::default(); buffer.elem_count()];
-        saved.read(&name, &mut values)?;
+        saved.read(&name, &mut values).map_err(of_another_model)?;
         let values = Tensor::from_vec(values, buffer.dims(), buffer.device())?;
         buffer.set(&values.to_dtype(buffer.dtype())?)?;
     }
@@ -148,4 +175,15 @@ pub fn restore<T: Real>(
     })?;
     let position = Position { epoch: state.epoch, consumed: state.consumed_samples as usize };
     Ok(Progress { step: state.step, position, samples })
+}
+
+/// What to do where a checkpoint does not have what the model asks for.
+fn of_another_model(error: Error) -> Error {
+    match error {
+        Error::Checkpoint { path, what } => {
+            let remedy = "go on with the model that the run began with, or give another --out";
+            Error::Checkpoint { path, what: format!("{what}; {remedy}") }
+        }
+        other => other,
+    }
 }
