@@ -167,8 +167,8 @@ fn mistakes_are_told_once_and_before_the_first_step() {
             "--device cuda",
             "ringtree-train: device is cuda, but this ringtree-train was built without",
         ),
-        ("--out short.txt", "ringtree-train: the run's folder short.txt: File exists"),
-        ("--timeline none/t.json", "ringtree-train: none/t.json: No such file or directory"),
+        ("--out short.txt", "ringtree-train: --out short.txt: File exists"),
+        ("--timeline none/t.json", "ringtree-train: --timeline none/t.json: No such file"),
         ("--config nowhere.toml", "ringtree-train: the settings in nowhere.toml: No such file"),
     ] {
         let ended = start(folder.path(), &format!("--ranks 2 {arguments}")).await_end();

@@ -322,13 +322,14 @@ impl<T: Real> Run<T> {
     /// Makes the run's folder and what stands in it from the beginning. What cannot be written is told now, and not after the last
     /// step.
     fn begin(&self, banner: Banner) -> Result<Output, Error> {
+        let mistaken = |what: &str, path: &Path, error: std::io::Error| {
+            let path = path.display();
+            Error::Argument(format!("{what} {path}: {error}; give another one"))
+        };
         if let Some(path) = &self.timeline {
-            fs::write(path, "").map_err(refused(path))?;
+            fs::write(path, "").map_err(|error| mistaken("--timeline", path, error))?;
         }
-        fs::create_dir_all(&self.out).map_err(|error| {
-            let folder = self.out.display();
-            Error::Argument(format!("the run's folder {folder}: {error}; give another --out"))
-        })?;
+        fs::create_dir_all(&self.out).map_err(|error| mistaken("--out", &self.out, error))?;
         if self.begins_anew
             && let Some(path) = saving::set_aside(&self.out)?
         {
