@@ -184,6 +184,7 @@ pub fn bind(settings: &Settings, rendezvous: &str) -> Result<Endpoint, EndpointE
         advertise: settings.advertise.clone(),
         sockets: settings.sockets,
         encrypts: settings.encrypts,
+        checksums: settings.checksums,
         attach: settings.attach,
         rdma: settings.rdma.clone(),
         rendezvous: Some(rendezvous.to_owned()),

@@ -26,6 +26,10 @@ struct Records {
     next: u64,
 }
 
+/// A record that is not the next one of its sender's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unproven;
+
 /// Both directions of one socket.
 pub(super) fn ciphers(keys: &FrameKeys) -> (Sealer, Opener) {
     (Sealer(Records::new(&keys.send)), Opener(Records::new(&keys.receive)))
@@ -48,10 +52,10 @@ impl Opener {
     ///
     /// # Errors
     /// It is not the next record that the peer sealed.
-    pub fn open(&mut self, sealed: &mut [u8]) -> Result<(), &'static str> {
+    pub fn open(&mut self, sealed: &mut [u8]) -> Result<(), Unproven> {
         let nonce = self.0.nonce();
         let opened = self.0.key.open_in_place(nonce, Aad::empty(), sealed);
-        opened.map(drop).map_err(|_| "a frame that its sender did not encrypt so")
+        opened.map(drop).map_err(|_| Unproven)
     }
 }
 
