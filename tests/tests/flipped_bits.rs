@@ -93,7 +93,7 @@ fn each_bit_of_a_board_is_found() {
 
 #[test]
 fn each_bit_on_the_wire_is_found() {
-    let data: Vec<u8> = (0..97).map(|i| i * 3).collect();
+    let data: Vec<u8> = (0..97_u8).map(|i| i.wrapping_mul(3)).collect();
     let wire_bytes = recorded(&data).len();
     for bit in 0..8 * wire_bytes {
         let mut wire = recorded(&data);
