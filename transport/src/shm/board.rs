@@ -133,9 +133,9 @@ impl Places {
     /// Whether the place of an exchange has a stamp that its owner gave it: its own, or what was there before.
     pub(super) fn has_known_stamp(&self, number: u32) -> bool {
         let found = self.of(number).stamp.load(Ordering::Acquire);
-        // Numbers begin anew at 2.
-        let before = if number < 4 { u32::MAX - 3 + number } else { number - 2 };
-        found == stamp(number) || found == stamp(before) || found == 0 && number < 4
+        let is_known = found == stamp(number) || found == stamp(number.wrapping_sub(2));
+        // The first ones find nothing there, or the last ones, since numbers begin anew at 2.
+        is_known || number < 4 && (found == 0 || found == stamp(u32::MAX - 3 + number))
     }
 }
 
@@ -207,6 +207,33 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn no_bit_makes_a_stamp_of_another() {
+        let places = places();
+        let label = Label { len: 0, sequence: 0, digest: 0 };
+        for number in [1, 2, 3, 4, 5, 6, u32::MAX - 1, u32::MAX, 2, 3, 4] {
+            if number == u32::MAX - 1 {
+                // As if all between had come.
+                places.0[0].stamp.store(stamp(number - 2), Ordering::Relaxed);
+                places.0[1].stamp.store(stamp(number - 1), Ordering::Relaxed);
+            }
+            let flipped = |bit: u32| {
+                let stamp = &places.of(number).stamp;
+                stamp.fetch_xor(1 << bit, Ordering::Relaxed);
+                let seen = (places.has_known_stamp(number), places.read(number).is_some());
+                stamp.fetch_xor(1 << bit, Ordering::Relaxed);
+                seen
+            };
+            assert!(places.has_known_stamp(number) && places.read(number).is_none());
+            assert!((0..32).all(|bit| flipped(bit) == (false, false)), "before {number}");
+            // SAFETY: there are no bytes, and nobody reads.
+            unsafe { places.publish(number, label, [].as_ptr(), None) };
+            assert!(places.has_known_stamp(number) && places.read(number).is_some());
+            assert!((0..32).all(|bit| flipped(bit) == (false, false)), "of {number}");
+        }
     }
 
     #[cfg(not(loom))]
