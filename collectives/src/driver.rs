@@ -325,7 +325,7 @@ impl Driver {
                         format!("{error}; check the network between them")
                     }
                     LinkError::Corrupt { .. } | LinkError::Tampered { .. } => {
-                        format!("in {operation} {error}")
+                        format!("in {operation}: {error}")
                     }
                     _ => error.to_string(),
                 };

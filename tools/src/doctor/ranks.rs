@@ -116,7 +116,11 @@ pub fn examine(
     if findings.iter().all(|finding| finding.level < Level::Failure) {
         findings.extend(endpoint.err().map(|error| ENDPOINT.failure(error.to_string())));
     }
-    let siblings = if settings.attach == Attach::Never { Siblings::Off } else { siblings(&links) };
+    let siblings = match settings.attach {
+        Attach::Never => Siblings::Off("RINGTREE_ATTACH=never"),
+        _ if settings.checksums => Siblings::Off("RINGTREE_CHECKSUMS=1"),
+        _ => siblings(&links),
+    };
     findings.push(attach::check(system, siblings));
     let report = RankReport { findings, links, probed };
     if rank > 0 {
