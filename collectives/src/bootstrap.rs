@@ -100,6 +100,7 @@ struct Introduction {
     /// It can be reached over RDMA.
     has_rdma: bool,
     reproducible: bool,
+    checksums: bool,
     /// What counts are rank 0's.
     costs: Costs,
     /// Rank 0 may have a table of measured times for all.
@@ -150,6 +151,7 @@ pub(crate) fn meet_as(
     let deadline = Instant::now() + timeout;
     let communicator = communicator_id(&settings.job, &name);
     let board = Board::new()?;
+    let board = if settings.checksums { board.with_checksums() } else { board };
     let mut meeting = Gathering::at(&meets_at, &settings.job, deadline)?;
     let found = FoundTopology::of(&settings.topology, settings.local_rank)?;
     let mut rdma = settings.rdma.clone();
@@ -164,6 +166,7 @@ pub(crate) fn meet_as(
         advertise: settings.advertise.clone(),
         sockets: settings.sockets,
         encrypts: settings.encrypts,
+        checksums: settings.checksums,
         attach: settings.attach,
         rdma,
         rendezvous: Some(meeting.address.clone()),
@@ -190,6 +193,7 @@ pub(crate) fn meet_as(
         transports: settings.transports,
         has_rdma: endpoint.has_rdma(),
         reproducible: settings.reproducible,
+        checksums: settings.checksums,
         costs: settings.costs,
         may_be_tuned: matches!(&settings.tuning, Tuning::Kept(cache) if cache.exists()),
         site: found.site,
@@ -483,6 +487,7 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
         advertise: vec![],
         sockets: 1,
         encrypts: false,
+        checksums: false,
         attach: Attach::Auto,
         rdma: RdmaConfig::default(),
         // Of the process, as the driver is.
@@ -573,7 +578,8 @@ fn introductions(values: &[Vec<u8>], mine: &Introduction) -> Result<Vec<Introduc
             .ok_or_else(|| Error::Settings(format!("rank {rank}'s introduction is malformed")))?;
         let expects = |one: &Introduction| {
             let mode = if one.reproducible { ", reproducible" } else { "" };
-            format!("{} ranks over {}{mode}", one.ranks, one.transports)
+            let checksums = if one.checksums { ", with checksums" } else { "" };
+            format!("{} ranks over {}{mode}{checksums}", one.ranks, one.transports)
         };
         if expects(&other) != expects(mine) {
             return Err(Error::Settings(format!(
@@ -599,6 +605,7 @@ impl Introduction {
         out.push(self.transports as u8);
         out.push(self.has_rdma.into());
         out.push(u8::from(self.reproducible));
+        out.push(u8::from(self.checksums));
         out.extend_from_slice(&self.costs.encode());
         out.push(u8::from(self.may_be_tuned));
         out.extend_from_slice(&self.site.encode());
@@ -624,6 +631,7 @@ impl Introduction {
         let (&transports, bytes) = bytes.split_first()?;
         let (&has_rdma, bytes) = bytes.split_first()?;
         let (&reproducible, bytes) = bytes.split_first()?;
+        let (&checksums, bytes) = bytes.split_first()?;
         let (costs, bytes) = bytes.split_first_chunk()?;
         let (&may_be_tuned, bytes) = bytes.split_first()?;
         let (site, bytes) = bytes.split_first_chunk()?;
@@ -650,6 +658,7 @@ impl Introduction {
             transports: Transports::ALL.into_iter().find(|t| *t as u8 == transports)?,
             has_rdma: has_rdma != 0,
             reproducible: reproducible != 0,
+            checksums: checksums != 0,
             costs: Costs::decode(costs)?,
             may_be_tuned: may_be_tuned != 0,
             site: Site::decode(site),

@@ -320,10 +320,15 @@ impl Driver {
         match fault {
             Fault::Link(error) => {
                 let peer = error.peer();
-                let mut reason = error.to_string();
-                if matches!(error, LinkError::Failed { transport: TransportKind::Tcp, .. }) {
-                    reason.push_str("; check the network between them");
-                }
+                let reason = match &error {
+                    LinkError::Failed { transport: TransportKind::Tcp, .. } => {
+                        format!("{error}; check the network between them")
+                    }
+                    LinkError::Corrupt { .. } | LinkError::Tampered { .. } => {
+                        format!("in {operation}: {error}")
+                    }
+                    _ => error.to_string(),
+                };
                 self.control.link_failed(LinkFailure { peer, reason, operation: Some(operation) });
                 self.verdict_or(Error::Link { operation, error })
             }

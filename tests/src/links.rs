@@ -152,6 +152,36 @@ pub fn rdma_attempt(
     })
 }
 
+/// TCP, with checksums.
+pub fn tcp_checked() -> Pair {
+    tcp().with_checksums()
+}
+
+/// TCP over three connections, with checksums.
+pub fn tcp_several_checked() -> Pair {
+    tcp_several().with_checksums()
+}
+
+/// Shared memory, with checksums.
+pub fn shm_checked() -> Pair {
+    shm().with_checksums()
+}
+
+/// Simulation, with checksums.
+pub fn sim_checked() -> Pair {
+    sim().with_checksums()
+}
+
+/// RDMA between two ports, with checksums.
+pub fn rdma_checked() -> Pair {
+    rdma().with_checksums()
+}
+
+/// RDMA over two pairs of ports, with checksums.
+pub fn rdma_rails_checked() -> Pair {
+    rdma_rails().with_checksums()
+}
+
 /// Simulation, with jitter.
 pub fn sim() -> Pair {
     let network = Network::new(Config { seed: 7, jitter_ns: 20_000, ..Config::default() });
@@ -163,6 +193,12 @@ pub fn sim() -> Pair {
 }
 
 impl Pair {
+    /// The pair with checksums in all frames.
+    pub fn with_checksums(self) -> Pair {
+        let Pair { left, right, world } = self;
+        Pair { left: left.with_checksums(), right: right.with_checksums(), world }
+    }
+
     /// Divides both directions among `lanes`.
     pub fn divide(&mut self, lanes: usize) {
         self.left.divide(lanes);

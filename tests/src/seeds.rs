@@ -271,7 +271,8 @@ fn case(random: &mut Random, ranks: u32, slice_bytes: usize) -> Case {
     };
     let count = if collective == Collective::Barrier { 0 } else { count.min(most) };
     let timeout_ns = TIMEOUT_NS;
-    Case { algorithm, collective, hosts, count, schedule, at_once, in_place, timeout_ns }
+    let checksums = false;
+    Case { algorithm, collective, hosts, count, schedule, at_once, in_place, checksums, timeout_ns }
 }
 
 /// Early times are as likely as late ones.

@@ -40,6 +40,8 @@ pub struct Case {
     pub at_once: bool,
     /// One buffer, or two.
     pub in_place: bool,
+    /// Whether frames have checksums.
+    pub checksums: bool,
     /// How long a rank waits without progress.
     pub timeout_ns: u64,
 }
@@ -230,7 +232,8 @@ impl Rank {
         }
         let mut links: Vec<Option<Link>> = (0..case.ranks()).map(|_| None).collect();
         for &peer in operation.peers() {
-            links[peer as usize] = Some(Link::Sim(network.link(rank, peer)));
+            let link = Link::Sim(network.link(rank, peer));
+            links[peer as usize] = Some(if case.checksums { link.with_checksums() } else { link });
         }
         Rank {
             operation,

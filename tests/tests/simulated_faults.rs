@@ -1,14 +1,16 @@
 //! Every algorithm, run by the real executor on a simulated network, with every fault at every
-//! place: each link operation fails once, cuts its link once and is its rank's last once, and each
-//! frame is lost once.
+//! place: each link operation fails once, cuts its link once and is its rank's last once, each frame is lost
+//! once, and each arrives with a changed bit once, where frames have checksums.
 //!
 //! Whatever happens, every rank ends with a result or an error within its deadline, a result is
-//! the right one, a rank that lost something it needs says so, and nothing is left behind.
+//! the right one, a rank that lost something it needs says so, whoever gets a changed bit names its sender, and
+//! nothing is left behind.
 
 use ringtree::executor::Schedule;
 use ringtree::{Algorithm, Collective};
 use ringtree_tests::live_bytes::{Counting, live_bytes};
 use ringtree_tests::simulation::{AT_ONCE, Case, Outcome, exact};
+use ringtree_transport::LinkError;
 use ringtree_transport::sim::{
     self, Config, FrameEffect, Match, Network, OperationEffect, Rule, TraceEvent,
 };
@@ -155,6 +157,7 @@ fn case(algorithm: Algorithm, collective: Collective, ranks: u32, in_place: bool
         schedule: if at_once { AT_ONCE } else { SCHEDULE },
         at_once,
         in_place,
+        checksums: false,
         timeout_ns: TIMEOUT_NS,
     }
 }
@@ -178,13 +181,32 @@ fn survives(case: Case) {
                     survives_rule(&case, rule, longest_ns, fails);
                 }
             }
-            TraceEvent::Left { number, to, .. } => {
+            TraceEvent::Left { number, from, to, .. } => {
                 let rule = Rule::Frame(Match::any().nth(number), FrameEffect::Drop);
                 survives_rule(&case, rule, longest_ns, Some(to));
+                // Of the frame's tag or, if it has one, of its payload.
+                let bit = number * 29 % 600;
+                survives_flip(&case, number, bit, (from, to), longest_ns);
             }
             _ => {}
         }
     }
+}
+
+/// Runs a case in which one bit of a frame between two ranks is changed.
+fn survives_flip(case: &Case, frame: u64, bit: u64, (from, to): (u32, u32), longest_ns: u64) {
+    let network = Network::new(CONFIG);
+    network.add_rule(Rule::Frame(Match::any().nth(frame), FrameEffect::Flip(bit)));
+    let case = Case { checksums: true, ..case.clone() };
+    let outcomes = case.run(&network, &[], exact);
+    let what = || format!("{case:?}, bit {bit} of frame {frame}: {outcomes:?}");
+    case.check(&outcomes).unwrap_or_else(|wrong| panic!("{wrong}; {}", what()));
+    let is_named = matches!(
+        outcomes[to as usize],
+        Outcome::Link(LinkError::Corrupt { peer, .. }) if peer == from
+    );
+    assert!(is_named, "rank {to} does not name rank {from}: {}", what());
+    assert!(network.now_ns() <= longest_ns, "{} ns: {}", network.now_ns(), what());
 }
 
 /// Runs a case with a rule; `fails` is a rank that cannot have a result.

@@ -76,6 +76,7 @@ fn kept_streams_end_as_they_must() {
                 LinkError::Closed { .. } => "closed",
                 LinkError::Protocol { .. } => "protocol",
                 LinkError::Failed { .. } => "failed",
+                error => panic!("{name}, seed {seed}: {error}"),
             };
             assert!(name.starts_with(kind), "{name}, seed {seed}: {error}");
         }

@@ -60,6 +60,31 @@ fn this_machine_is_examined_and_nothing_fails() {
 }
 
 #[test]
+fn patterns_are_written_over_every_path() {
+    for (arguments, directions) in
+        [("doctor --probe --json", 2), ("run --ranks 3 --raw -- ringtree doctor --probe --json", 6)]
+    {
+        let (report, status) = doctor(arguments, &[]);
+        let probes = named(&report, "probe").into_iter();
+        let probes: Vec<&str> = probes.filter_map(|probe| probe["seen"].as_str()).collect();
+        let arrived =
+            |path: &str| format!("{path}: 6 patterns arrived in {directions} directions, as ");
+        for (path, way) in [
+            (
+                "shared memory",
+                "small messages, slots, memory read in place, memory written in place",
+            ),
+            ("tcp", "small messages, large messages"),
+        ] {
+            let is_told = probes.iter().any(|seen| seen.starts_with(&(arrived(path) + way)));
+            assert!(is_told, "{path} is missing: {probes:?}");
+        }
+        assert!(findings(&report).iter().all(|finding| finding["level"] != "failure"), "{report}");
+        assert_eq!(status, Some(0));
+    }
+}
+
+#[test]
 fn memory_that_cannot_be_locked_is_a_warning() {
     let (report, status) = limited("ulimit -l 0", "doctor --json");
     let memlock = finding(&report, "memlock");

@@ -6,6 +6,7 @@
 //! exchange addresses; every connection proves the job's secret first ([`secure`]).
 #![deny(missing_docs)]
 
+mod checksum;
 mod credit;
 pub mod cuda;
 pub mod endpoint;
@@ -25,6 +26,7 @@ pub mod sim;
 pub mod tcp;
 pub mod wait;
 
+pub use checksum::Damage;
 pub use link::{
     Arrival, CHANNELS, Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, MAX_LANES, POINT_TO_POINT,
     Slot, SlotMemory, Tag, TransportKind,

@@ -10,11 +10,16 @@
 //! from the call that looks for more, or from [`Link::poll`]. It is for the caller to know whether
 //! it still wanted something.
 //!
+//! After [`Link::with_checksums`], each frame carries checksums, and a call that would show one that they do
+//! not fit returns [`LinkError::Corrupt`] instead, again and again. Everything goes by frames then: nothing is
+//! lent, offered or read in place by the peer's process or GPU, since no frame's checksum would speak of it.
+//!
 //! The set of transports is closed, so that the inner loop is a match and not a virtual call.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::checksum::Damage;
 use crate::cuda::{DeviceAddress, Probe};
 use crate::memory::{Registration, SharedMemory};
 use crate::{rdma, shm, sim, tcp};
@@ -160,6 +165,33 @@ pub enum LinkError {
         /// What was wrong.
         reason: String,
     },
+    /// What came is not what the peer sent: its checksum says so.
+    #[error(
+        "what rank {peer} sent over {transport} was changed on its way: the checksum does not fit {damage}; \
+         test the memory of both hosts and what is between them (ringtree doctor --probe)"
+    )]
+    Corrupt {
+        /// The peer.
+        peer: u32,
+        /// By which transport it was reached.
+        transport: TransportKind,
+        /// What was changed.
+        damage: Damage,
+    },
+    /// What came is not what the peer encrypted.
+    #[error(
+        "what rank {peer} encrypted was altered, repeated, left out or put in another order on its way over \
+         {transport}: {damage} cannot be decrypted; find out who or what changes the connections between \
+         the two hosts"
+    )]
+    Tampered {
+        /// The peer.
+        peer: u32,
+        /// By which transport it was reached.
+        transport: TransportKind,
+        /// What cannot be decrypted.
+        damage: Damage,
+    },
 }
 
 impl LinkError {
@@ -168,6 +200,8 @@ impl LinkError {
         match self {
             LinkError::Closed { peer, .. }
             | LinkError::Failed { peer, .. }
+            | LinkError::Corrupt { peer, .. }
+            | LinkError::Tampered { peer, .. }
             | LinkError::Protocol { peer, .. } => *peer,
         }
     }
@@ -212,6 +246,14 @@ impl Link {
             Link::Rdma(_) => TransportKind::Rdma,
             Link::Sim(_) => TransportKind::Sim,
         }
+    }
+
+    /// The link with checksums in all its frames from now on. Before anything was posted or has been taken in, and
+    /// on both sides or on none.
+    #[must_use]
+    pub fn with_checksums(mut self) -> Link {
+        each!(&mut self, l => l.check_frames());
+        self
     }
 
     /// Divides the slots among `lanes` lanes from now on. Slices that are under way keep theirs
@@ -526,10 +568,10 @@ impl Link {
     /// What the peer has published for an exchange, if it has. Its bytes stay until this rank
     /// publishes for the next one.
     #[inline]
-    pub fn published(&self, number: u32) -> Option<Arrival> {
+    pub fn published(&self, number: u32) -> Result<Option<Arrival>, LinkError> {
         match self {
             Link::Shm(link) => link.published(number),
-            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => None,
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => Ok(None),
         }
     }
 

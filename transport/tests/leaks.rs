@@ -63,6 +63,7 @@ fn endpoint(rank: u32, transports: Transports) -> Endpoint {
         rdma: RdmaConfig::default(),
         sockets: 1,
         encrypts: false,
+        checksums: false,
         attach: Attach::Auto,
         job: job(),
         communicator: 1,

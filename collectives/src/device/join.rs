@@ -22,7 +22,7 @@ impl Communicator {
     /// joined with, or none: a call on a GPU and one on the host are different calls then. Reductions are folded in the
     /// order of the ranks, and rounded once: the bits of `one-shot`, and of the reproducible mode.
     ///
-    /// Where it gives `false`, to all ranks, calls are carried out as before; the log names two ranks that do not reach each
+    /// Where it gives `false`, to all ranks, as it does with [checksums](crate::Settings::checksums), calls are carried out as before; the log names two ranks that do not reach each
     /// other.
     ///
     /// # Errors
@@ -31,6 +31,12 @@ impl Communicator {
         if self.inner.boards().is_some() {
             let what = "the ranks have joined their GPUs before, which stays: join those of another communicator";
             return Err(Error::Argument(what.to_owned()));
+        }
+        if self.settings().checksums {
+            tracing::info!(
+                "small calls on GPUs pass the host: what GPUs read of each other has no checksums"
+            );
+            return Ok(false);
         }
         let (rank, ranks, hosts) = (self.rank(), self.ranks(), self.shape().hosts);
         if ranks == 1 || ranks as usize > MOST_OPERANDS || hosts > 1 {

@@ -227,7 +227,8 @@ impl Operation {
         if !link.shares_board() {
             return self.receive_message(exchange, peer, len, links);
         }
-        let Some(published) = link.published(exchange.published.number) else { return Ok(None) };
+        let found = link.published(exchange.published.number).map_err(Fault::Link)?;
+        let Some(published) = found else { return Ok(None) };
         if published.tag != self.tag {
             return Err(Fault::Mismatch { peer, theirs: published.tag });
         }
@@ -298,7 +299,7 @@ impl Operation {
         // A peer may have published, seen everyone and left since its board was looked at.
         let has_published = |peer: u32| {
             let link = links[peer as usize].as_ref();
-            link.is_some_and(|link| link.published(number).is_some())
+            link.is_some_and(|link| matches!(link.published(number), Ok(Some(_))))
         };
         if failed.is_err() && self.lanes[0].blocked_on.is_some_and(has_published) {
             return Ok(Status::Moved);

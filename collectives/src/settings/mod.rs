@@ -120,6 +120,7 @@ pub struct Origins {
 ///     advertise: vec![],
 ///     sockets: 1,
 ///     encrypts: false,
+///     checksums: false,
 ///     attach: Attach::Auto,
 ///     rdma: RdmaConfig::default(),
 ///     cuda_library: None,
@@ -170,6 +171,10 @@ pub struct Settings {
     pub sockets: u32,
     /// Whether TCP connections encrypt what they carry (AES-256-GCM); all ranks alike.
     pub encrypts: bool,
+    /// Whether all that ranks send each other has checksums (CRC32C), so that a bit that memory or a network
+    /// changes ends the call with an error instead of a wrong result; all ranks alike. Nothing is read or written in
+    /// place by another process or GPU then. `docs/reliability.md` says what it costs.
+    pub checksums: bool,
     /// When ranks of one host copy each other's memory by cross-memory attach; with a rank that never does
     /// so nobody does.
     pub attach: Attach,
@@ -255,6 +260,7 @@ impl Settings {
             advertise: env.advertise()?,
             sockets: env.sockets()?,
             encrypts: env.flag("RINGTREE_ENCRYPT")?,
+            checksums: env.flag("RINGTREE_CHECKSUMS")?,
             attach: env.attach()?,
             rdma: env.rdma()?,
             cuda_library: env.get("RINGTREE_CUDA_LIBRARY").map(PathBuf::from),

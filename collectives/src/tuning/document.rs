@@ -59,6 +59,9 @@ pub struct Links {
     pub sockets: u32,
     /// Whether TCP connections encrypted.
     pub encrypts: bool,
+    /// Whether frames had checksums.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checksums: bool,
     /// Rank 0's setting of cross-memory attach.
     pub attach: String,
     /// Whether ranks that share no memory were linked over RDMA, and not over TCP.
@@ -112,11 +115,12 @@ impl Links {
             _ if shape.hosts == shape.ranks => Way::Network,
             _ => Way::Mixed,
         };
-        let Settings { interface, sockets, encrypts, .. } = settings;
-        let (interface, sockets, encrypts) = (interface.clone(), *sockets, *encrypts);
+        let Settings { interface, sockets, encrypts, checksums, .. } = settings;
+        let (interface, sockets) = (interface.clone(), *sockets);
+        let (encrypts, checksums) = (*encrypts, *checksums);
         let attach = settings.attach.to_string();
         let rdma = shape.rdma;
-        Links { way, in_one_process, interface, sockets, encrypts, attach, rdma }
+        Links { way, in_one_process, interface, sockets, encrypts, checksums, attach, rdma }
     }
 }
 
@@ -290,6 +294,9 @@ impl fmt::Display for MeasuredOn {
         }
         if links.encrypts {
             write!(f, ", encrypted")?;
+        }
+        if links.checksums {
+            write!(f, ", with checksums")?;
         }
         let (ranks, processors) =
             (counted(*local_ranks, "rank"), counted(*processors, "processor"));

@@ -41,6 +41,7 @@ fn measured_on(shape: &Shape) -> MeasuredOn {
         interface: None,
         sockets: 1,
         encrypts: false,
+        checksums: false,
         attach: "auto".into(),
     };
     MeasuredOn::new(shape, links)

@@ -25,8 +25,8 @@ pub enum Siblings {
     Reached,
     /// One cannot.
     Refused,
-    /// It is not wanted.
-    Off,
+    /// It is not wanted, by this setting.
+    Off(&'static str),
 }
 
 /// What the links to the ranks of this host have shown.
@@ -38,7 +38,7 @@ fn judge(system: &System, siblings: Siblings, own: nix::Result<()>) -> Finding {
     const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
     let scope = system.number(SCOPE).unwrap_or(0);
     match (siblings, own) {
-        (Siblings::Off, _) => ATTACH.ok("off by RINGTREE_ATTACH=never"),
+        (Siblings::Off(setting), _) => ATTACH.ok(format!("off by {setting}")),
         (Siblings::Reached, _) => ATTACH.ok("tried between the ranks of the host, both ways"),
         (Siblings::None, Ok(())) if scope < 2 => {
             ATTACH.ok("allowed; no two ranks share memory here to try it between")

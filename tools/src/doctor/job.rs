@@ -10,7 +10,7 @@ use super::host::Introduction;
 use super::network::compare_mtus;
 use super::processors::crowding;
 use super::ranks::{Gathered, LinkReport, RankReport};
-use super::{Topic, clock, rdma};
+use super::{Topic, clock, probe, rdma};
 use crate::words::counted;
 
 const REACH: Check = Check {
@@ -75,6 +75,7 @@ pub fn judge(
     let together = |finding| Said { finding, ranks: Vec::new() };
     let mut said = Vec::new();
     let mut links = Vec::new();
+    let mut probed = BTreeMap::new();
     for (rank, report) in (0..).zip(reports) {
         let report = report.unwrap_or_else(|error| {
             let failure = REPORT.failure(format!("rank {rank} has not reported: {error}"));
@@ -83,6 +84,7 @@ pub fn judge(
         });
         report.findings.into_iter().for_each(|finding| say(&mut said, finding, rank));
         links.push(report.links);
+        probed.extend(report.probed.map(|probed| (rank, probed)));
     }
     let pairs = pairs(&links);
     let hosts = hosts(&introductions);
@@ -96,6 +98,9 @@ pub fn judge(
     };
     said.extend(rdma::links(&introductions, &pairs, astray).map(together));
     said.extend(reach(&introductions, &pairs).into_iter().map(together));
+    if !probed.is_empty() {
+        said.extend(probe::judge(&probed).into_iter().map(together));
+    }
     said.extend(one_host(settings, &introductions, &pairs).map(together));
     said.extend(clock::difference(most_different(&pairs)).map(together));
     let name = |ranks: Vec<u32>| (introductions[ranks[0] as usize].host.clone(), ranks);
@@ -130,7 +135,8 @@ fn hosts(introductions: &[Introduction]) -> Vec<Vec<u32>> {
     hosts
 }
 
-fn is_on_one_host(one: &Introduction, other: &Introduction) -> bool {
+/// Whether two ranks are on one host: a kernel and a network namespace.
+pub fn is_on_one_host(one: &Introduction, other: &Introduction) -> bool {
     one.machine == other.machine && one.network == other.network
 }
 

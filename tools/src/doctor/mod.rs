@@ -12,6 +12,7 @@ mod host;
 mod job;
 mod memory;
 mod network;
+mod probe;
 mod processors;
 mod ranks;
 mod rdma;
@@ -63,7 +64,8 @@ const GRACE: Duration = Duration::from_secs(5);
 #[command(after_help = "Examples:\n  ringtree doctor\n  \
                   ringtree run --ranks 4 --bind core -- ringtree doctor\n  \
                   ringtree run --hosts a,b -- ringtree doctor rdma\n  \
-                  ringtree doctor gpu")]
+                  ringtree doctor gpu\n  \
+                  ringtree run --ranks 4 -- ringtree doctor --probe")]
 pub struct DoctorArguments {
     /// What to look at, instead of everything
     #[arg(value_name = "TOPIC")]
@@ -77,6 +79,10 @@ pub struct DoctorArguments {
     /// remedy, ranks), each pair of ranks (transport, time, clocks, error)
     #[arg(long)]
     json: bool,
+    /// Write patterns to every rank over every path (shared memory, each interface for TCP, each port for RDMA)
+    /// and compare what arrives: finds what loses or changes bytes before a job does
+    #[arg(long)]
+    probe: bool,
     /// Try what GPUs can do, for the doctor that has started this process
     #[arg(long, hide = true)]
     gpu_probe: bool,
@@ -188,7 +194,7 @@ fn take_part(arguments: &DoctorArguments) -> ExitCode {
     };
     let of_rank = OfRank { settings: &settings, rendezvous: Some(&address), refused };
     let host = Host::examine(&system, topic, Some(of_rank));
-    match ranks::examine(&system, &settings, meeting, endpoint, &host) {
+    match ranks::examine(&system, &settings, meeting, endpoint, &host, arguments.probe) {
         // Rank 0 prints what this one has found, and its status is the job's.
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(gathered)) => {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::attach::{self, Siblings};
 use super::finding::{Check, Finding, Level};
 use super::host::{Host, Introduction};
+use super::probe::{self, Probed};
 use super::system::System;
 use super::timing::{Timing, partners, time};
 
@@ -23,10 +24,10 @@ const ENDPOINT: Check =
     Check { name: "endpoint", why: "whoever cannot listen or share memory is reached by nobody" };
 
 /// How long a rank tries to reach another one.
-const REACH_LIMIT: Duration = Duration::from_secs(5);
+pub const REACH_LIMIT: Duration = Duration::from_secs(5);
 
 /// How much later than the others a busy rank may be.
-const SLACK: Duration = Duration::from_secs(15);
+pub const SLACK: Duration = Duration::from_secs(15);
 
 /// The communicator that the links are made for. The job's own count from 1 and are digests.
 const COMMUNICATOR: u64 = 0;
@@ -38,6 +39,8 @@ pub struct RankReport {
     pub findings: Vec<Finding>,
     /// About the links to others.
     pub links: BTreeMap<u32, LinkReport>,
+    /// About what was written to others, if that was asked for.
+    pub probed: Option<Vec<Probed>>,
 }
 
 /// What a rank has found about the link to another.
@@ -86,25 +89,40 @@ pub fn examine(
     meeting: Meeting,
     endpoint: Result<Endpoint, EndpointError>,
     host: &Host,
+    probes: bool,
 ) -> Result<Option<Gathered>, MeetError> {
     let (rank, ranks) = (settings.rank, settings.ranks);
+    let rendezvous = meeting.address().to_owned();
     let all = Exchange { meeting, rank, ranks };
     let own = host.introduction(endpoint.as_ref().ok().map(Endpoint::address));
     let introductions: Vec<Introduction> = all.gather("introductions", &own, settings.timeout)?;
 
-    let links = connect_all(endpoint.as_ref().ok(), rank, &introductions);
+    let addresses: Vec<Option<Vec<u8>>> =
+        introductions.iter().map(|one| one.endpoint.clone()).collect();
+    let links = connect_all(endpoint.as_ref().ok(), rank, &addresses);
     let is_linked: Vec<bool> = links.iter().map(|link| matches!(link, Some(Ok(_)))).collect();
     let linked: Vec<Vec<bool>> = all.gather("links", &is_linked, REACH_LIMIT + SLACK)?;
     let links = time_all(links, rank, &linked);
+    let probed = match probes {
+        true => {
+            let endpoint = endpoint.as_ref().ok();
+            Some(probe::probe(&all, settings, &rendezvous, endpoint, &introductions)?)
+        }
+        false => None,
+    };
 
     let mut findings = host.findings.clone();
     // Where the host says why already, it is not said again.
     if findings.iter().all(|finding| finding.level < Level::Failure) {
         findings.extend(endpoint.err().map(|error| ENDPOINT.failure(error.to_string())));
     }
-    let siblings = if settings.attach == Attach::Never { Siblings::Off } else { siblings(&links) };
+    let siblings = match settings.attach {
+        Attach::Never => Siblings::Off("RINGTREE_ATTACH=never"),
+        _ if settings.checksums => Siblings::Off("RINGTREE_CHECKSUMS=1"),
+        _ => siblings(&links),
+    };
     findings.push(attach::check(system, siblings));
-    let report = RankReport { findings, links };
+    let report = RankReport { findings, links, probed };
     if rank > 0 {
         return match all.tell("report", &report) {
             // Rank 0, which has the report or says that it has not, may leave with the store before
@@ -120,15 +138,16 @@ pub fn examine(
 }
 
 /// What ranks tell each other at the store.
-struct Exchange {
+pub struct Exchange {
     meeting: Meeting,
-    rank: u32,
+    /// This one.
+    pub rank: u32,
     ranks: u32,
 }
 
 impl Exchange {
     /// Everyone's value.
-    fn gather<T: Serialize + DeserializeOwned>(
+    pub fn gather<T: Serialize + DeserializeOwned>(
         &self,
         what: &str,
         own: &T,
@@ -184,6 +203,7 @@ pub fn bind(settings: &Settings, rendezvous: &str) -> Result<Endpoint, EndpointE
         advertise: settings.advertise.clone(),
         sockets: settings.sockets,
         encrypts: settings.encrypts,
+        checksums: settings.checksums,
         attach: settings.attach,
         rdma: settings.rdma.clone(),
         rendezvous: Some(rendezvous.to_owned()),
@@ -192,25 +212,24 @@ pub fn bind(settings: &Settings, rendezvous: &str) -> Result<Endpoint, EndpointE
 }
 
 /// A link to each rank, or why there is none; nothing at the place of this rank.
-fn connect_all(
+pub fn connect_all(
     endpoint: Option<&Endpoint>,
     rank: u32,
-    introductions: &[Introduction],
+    addresses: &[Option<Vec<u8>>],
 ) -> Vec<Option<Result<Link, String>>> {
     let deadline = Instant::now() + REACH_LIMIT;
-    let connect = |peer: u32, other: &Introduction| {
+    let connect = |peer: u32, address: &Option<Vec<u8>>| {
         let endpoint = endpoint.ok_or_else(|| format!("rank {rank} has no address"))?;
-        let address = other.endpoint.as_ref();
-        let address = address.ok_or_else(|| format!("rank {peer} has no address"))?;
+        let address = address.as_ref().ok_or_else(|| format!("rank {peer} has no address"))?;
         endpoint.connect(peer, address, deadline, &|| false).map_err(|error| error.to_string())
     };
     // Side by side, since each may take all the time that there is.
     thread::scope(|scope| {
-        let attempt = |(peer, other)| {
-            let connect = move || connect(peer, other);
+        let attempt = |(peer, address)| {
+            let connect = move || connect(peer, address);
             (peer != rank).then(|| thread::Builder::new().spawn_scoped(scope, connect))
         };
-        let attempts: Vec<_> = (0..).zip(introductions).map(attempt).collect();
+        let attempts: Vec<_> = (0..).zip(addresses).map(attempt).collect();
         let outcome = |attempt: std::io::Result<thread::ScopedJoinHandle<_>>| match attempt {
             Err(error) => Err(format!("no thread can be started: {error}")),
             Ok(thread) => thread.join().unwrap_or_else(|_| Err("the attempt panicked".into())),

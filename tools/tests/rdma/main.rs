@@ -6,10 +6,11 @@
 
 mod allocations;
 mod failures;
+mod flipped;
 mod jobs;
 mod links;
 mod network;
 mod setup;
 mod wire;
 
-ringtree_tests::conformance! { rdma rdma_rails }
+ringtree_tests::conformance! { rdma rdma_rails rdma_checked rdma_rails_checked }

@@ -117,6 +117,8 @@ pub(super) struct Hello {
     pub(super) connections: u8,
     /// Frames are encrypted.
     pub(super) encrypts: bool,
+    /// Frames have checksums.
+    pub(super) checksums: bool,
     /// The link shall be one over RDMA, for which the connection is used to make it.
     pub(super) makes_rdma: bool,
 }
@@ -132,7 +134,7 @@ impl Hello {
         out.extend_from_slice(&self.to.to_le_bytes());
         out.extend_from_slice(&self.link.to_le_bytes());
         out.extend_from_slice(&[self.connection, self.connections]);
-        out.extend_from_slice(&[self.encrypts.into(), self.makes_rdma.into()]);
+        out.extend([self.encrypts, self.checksums, self.makes_rdma].map(u8::from));
         out
     }
 
@@ -146,6 +148,7 @@ impl Hello {
             connection: fields.u8()?,
             connections: fields.u8()?,
             encrypts: flag(fields.u8()?)?,
+            checksums: flag(fields.u8()?)?,
             makes_rdma: flag(fields.u8()?)?,
         };
         fields.end()?;

@@ -24,6 +24,8 @@ pub(super) struct Desk {
     rank: u32,
     /// TCP links encrypt their frames.
     encrypts: bool,
+    /// Frames have checksums.
+    checksums: bool,
     board: Arc<SharedMemory>,
     attach: Attach,
     rdma: Option<Arc<Rdma>>,
@@ -44,6 +46,7 @@ impl Desk {
             communicator: config.communicator,
             rank: config.rank,
             encrypts: config.encrypts,
+            checksums: config.checksums,
             board: config.board.clone(),
             attach: config.attach,
             rdma,
@@ -97,6 +100,14 @@ impl Desk {
                 if self.encrypts { (rank, hello.from) } else { (hello.from, rank) };
             return Err(format!(
                 "rank {does} encrypts and rank {does_not} does not: give RINGTREE_ENCRYPT the \
+                 same value everywhere"
+            ));
+        }
+        if hello.checksums != self.checksums {
+            let (has, has_not) =
+                if self.checksums { (rank, hello.from) } else { (hello.from, rank) };
+            return Err(format!(
+                "rank {has} wants checksums and rank {has_not} does not: give RINGTREE_CHECKSUMS the \
                  same value everywhere"
             ));
         }

@@ -125,6 +125,8 @@ pub struct EndpointConfig {
     pub sockets: u32,
     /// Whether TCP links encrypt what they carry; all ranks alike.
     pub encrypts: bool,
+    /// Whether frames have checksums; all ranks alike: see [`Link::with_checksums`].
+    pub checksums: bool,
     /// Where the rendezvous is (host and port): without `interface`, TCP listens on the address
     /// from which this host reaches it.
     pub rendezvous: Option<String>,
@@ -246,13 +248,14 @@ impl Endpoint {
         let rank = self.config.rank;
         let way = self.way_to(peer, &theirs)?;
         let limit = Limit::stoppable(deadline, stop);
-        match peer.cmp(&rank) {
+        let link = match peer.cmp(&rank) {
             std::cmp::Ordering::Greater => self.dial(&way, &limit),
             std::cmp::Ordering::Less => self.await_dial(&way, &limit),
             std::cmp::Ordering::Equal => {
                 Err(EndpointError::Address { peer, reason: "it is this rank itself".into() })
             }
-        }
+        }?;
+        Ok(if self.config.checksums { link.with_checksums() } else { link })
     }
 
     /// The transports that both sides have.
@@ -371,6 +374,7 @@ impl Endpoint {
             connection,
             connections,
             encrypts: self.config.encrypts,
+            checksums: self.config.checksums,
             makes_rdma: false,
         }
     }

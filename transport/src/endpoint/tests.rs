@@ -19,6 +19,7 @@ const HELLO: Hello = Hello {
     connection: 0,
     connections: 1,
     encrypts: false,
+    checksums: false,
     makes_rdma: false,
 };
 
@@ -42,6 +43,7 @@ fn config(rank: u32, transports: Transports) -> EndpointConfig {
         advertise: vec![],
         sockets: 1,
         encrypts: false,
+        checksums: false,
         attach: Attach::Auto,
         rendezvous: None,
         board: Board::new().unwrap().memory().clone(),
@@ -203,6 +205,7 @@ fn another_communicator_or_rank_is_refused_with_a_reason() {
         (Hello { communicator: 8, from: 0, to: 5, ..HELLO }, "another communicator"),
         (Hello { communicator: 7, from: 0, to: 4, ..HELLO }, "this is rank 5, not rank 4"),
         (Hello { encrypts: true, ..HELLO }, "rank 0 encrypts and rank 5 does not"),
+        (Hello { checksums: true, ..HELLO }, "rank 0 wants checksums and rank 5 does not"),
         (
             Hello { communicator: 7, from: 5, to: 5, ..HELLO },
             "rank 5 dials rank 5, not the reverse",

@@ -9,7 +9,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::frame::{HEADER_BYTES, Header, parse};
+use super::frame::{HEADER_BYTES, Header, add_checksums};
 use super::{MAX_QUEUES, SLICE_BYTES};
 use crate::credit::{LANE_SLOTS, POINT_TO_POINT_SLOTS};
 use crate::memory::SharedMemory;
@@ -103,17 +103,21 @@ impl Arena {
         self.start().wrapping_add(LANDING_BYTES + usize::from(bounce) * SLICE_BYTES)
     }
 
-    /// Writes a header to a place of this side's own, from which nothing is under way.
-    pub(super) fn write_header(&mut self, place: Place, header: &Header) {
+    /// Writes a header to a place of this side's own, from which nothing is under way; with checksums if that of
+    /// the payload is given.
+    pub(super) fn write_header(&mut self, place: Place, header: &Header, payload: Option<u32>) {
+        let mut bytes = header.encode();
+        if let Some(payload) = payload {
+            add_checksums(&mut bytes, payload);
+        }
         // SAFETY: the place lies in the arena, and only this side writes there.
-        unsafe { self.at(place).cast::<[u8; HEADER_BYTES]>().write(header.encode()) };
+        unsafe { self.at(place).cast::<[u8; HEADER_BYTES]>().write(bytes) };
     }
 
     /// Reads a header that the peer has written, once: whatever becomes of the memory then, what was
     /// checked is what is used.
-    pub(super) fn read_header(&self, place: Place) -> Result<Header, &'static str> {
+    pub(super) fn read_header(&self, place: Place) -> [u8; HEADER_BYTES] {
         // SAFETY: the place lies in the arena.
-        let bytes = unsafe { self.at(place).cast::<[u8; HEADER_BYTES]>().read_volatile() };
-        parse(&bytes)
+        unsafe { self.at(place).cast::<[u8; HEADER_BYTES]>().read_volatile() }
     }
 }

@@ -152,7 +152,7 @@ impl RdmaLink {
             self.to_close &= !(1 << at);
             let queue = at as u8;
             let received = self.queues[at].received;
-            self.write_header(Place::Closed(queue), Body::Closed { queue, received });
+            self.write_header(Place::Closed(queue), Body::Closed { queue, received }, 0);
             self.post_work(lead, Work::Closed { queue });
             moved = true;
         }

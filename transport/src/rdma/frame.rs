@@ -9,11 +9,15 @@
 //! | message | memory | offset | length |
 //! ```
 //!
+//! Where frames have checksums, nothing is offered, and in place of `message` and `memory` stand the checksum
+//! of the payload and, of the header with that, its own.
+//!
 //! Every header returns the credits that its sender owes, and how many lines and direct writes it has
 //! taken in, so that these rarely need a line of their own. Whatever comes from the wire is checked here
 //! before it is used.
 
 use super::{MAX_QUEUES, SLICE_BYTES};
+use crate::checksum::{self, CHECKSUM_BYTES};
 use crate::{CHANNELS, Tag};
 
 /// Bytes of a header: a cache line, so that a payload behind it is aligned.
@@ -27,6 +31,8 @@ const LINES_AT: usize = 36;
 const DIRECTS_AT: usize = 38;
 const MESSAGE_AT: usize = 40;
 const MEMORY_AT: usize = 44;
+const PAYLOAD_CHECKSUM_AT: usize = MESSAGE_AT;
+const CHECKSUM_AT: usize = MEMORY_AT;
 const OFFSET_AT: usize = 48;
 const LENGTH_AT: usize = 56;
 const _: () = assert!(CREDITS_AT + CHANNELS <= LINES_AT);
@@ -164,6 +170,23 @@ pub(super) fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> 
     Ok(header)
 }
 
+/// Adds the checksums to a header that is not an offer.
+pub(super) fn add_checksums(bytes: &mut [u8; HEADER_BYTES], payload: u32) {
+    put(bytes, PAYLOAD_CHECKSUM_AT, &payload.to_le_bytes());
+    let own = checksum::of(bytes);
+    put(bytes, CHECKSUM_AT, &own.to_le_bytes());
+}
+
+/// Takes the checksums out of a header again. Returns the payload's, if the header is as it was sent.
+pub(super) fn take_checksums(bytes: &mut [u8; HEADER_BYTES]) -> Option<u32> {
+    let own = u32_at(bytes, CHECKSUM_AT);
+    put(bytes, CHECKSUM_AT, &[0; CHECKSUM_BYTES]);
+    let is_whole = checksum::of(bytes) == own;
+    let payload = u32_at(bytes, PAYLOAD_CHECKSUM_AT);
+    put(bytes, PAYLOAD_CHECKSUM_AT, &[0; CHECKSUM_BYTES]);
+    is_whole.then_some(payload)
+}
+
 fn put(bytes: &mut [u8; HEADER_BYTES], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
@@ -253,6 +276,22 @@ mod tests {
                 let mut damaged = bytes;
                 damaged[at] ^= 0xa5;
                 assert_ne!(parse(&damaged), Ok(header(body)), "byte {at} of {body:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn checksums_tell_of_each_bit_of_a_header() {
+        for body in examples().into_iter().filter(|body| !matches!(body, Body::Offer { .. })) {
+            let mut bytes = header(body).encode();
+            add_checksums(&mut bytes, 0x89ab_cdef);
+            let mut whole = bytes;
+            assert_eq!(take_checksums(&mut whole), Some(0x89ab_cdef));
+            assert_eq!(parse(&whole), Ok(header(body)));
+            for bit in 0..8 * HEADER_BYTES {
+                let mut damaged = bytes;
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(take_checksums(&mut damaged), None, "bit {bit} of {body:?}");
             }
         }
     }

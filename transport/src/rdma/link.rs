@@ -133,6 +133,8 @@ pub struct RdmaLink {
     /// Lines that wait for room.
     pub(super) lines: VecDeque<Body>,
     pub(super) counts: Counts,
+    /// Frames have checksums.
+    pub(super) checks: bool,
     /// What failed queue pairs have not delivered.
     pub(super) resend: VecDeque<Work>,
     /// Queue pairs whose end the peer is yet to be told of, a bit each.
@@ -206,6 +208,7 @@ impl RdmaLink {
             reading: 0,
             lines: VecDeque::new(),
             counts: Counts::default(),
+            checks: false,
             resend: VecDeque::new(),
             to_close: 0,
             counters: Counters::default(),
@@ -232,6 +235,11 @@ impl RdmaLink {
     /// The ports of this side that it uses, as people know them.
     pub fn rails(&self) -> impl Iterator<Item = String> + '_ {
         self.queues.iter().map(|queue| queue.rail.to_string())
+    }
+
+    /// From now on all goes by frames, and each has checksums.
+    pub(crate) fn check_frames(&mut self) {
+        self.checks = true;
     }
 
     /// Divides the slots among `lanes` lanes.

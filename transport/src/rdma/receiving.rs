@@ -6,10 +6,11 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::arena::Place;
 use super::ffi::{self, WorkCompletion};
-use super::frame::{Body, Data, Immediate};
+use super::frame::{Body, Data, Immediate, parse, take_checksums};
 use super::link::RdmaLink;
 use super::queue::{RECEIVE_ID, State};
-use crate::{Arrival, Channel, LinkError, Tag};
+use crate::checksum::{self, Damage};
+use crate::{Arrival, Channel, LinkError, Tag, TransportKind};
 
 /// Completions that are taken by one call.
 pub(super) const COMPLETIONS_AT_ONCE: usize = 16;
@@ -43,12 +44,11 @@ enum Frame {
     Slot {
         slot: u8,
         data: Data,
+        /// Of the payload, where frames have some.
+        checksum: u32,
     },
     /// Parts of a message that were written to where it is wanted, in a row.
-    Direct {
-        len: usize,
-        last: bool,
-    },
+    Direct { len: usize, last: bool },
 }
 
 /// Room that was offered for a message.
@@ -58,6 +58,20 @@ struct Offered {
     into: *mut u8,
     len: usize,
     tag: Tag,
+}
+
+/// Why a write of the peer is not taken in.
+enum Refusal {
+    /// No correct peer writes that.
+    Protocol(&'static str),
+    /// The header is not the one that was sent.
+    Corrupt,
+}
+
+impl From<&'static str> for Refusal {
+    fn from(reason: &'static str) -> Refusal {
+        Refusal::Protocol(reason)
+    }
 }
 
 impl ReceiveChannel {
@@ -116,9 +130,15 @@ impl RdmaLink {
         }
         match receive.ready.front().copied() {
             None | Some(Frame::Direct { last: false, .. }) => {}
-            Some(Frame::Slot { slot, data: Data { len, last, ask, tag, .. } }) => {
-                receive.ready.pop_front();
+            Some(Frame::Slot { slot, data: Data { len, last, ask, tag, .. }, checksum }) => {
                 let data = self.landing.arena.data(slot).cast_const();
+                // SAFETY: a slot has so many bytes.
+                if self.checks && unsafe { checksum::of_memory(data, len as usize) } != checksum {
+                    let (begin, len) = (Some(receive.message_bytes as u64), len.into());
+                    let damage = Damage::Payload { channel, tag, begin, len };
+                    return Err(corrupt(self.peer, damage));
+                }
+                receive.ready.pop_front();
                 receive.current =
                     Some(Arrival { data, len: len as usize, last, tag, on_device: false });
                 receive.slot = Some((slot, ask));
@@ -247,12 +267,19 @@ impl RdmaLink {
             self.call_failed(at, "ibv_post_recv", &error);
         }
         let told = Immediate::parse(u32::from_be(completion.imm_data))
+            .map_err(Refusal::Protocol)
             .and_then(|immediate| self.take_in(immediate, completion.byte_len as usize));
-        told.map_err(|reason| self.protocol(reason))
+        told.map_err(|refusal| match refusal {
+            Refusal::Protocol(reason) => self.protocol(reason),
+            Refusal::Corrupt => {
+                let error = corrupt(self.peer, Damage::Header);
+                self.end.get_or_insert(error).clone()
+            }
+        })
     }
 
     /// Takes in what a write of the peer tells of.
-    fn take_in(&mut self, immediate: Immediate, bytes: usize) -> Result<(), &'static str> {
+    fn take_in(&mut self, immediate: Immediate, bytes: usize) -> Result<(), Refusal> {
         let place = match immediate {
             Immediate::Slot(slot) => Place::Slot(slot),
             Immediate::Line(line) => Place::Line(line),
@@ -260,13 +287,18 @@ impl RdmaLink {
             Immediate::Direct { channel, number, last } => {
                 self.counts.directs_taken = self.counts.directs_taken.wrapping_add(1);
                 let frame = Frame::Direct { len: bytes, last };
-                return self.receives[usize::from(channel)].take_in(number, frame);
+                return Ok(self.receives[usize::from(channel)].take_in(number, frame)?);
             }
         };
         if !place.exists() {
-            return Err("a place that there is not");
+            return Err("a place that there is not".into());
         }
-        let header = self.landing.arena.read_header(place)?;
+        let mut bytes = self.landing.arena.read_header(place);
+        let mut checksum = 0;
+        if self.checks {
+            checksum = take_checksums(&mut bytes).ok_or(Refusal::Corrupt)?;
+        }
+        let header = parse(&bytes)?;
         self.credits.take_back(&header.credits)?;
         for (channel, &count) in header.credits.iter().enumerate() {
             self.free_slots(channel, count)?;
@@ -285,12 +317,13 @@ impl RdmaLink {
         match (place, header.body) {
             (Place::Slot(slot), Body::Data(data)) => {
                 if self.held_slots & 1 << slot != 0 {
-                    return Err("a slot that is in use");
+                    return Err("a slot that is in use".into());
                 }
                 let channel = usize::from(data.channel);
                 self.credits.arrive(channel)?;
                 self.held_slots |= 1 << slot;
-                self.receives[channel].take_in(data.number, Frame::Slot { slot, data })
+                let frame = Frame::Slot { slot, data, checksum };
+                Ok(self.receives[channel].take_in(data.number, frame)?)
             }
             (Place::Line(_), Body::Credit { ask }) => {
                 if ask {
@@ -299,12 +332,16 @@ impl RdmaLink {
                 Ok(())
             }
             (Place::Line(_), Body::Offer { channel, offer }) => {
-                self.note_offer(usize::from(channel), offer).map_err(|_| "too many offers")
+                Ok(self.note_offer(usize::from(channel), offer).map_err(|_| "too many offers")?)
             }
             (Place::Closed(queue), Body::Closed { queue: other, received }) if queue == other => {
-                self.peer_ended(usize::from(queue), received)
+                Ok(self.peer_ended(usize::from(queue), received)?)
             }
-            _ => Err("a header in the wrong place"),
+            _ => Err("a header in the wrong place".into()),
         }
     }
+}
+
+fn corrupt(peer: u32, damage: Damage) -> LinkError {
+    LinkError::Corrupt { peer, transport: TransportKind::Rdma, damage }
 }

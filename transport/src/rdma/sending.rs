@@ -8,7 +8,7 @@ use super::link::RdmaLink;
 use super::queue::{Source, State, Target, Work};
 use super::send_channel::Piece;
 use super::{MAX_QUEUES, SLICE_BYTES};
-use crate::{CHANNELS, Channel, LEAST_IN_PLACE_BYTES, LinkError, Slot, Tag};
+use crate::{CHANNELS, Channel, LEAST_IN_PLACE_BYTES, LinkError, Slot, Tag, checksum};
 
 /// Direct writes that a side of a link may have under way, sent and not yet taken in.
 pub(super) const DIRECTS: usize = 64;
@@ -62,7 +62,8 @@ impl RdmaLink {
         into: *mut u8,
         len: usize,
     ) -> Result<(), LinkError> {
-        if len < LEAST_IN_PLACE_BYTES || self.end.is_some() {
+        // What is written there by the device passes by no frame.
+        if len < LEAST_IN_PLACE_BYTES || self.end.is_some() || self.checks {
             return Ok(());
         }
         let has_room = self.owned.has_room();
@@ -259,7 +260,10 @@ impl RdmaLink {
         let ask = self.credits.spend(channel);
         let data =
             Data { channel: channel as u8, number: number as u8, last, ask, len: len as u32, tag };
-        self.write_header(Place::Slot(slot), Body::Data(data));
+        let payload = source.map_or(self.staging.arena.data(slot).cast_const(), |from| from.data);
+        // SAFETY: whoever posted the bytes keeps them until they count as sent; a slot has as many.
+        let checksum = if self.checks { unsafe { checksum::of_memory(payload, len) } } else { 0 };
+        self.write_header(Place::Slot(slot), Body::Data(data), checksum);
         self.post_work(queue, Work::Slot { slot, channel, number, source, len });
     }
 
@@ -336,18 +340,19 @@ impl RdmaLink {
         };
         let line = (usize::from(self.counts.lines_sent) % LINES) as u8;
         self.counts.lines_sent = self.counts.lines_sent.wrapping_add(1);
-        self.write_header(Place::Line(line), body);
+        self.write_header(Place::Line(line), body, 0);
         self.post_work(queue, Work::Line { line });
         true
     }
 
-    /// Writes a header, which takes along what the peer is owed.
-    pub(super) fn write_header(&mut self, place: Place, body: Body) {
+    /// Writes a header, which takes along what the peer is owed, and the payload's checksum where frames have
+    /// some.
+    pub(super) fn write_header(&mut self, place: Place, body: Body, payload: u32) {
         let counts = &mut self.counts;
         (counts.lines_told, counts.directs_told) = (counts.lines_taken, counts.directs_taken);
         let (lines_taken, directs_taken) = (counts.lines_taken, counts.directs_taken);
         let header = Header { body, credits: self.credits.pay(), lines_taken, directs_taken };
-        self.staging.arena.write_header(place, &header);
+        self.staging.arena.write_header(place, &header, self.checks.then_some(payload));
     }
 
     /// Whether the peer must be told that lines or direct writes were taken in, before it runs out.

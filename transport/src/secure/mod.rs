@@ -30,7 +30,7 @@ use snow::{Builder, HandshakeState};
 
 pub(crate) use acceptor::{Acceptor, Service};
 pub use error::SecureError;
-pub(crate) use secret::hexadecimal;
+pub(crate) use secret::{KEY_BYTES, hexadecimal};
 pub use secret::{Secret, random_bytes};
 pub use socket::Socket;
 pub(crate) use socket::{Ended, Limit, dial, dial_local};
@@ -294,8 +294,13 @@ fn established<S: Socket>(
         false => FrameKeys { send: acceptor, receive: initiator },
     };
     let peer = socket.peer_name();
-    let keys = noise.into_stateless_transport_mode().map_err(cryptography)?;
+    let keys = noise.into_stateless_transport_mode().map_err(cryptography)?.into();
     Ok(SecureStream::new(stream::Shared { socket, keys, frame_keys, peer }))
+}
+
+/// The key that frames are encrypted with after those of one key. It does not give that one.
+pub(crate) fn next_frame_key(key: &[u8; KEY_BYTES]) -> [u8; KEY_BYTES] {
+    secret::digest("ringtree: next key of frames", key)
 }
 
 fn cryptography(error: snow::Error) -> SecureError {

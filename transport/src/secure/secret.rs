@@ -8,7 +8,7 @@ use snow::resolvers::{CryptoResolver, DefaultResolver};
 use super::SecureError;
 
 /// Bytes of a key, and of a generated secret.
-pub(super) const KEY_BYTES: usize = 32;
+pub(crate) const KEY_BYTES: usize = 32;
 
 /// What the members of a job know and strangers do not. It is never printed.
 #[derive(Clone, PartialEq, Eq)]

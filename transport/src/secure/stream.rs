@@ -3,11 +3,11 @@
 //! A message goes out as frames, since a Noise message ends at 65,535 bytes. A frame is its length
 //! (`u16`) and that many encrypted bytes; the first frame's plain text begins with the length of
 //! the whole message (`u32`). Frames are numbered by their nonces, so that none can be left out,
-//! repeated or moved.
+//! repeated or moved. After [`FRAMES_A_KEY`] frames each direction goes on with another key (Noise, section 11.3).
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use snow::StatelessTransportState;
@@ -23,6 +23,13 @@ pub(super) const TAG_BYTES: usize = 16;
 
 /// Plain text of a frame at most.
 const FRAME_LIMIT_BYTES: usize = 65_535 - TAG_BYTES;
+
+/// Frames that one key encrypts: far fewer than the 2^64 that a nonce can number.
+const FRAMES_A_KEY: u64 = 1 << 20;
+
+/// What is said of a frame that cannot be decrypted.
+const UNPROVEN_FRAME: &str = "a frame that this peer did not encrypt, or that was altered, repeated, left out \
+                              or put in another order on its way";
 
 /// Bytes of a frame's length.
 const PREFIX_BYTES: usize = 2;
@@ -43,12 +50,14 @@ pub struct SecureStream<S: Socket> {
 pub struct SecureSender<S: Socket> {
     shared: Arc<Shared<S>>,
     next_nonce: u64,
+    pub(super) frames_a_key: u64,
 }
 
 /// The receiving half of a [`SecureStream`].
 pub struct SecureReceiver<S: Socket> {
     shared: Arc<Shared<S>>,
     next_nonce: u64,
+    pub(super) frames_a_key: u64,
     /// What has come of the next frame.
     frame: Vec<u8>,
     /// What has come of the next message, and its length once that is known.
@@ -75,7 +84,7 @@ impl fmt::Debug for FrameKeys {
 /// What both halves use.
 pub(super) struct Shared<S> {
     pub(super) socket: Arc<S>,
-    pub(super) keys: StatelessTransportState,
+    pub(super) keys: RwLock<StatelessTransportState>,
     pub(super) frame_keys: FrameKeys,
     pub(super) peer: String,
 }
@@ -84,10 +93,15 @@ impl<S: Socket> SecureStream<S> {
     pub(super) fn new(shared: Shared<S>) -> SecureStream<S> {
         let shared = Arc::new(shared);
         SecureStream {
-            sender: SecureSender { shared: shared.clone(), next_nonce: 0 },
+            sender: SecureSender {
+                shared: shared.clone(),
+                next_nonce: 0,
+                frames_a_key: FRAMES_A_KEY,
+            },
             receiver: SecureReceiver {
                 shared,
                 next_nonce: 0,
+                frames_a_key: FRAMES_A_KEY,
                 frame: Vec::new(),
                 message: Vec::new(),
                 message_len: None,
@@ -203,11 +217,15 @@ impl<S: Socket> SecureSender<S> {
         let sealed_bytes = plain.len() + TAG_BYTES;
         let mut frame = vec![0; PREFIX_BYTES + sealed_bytes];
         frame[..PREFIX_BYTES].copy_from_slice(&(sealed_bytes as u16).to_le_bytes());
-        self.shared
-            .keys
-            .write_message(self.next_nonce, plain, &mut frame[PREFIX_BYTES..])
+        let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.write_message(self.next_nonce, plain, &mut frame[PREFIX_BYTES..])
             .map_err(|error| SecureError::Cryptography { reason: error.to_string() })?;
+        drop(keys);
         self.next_nonce += 1;
+        if self.next_nonce.is_multiple_of(self.frames_a_key) {
+            let mut keys = self.shared.keys.write().unwrap_or_else(PoisonError::into_inner);
+            keys.rekey_outgoing();
+        }
         write_all(&*self.shared.socket, &frame, limit)
     }
 }
@@ -255,14 +273,16 @@ impl<S: Socket> SecureReceiver<S> {
         let sealed_bytes = usize::from(u16::from_le_bytes([self.frame[0], self.frame[1]]));
         fill(&*self.shared.socket, &mut self.frame, PREFIX_BYTES + sealed_bytes, limit)?;
         let mut plain = vec![0; sealed_bytes];
-        let len = self
-            .shared
-            .keys
-            .read_message(self.next_nonce, &self.frame[PREFIX_BYTES..], &mut plain)
-            .map_err(|_| self.corrupt("a frame that was not encrypted by this peer"))?;
-        plain.truncate(len);
+        let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let read = keys.read_message(self.next_nonce, &self.frame[PREFIX_BYTES..], &mut plain);
+        drop(keys);
+        plain.truncate(read.map_err(|_| self.corrupt(UNPROVEN_FRAME))?);
         self.frame.clear();
         self.next_nonce += 1;
+        if self.next_nonce.is_multiple_of(self.frames_a_key) {
+            let mut keys = self.shared.keys.write().unwrap_or_else(PoisonError::into_inner);
+            keys.rekey_incoming();
+        }
         Ok(plain)
     }
 

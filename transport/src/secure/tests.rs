@@ -348,6 +348,71 @@ fn an_altered_or_repeated_frame_is_found_out() {
 }
 
 #[test]
+fn frames_in_another_order_or_left_out_are_found_out() {
+    const SENT: [&[u8; 5]; 3] = [b"first", b"2nd..", b"third"];
+    for (passed_on, whole) in [([0, 1, 2], 3), ([1, 0, 2], 0), ([0, 2, 1], 1), ([0, 0, 1], 1)] {
+        let mut ends = pair_with_a_middle();
+        let mut frames = Vec::new();
+        for message in SENT {
+            ends.initiator.send(message, soon()).unwrap();
+            let mut frame = vec![0; SHORT_FRAME_BYTES];
+            ends.initiators.read_exact(&mut frame).unwrap();
+            frames.push(frame);
+        }
+        passed_on.iter().for_each(|&at| ends.acceptors.write_all(&frames[at]).unwrap());
+        for message in &SENT[..whole] {
+            assert_eq!(ends.acceptor.receive(soon()).unwrap(), *message);
+        }
+        if whole < SENT.len() {
+            let error = ends.acceptor.receive(soon()).unwrap_err();
+            assert!(matches!(error, SecureError::Corrupt { .. }), "{error}");
+            assert!(
+                error.to_string().contains("repeated, left out or put in another order"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn each_altered_bit_of_a_frame_is_found_out() {
+    for bit in 0..8 * SHORT_FRAME_BYTES {
+        let mut ends = pair_with_a_middle();
+        ends.initiator.send(b"hello", soon()).unwrap();
+        let mut frame = vec![0; SHORT_FRAME_BYTES];
+        ends.initiators.read_exact(&mut frame).unwrap();
+        frame[bit / 8] ^= 1 << (bit % 8);
+        ends.acceptors.write_all(&frame).unwrap();
+        // Whoever waits for more of a longer frame gets the end.
+        ends.acceptors.shutdown(std::net::Shutdown::Write).unwrap();
+        let error = ends.acceptor.receive(soon()).unwrap_err();
+        let is_found = matches!(error, SecureError::Corrupt { .. } | SecureError::Closed { .. });
+        assert!(is_found, "bit {bit}: {error}");
+    }
+}
+
+#[test]
+fn both_ends_go_on_with_other_keys_at_the_limit() {
+    let (a, b) = pair();
+    let ((mut to_b, mut from_b), (mut to_a, mut from_a)) = (a.split(), b.split());
+    (to_b.frames_a_key, from_a.frames_a_key) = (3, 3);
+    (to_a.frames_a_key, from_b.frames_a_key) = (4, 4);
+    for number in 0..30_u8 {
+        to_b.send(&[number], soon()).unwrap();
+        assert_eq!(from_a.receive(soon()).unwrap(), [number]);
+        to_a.send(&[number; 2], soon()).unwrap();
+        assert_eq!(from_b.receive(soon()).unwrap(), [number; 2]);
+    }
+    // An end that keeps its key understands nothing more.
+    from_a.frames_a_key = u64::MAX;
+    let error = (0..3).find_map(|_| {
+        to_b.send(b"after", soon()).unwrap();
+        from_a.receive(soon()).err()
+    });
+    assert!(matches!(error, Some(SecureError::Corrupt { .. })), "{error:?}");
+}
+
+#[test]
 fn announced_lengths_are_not_believed() {
     let cases: [(&[u8], &str); 4] = [
         (&[255, 255, 255, 255, 0], "at most"),

@@ -28,8 +28,8 @@ const INLINE_BYTES: usize = 48;
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(super) struct Place {
-    /// Number of the exchange, from 1 on, stored last.
-    number: AtomicU32,
+    /// Stamp of the exchange, stored last; 0 before the first.
+    stamp: AtomicU32,
     content: UnsafeCell<Content>,
 }
 
@@ -41,6 +41,15 @@ struct Content {
     /// A message that is too long for the first line begins at the second, so that vectors lie
     /// within lines.
     bytes: [u8; BOARD_BYTES],
+    /// Of all that was published, where that is checked; else it is never looked at.
+    checksum: u32,
+}
+
+/// The stamp of an exchange, from 1 on. Those are three apart: no change of one bit makes one of another then, or
+/// of the 0 that is there first.
+#[inline]
+fn stamp(number: u32) -> u32 {
+    number.wrapping_mul(3)
 }
 
 /// Where the bytes of a message are.
@@ -68,25 +77,34 @@ impl Places {
     }
 
     /// Publishes the first `label.len` bytes from `data` for exchange `number`. Returns where they
-    /// are on the board.
+    /// are on the board. `checksum` lies beside them, if there is one.
     ///
     /// # Safety
     /// The caller owns the board, the bytes are readable and fit, and every peer has published for
     /// the exchange before.
     #[inline]
-    pub(super) unsafe fn publish(&self, number: u32, label: Label, data: *const u8) -> *const u8 {
+    pub(super) unsafe fn publish(
+        &self,
+        number: u32,
+        label: Label,
+        data: *const u8,
+        checksum: Option<u32>,
+    ) -> *const u8 {
         let place = self.of(number);
         let published = place.content.with_mut(|content| {
             // SAFETY: nobody reads the place now, as the module's description shows, and the caller
             // promises the rest.
             unsafe {
                 (*content).label = label;
+                if let Some(checksum) = checksum {
+                    (*content).checksum = checksum;
+                }
                 let bytes = bytes_of(content, label.len);
                 bytes.copy_from_nonoverlapping(data, label.len as usize);
                 bytes.cast_const()
             }
         });
-        place.number.store(number, Ordering::Release);
+        place.stamp.store(stamp(number), Ordering::Release);
         published
     }
 
@@ -95,15 +113,29 @@ impl Places {
     #[inline]
     pub(super) fn read(&self, number: u32) -> Option<(Label, *const u8)> {
         let place = self.of(number);
-        if place.number.load(Ordering::Acquire) != number {
+        if place.stamp.load(Ordering::Acquire) != stamp(number) {
             return None;
         }
-        // SAFETY: the owner has finished writing, and writes here again only when this rank has
-        // published for the next exchange.
+        // SAFETY: as of `checksum`.
         Some(place.content.with(|content| unsafe {
             let label = (*content).label;
             (label, bytes_of(content.cast_mut(), label.len).cast_const())
         }))
+    }
+
+    /// What lies beside the message of exchange `number`, which [`Places::read`] has found.
+    pub(super) fn checksum(&self, number: u32) -> u32 {
+        // SAFETY: the owner has finished writing, and writes here again only when this rank has
+        // published for the next exchange.
+        self.of(number).content.with(|content| unsafe { (*content).checksum })
+    }
+
+    /// Whether the place of an exchange has a stamp that its owner gave it: its own, or what was there before.
+    pub(super) fn has_known_stamp(&self, number: u32) -> bool {
+        let found = self.of(number).stamp.load(Ordering::Acquire);
+        let is_known = found == stamp(number) || found == stamp(number.wrapping_sub(2));
+        // The first ones find nothing there, or the last ones, since numbers begin anew at 2.
+        is_known || number < 4 && (found == 0 || found == stamp(u32::MAX - 3 + number))
     }
 }
 
@@ -113,11 +145,12 @@ mod tests {
 
     fn places() -> Places {
         let place = || Place {
-            number: AtomicU32::new(0),
+            stamp: AtomicU32::new(0),
             content: UnsafeCell::new(Content {
                 label: Label { len: 0, sequence: 0, digest: 0 },
                 inline: [0; INLINE_BYTES],
                 bytes: [0; BOARD_BYTES],
+                checksum: 0,
             }),
         };
         Places([place(), place()])
@@ -133,7 +166,7 @@ mod tests {
         let mine = [(16 * number) as u8 + rank as u8; 4];
         let label = Label { len: 4, sequence: number, digest: 7 };
         // SAFETY: the last exchange is complete.
-        unsafe { boards.0[rank].publish(number, label, mine.as_ptr()) };
+        unsafe { boards.0[rank].publish(number, label, mine.as_ptr(), None) };
         for (peer, board) in boards.0.iter().enumerate().filter(|(peer, _)| *peer != rank) {
             let (theirs, bytes) = loop {
                 match board.read(number) {
@@ -174,6 +207,33 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn no_bit_makes_a_stamp_of_another() {
+        let places = places();
+        let label = Label { len: 0, sequence: 0, digest: 0 };
+        for number in [1, 2, 3, 4, 5, 6, u32::MAX - 1, u32::MAX, 2, 3, 4] {
+            if number == u32::MAX - 1 {
+                // As if all between had come.
+                places.0[0].stamp.store(stamp(number - 2), Ordering::Relaxed);
+                places.0[1].stamp.store(stamp(number - 1), Ordering::Relaxed);
+            }
+            let flipped = |bit: u32| {
+                let stamp = &places.of(number).stamp;
+                stamp.fetch_xor(1 << bit, Ordering::Relaxed);
+                let seen = (places.has_known_stamp(number), places.read(number).is_some());
+                stamp.fetch_xor(1 << bit, Ordering::Relaxed);
+                seen
+            };
+            assert!(places.has_known_stamp(number) && places.read(number).is_none());
+            assert!((0..32).all(|bit| flipped(bit) == (false, false)), "before {number}");
+            // SAFETY: there are no bytes, and nobody reads.
+            unsafe { places.publish(number, label, [].as_ptr(), None) };
+            assert!(places.has_known_stamp(number) && places.read(number).is_some());
+            assert!((0..32).all(|bit| flipped(bit) == (false, false)), "of {number}");
+        }
     }
 
     #[cfg(not(loom))]

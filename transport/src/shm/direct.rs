@@ -111,7 +111,11 @@ impl ShmLink {
         channel: Channel,
     ) -> Result<Option<(u32, *const Body)>, LinkError> {
         loop {
-            match self.receives[channel].ring.peek() {
+            let frame = self.receives[channel].ring.peek();
+            if self.checks {
+                self.check_line(channel, frame)?;
+            }
+            match frame {
                 Some((meta, body)) if meta & OFFER != 0 => {
                     // SAFETY: the line was peeked and is not given back; the words are read once.
                     let offer = Offer::of(&unsafe { body.read() });

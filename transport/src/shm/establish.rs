@@ -199,13 +199,13 @@ mod tests {
         });
         let publisher = ShmLink::establish(a, 1, &memory, Attach::Auto, deadline()).unwrap();
         let mut reader = other.join().unwrap();
-        assert!(reader.published(1).is_none());
+        assert_eq!(reader.published(1).unwrap().map(|arrival| arrival.len), None);
         reader.set_parked(true);
         let tag = crate::Tag { sequence: 3, digest: 9 };
         // SAFETY: a constant stays readable, and it is the first exchange.
         let number = unsafe { own.publish(tag, b"news".as_ptr(), 4) }.number;
         publisher.announce();
-        let arrival = reader.published(number).unwrap();
+        let arrival = reader.published(number).unwrap().unwrap();
         assert_eq!((arrival.len, arrival.last, arrival.tag), (4, true, tag));
         // SAFETY: the arrival has four bytes, which stay until the reader publishes.
         assert_eq!(unsafe { *arrival.data.cast::<[u8; 4]>() }, *b"news");

@@ -15,9 +15,10 @@ use super::lending::{self, Borrower, Lender, Socket};
 use super::reach::{Attach, Attachable, Reach};
 use super::receive::ReceiveChannel;
 use super::ring::{Reader, Writer};
-use super::send::{INLINE_BYTES, NONE, Posted, SendChannel};
+use super::send::{CHECKED_INLINE_BYTES, INLINE_BYTES, NONE, Posted, SendChannel};
 use super::slots::{Room, SlotPool};
 use super::writer::{SlotWriter, Way};
+use crate::checksum::{self, Damage};
 use crate::cuda::{DeviceAddress, Probe};
 use crate::memory::{Registration, SharedMemory};
 use crate::process::PidFd;
@@ -54,6 +55,10 @@ pub struct ShmLink {
     pub(super) board: SharedMemory,
     pub(super) sends: Box<[SendChannel]>,
     pub(super) receives: Box<[ReceiveChannel]>,
+    /// Frames carry checksums.
+    pub(super) checks: bool,
+    /// Payload bytes that a line carries itself.
+    inline_bytes: usize,
     slots: SlotPool,
     writer: SlotWriter,
     lane_slots: usize,
@@ -138,6 +143,8 @@ impl ShmLink {
             board,
             sends,
             receives,
+            checks: false,
+            inline_bytes: INLINE_BYTES,
             slots: SlotPool::new(),
             writer: SlotWriter::new(),
             lane_slots: MOST_SLOTS_PER_LANE,
@@ -160,6 +167,15 @@ impl ShmLink {
 
     pub(crate) fn peer(&self) -> u32 {
         self.peer
+    }
+
+    /// From now on all goes by frames, and each carries checksums.
+    pub(crate) fn check_frames(&mut self) {
+        self.checks = true;
+        self.inline_bytes = CHECKED_INLINE_BYTES;
+        self.sends.iter_mut().for_each(|send| send.checks = true);
+        // What a side reads or writes of the other's memory passes by no frame.
+        (self.reach, self.attach, self.attaches) = (Reach::Nothing, Attach::Never, false);
     }
 
     pub(crate) fn reaches_memory(&self) -> bool {
@@ -215,7 +231,7 @@ impl ShmLink {
         }
         let send = &mut self.sends[channel];
         send.posted_bytes += len as u64;
-        if len <= INLINE_BYTES && send.queue.is_empty() && send.ring.has_room() {
+        if len <= self.inline_bytes && send.queue.is_empty() && send.ring.has_room() {
             // SAFETY: the caller promises `len` readable bytes.
             unsafe { send.publish_inline(tag, data, len, last) };
             self.wake_peer();
@@ -251,12 +267,15 @@ impl ShmLink {
 
     /// Ranges of the memory may be lent from now on.
     pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
+        if self.checks {
+            return;
+        }
         self.lender.share(registration, &self.socket);
         self.borrower.devices.share(registration, &self.socket);
     }
 
     pub(crate) fn use_device(&mut self, probe: &Arc<Probe>) {
-        self.takes_device_loans = self.borrower.devices.serves(probe);
+        self.takes_device_loans = !self.checks && self.borrower.devices.serves(probe);
         if self.takes_device_loans && !self.borrower.devices.is_settled() {
             self.take_in();
             self.borrower.devices.use_device(probe, &self.socket);
@@ -356,14 +375,16 @@ impl ShmLink {
         let data = self.start_of(room);
         let send = &mut self.sends[channel];
         send.posted_bytes += len as u64;
-        if len <= INLINE_BYTES {
+        if len <= self.inline_bytes {
             // SAFETY: the slot has at least `len` bytes.
             unsafe { send.publish_inline(tag, data, len, last) };
             send.slots_in_use -= 1;
             self.slots.give_back(room.slot);
         } else {
             self.slots.fill(room, len);
-            send.publish_slot(tag, room, len, last);
+            // SAFETY: the caller has written so many bytes of the slot.
+            let checksum = if self.checks { unsafe { checksum::of_memory(data, len) } } else { 0 };
+            send.publish_slot(tag, room, len, last, checksum);
         }
         self.wake_peer();
         Ok(())
@@ -437,7 +458,7 @@ impl ShmLink {
         while let Some(front) = self.sends[channel].queue.front() {
             let (data, tag, part) = (front.data, front.tag, front.len.min(SLOT_BYTES));
             let last = front.last && part == front.len;
-            if part <= INLINE_BYTES {
+            if part <= self.inline_bytes {
                 if !self.line_credit(channel)? {
                     break;
                 }
@@ -452,10 +473,14 @@ impl ShmLink {
                     // SAFETY: the slot has so many bytes, and nobody reads them.
                     unsafe { slot_start.write_bytes(0, SLOT_BYTES) };
                 }
+                // Of what was posted, so that it speaks of the copy, too.
+                // SAFETY: as above.
+                let checksum =
+                    if self.checks { unsafe { checksum::of_memory(data, part) } } else { 0 };
                 // SAFETY: as above; the room has `part` bytes, and nobody reads them.
                 unsafe { self.writer.write(way, data, self.start_of(room), part) };
                 self.slots.fill(room, part);
-                self.sends[channel].publish_slot(tag, room, part, last);
+                self.sends[channel].publish_slot(tag, room, part, last, checksum);
             }
             moved = true;
             self.wake_peer();
@@ -608,6 +633,10 @@ impl ShmLink {
             return self.failed(reason.clone());
         }
         LinkError::Closed { peer: self.peer, transport: TransportKind::Shm }
+    }
+
+    pub(super) fn corrupt(&self, damage: Damage) -> LinkError {
+        LinkError::Corrupt { peer: self.peer, transport: TransportKind::Shm, damage }
     }
 
     pub(super) fn protocol(&self, reason: &str) -> LinkError {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::ShmLink;
 use super::board::{BOARD_BYTES, Label, Places};
+use crate::checksum::{self, Damage};
 use crate::memory::SharedMemory;
-use crate::{Arrival, Tag};
+use crate::{Arrival, LinkError, Tag};
 
 /// Bytes of a board's memory file.
 pub(super) const BOARD_FILE_BYTES: usize = size_of::<Places>();
@@ -24,6 +25,8 @@ pub struct Board {
     number: u32,
     /// Sequence number of its operation.
     sequence: u32,
+    /// What is published has a checksum.
+    checks: bool,
 }
 
 /// A message that was published.
@@ -48,7 +51,14 @@ impl Board {
             memory: Arc::new(SharedMemory::create(BOARD_FILE_BYTES)?),
             number: 0,
             sequence: 0,
+            checks: false,
         })
+    }
+
+    /// The board with a checksum of all that is published from now on: for links that have them.
+    #[must_use]
+    pub fn with_checksums(self) -> Board {
+        Board { checks: true, ..self }
     }
 
     /// The memory, for the links that hand it to the peers.
@@ -74,7 +84,10 @@ impl Board {
         let label = Label { len: len as u32, sequence: tag.sequence, digest: tag.digest };
         // SAFETY: the memory is a board that this rank alone writes, and the caller promises the
         // rest.
-        let data = unsafe { places(&self.memory).publish(self.number, label, data) };
+        let data = unsafe {
+            let checksum = self.checks.then(|| checksum_of(self.number, label, data));
+            places(&self.memory).publish(self.number, label, data, checksum)
+        };
         Published { number: self.number, data, is_next }
     }
 }
@@ -89,15 +102,51 @@ impl ShmLink {
     /// What the peer has published for an exchange, if it has, or does at once: whoever looks again only
     /// after all else that a wait takes care of sees it later by as much.
     #[inline]
-    pub(crate) fn published(&self, number: u32) -> Option<Arrival> {
+    pub(crate) fn published(&self, number: u32) -> Result<Option<Arrival>, LinkError> {
         let board = places(&self.board);
-        let (label, data) = (0..QUICK_LOOKS).find_map(|_| board.read(number))?;
+        let found = (0..QUICK_LOOKS).find_map(|_| board.read(number));
+        if self.checks {
+            self.check_board(board, number, found)?;
+        }
+        let Some((label, data)) = found else { return Ok(None) };
         let tag = Tag { sequence: label.sequence, digest: label.digest };
         // A damaged length must not lead out of the board; the executor refuses what is not as long
         // as the call.
         let len = (label.len as usize).min(BOARD_BYTES);
-        Some(Arrival { data, len, last: true, tag, on_device: false })
+        Ok(Some(Arrival { data, len, last: true, tag, on_device: false }))
     }
+
+    /// Whether the place of an exchange is as its owner has left it, be the message there yet or not.
+    fn check_board(
+        &self,
+        board: &Places,
+        number: u32,
+        found: Option<(Label, *const u8)>,
+    ) -> Result<(), LinkError> {
+        let Some((label, data)) = found else {
+            let is_whole = board.has_known_stamp(number);
+            return if is_whole { Ok(()) } else { Err(self.corrupt(Damage::Header)) };
+        };
+        // SAFETY: a board has so many bytes there, which its owner leaves alone for now.
+        let is_whole = label.len as usize <= BOARD_BYTES
+            && unsafe { checksum_of(number, label, data) } == board.checksum(number);
+        if is_whole {
+            return Ok(());
+        }
+        let tag = Tag { sequence: label.sequence, digest: label.digest };
+        Err(self.corrupt(Damage::Board { tag, len: label.len.into() }))
+    }
+}
+
+/// The checksum of a message, of what is said about it and of its number.
+///
+/// # Safety
+/// The label's length of bytes must be readable.
+unsafe fn checksum_of(number: u32, label: Label, data: *const u8) -> u32 {
+    // SAFETY: the caller's promise.
+    let payload = unsafe { checksum::of_memory(data, label.len as usize) };
+    let words = [number, label.len, label.sequence, label.digest, payload].map(u32::to_le_bytes);
+    checksum::of(words.as_flattened())
 }
 
 fn places(memory: &SharedMemory) -> &Places {

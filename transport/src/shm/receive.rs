@@ -8,8 +8,11 @@ use super::layout::{Half, PARKED_FOR_ROOM, SLOT_BYTES, SLOTS};
 use super::lending::{ORDINARY, Place};
 use super::link::ShmLink;
 use super::reach::Reach;
-use super::ring::Reader;
-use super::send::{IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, OF_GPU, WRITTEN, unpack};
+use super::ring::{BODY_WORDS, Body, Reader};
+use super::send::{
+    IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, OF_GPU, WRITTEN, line_checksum, unpack,
+};
+use crate::checksum::{self, Damage};
 use crate::{Arrival, Channel, LinkError, Tag};
 
 /// Bytes that are fetched from the peer's ordinary memory at once: small enough that they are still
@@ -28,6 +31,8 @@ pub(super) struct ReceiveChannel {
     landing: Vec<u8>,
     /// Number of the message in hand or next to come, wrapping.
     pub(super) message: u32,
+    /// Bytes of it that have been checked, where frames are.
+    checked_bytes: u64,
     /// Room that the peer may write to, in the order of the messages.
     pub(super) offered: VecDeque<Offered>,
 }
@@ -61,6 +66,7 @@ impl ReceiveChannel {
             remote: None,
             landing: Vec::new(),
             message: 0,
+            checked_bytes: 0,
             offered: VecDeque::new(),
         }
     }
@@ -141,9 +147,55 @@ impl ShmLink {
             (len <= INLINE_BYTES).then(|| inline.wrapping_add(1).cast::<u8>())
         };
         let Some(data) = data else { return Err(self.protocol("a frame that leaves its place")) };
+        if self.checks {
+            // SAFETY: the frame's bytes were found to lie in a slot or in the line.
+            unsafe { self.check_payload(channel, meta, &body, (data, len))? };
+        }
         let receive = &mut self.receives[channel];
         receive.is_lent = meta & LENT != 0;
         receive.current = Some(Arrival { data, len, last, tag, on_device: false });
+        Ok(())
+    }
+
+    /// Whether a line is as its writer has left it: the next one of a channel, be it there yet or not.
+    pub(super) fn check_line(
+        &self,
+        channel: Channel,
+        line: Option<(u32, *const Body)>,
+    ) -> Result<(), LinkError> {
+        let ring = &self.receives[channel].ring;
+        let is_whole = match line {
+            None => ring.has_known_stamp(),
+            Some((meta, body)) => {
+                // SAFETY: the line was peeked and is not given back.
+                let body = unsafe { body.read() };
+                line_checksum(ring.next(), meta, &body) == body[BODY_WORDS - 1] as u32
+            }
+        };
+        if is_whole { Ok(()) } else { Err(self.corrupt(Damage::Header)) }
+    }
+
+    /// Whether the payload of a frame whose line is as it was left is so, too. What is in the line is.
+    ///
+    /// # Safety
+    /// The range must be readable.
+    unsafe fn check_payload(
+        &mut self,
+        channel: Channel,
+        meta: u32,
+        body: &Body,
+        (data, len): (*const u8, usize),
+    ) -> Result<(), LinkError> {
+        let begin = self.receives[channel].checked_bytes;
+        // SAFETY: the caller's promise.
+        let is_whole = meta & IN_SLOT == 0
+            || unsafe { checksum::of_memory(data, len) } == (body[BODY_WORDS - 1] >> 32) as u32;
+        if !is_whole {
+            let (tag, begin, len) = (unpack(body[0]), Some(begin), len as u64);
+            return Err(self.corrupt(Damage::Payload { channel, tag, begin, len }));
+        }
+        let ends = meta & LAST != 0;
+        self.receives[channel].checked_bytes = if ends { 0 } else { begin + len as u64 };
         Ok(())
     }
 

@@ -1,8 +1,7 @@
 //! A ring of cache lines between one writer and one reader: the heart of shared-memory links.
 //!
-//! Each line carries its own stamp, its number in the ring's history plus one, which is stored
-//! last; a reader that finds the stamp it waits for has the whole line, so that a tiny message
-//! costs one cache line. What the reader has consumed it counts in a line of its own, which the
+//! Each line carries its own stamp, which tells its number in the ring's history and is stored last; a reader
+//! that finds the stamp it waits for has the whole line, so that a tiny message costs one cache line. What the reader has consumed it counts in a line of its own, which the
 //! writer reads only when the lines that it knows to be free have run out. Nothing is ever reset.
 
 use super::primitive::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
@@ -20,6 +19,13 @@ pub(super) type Body = [u64; BODY_WORDS];
 pub(super) struct Line {
     header: AtomicU64,
     body: UnsafeCell<Body>,
+}
+
+/// The stamp of the line of this number. Stamps are three apart: those of one line, of which the first is 0, differ
+/// then by no power of two, so that no change of one bit makes one of another.
+#[inline]
+fn stamp(number: u32) -> u32 {
+    number.wrapping_add(1).wrapping_mul(3)
 }
 
 /// How many lines the reader has consumed, wrapping. Two cache lines, so that the processor's
@@ -102,8 +108,8 @@ impl Writer {
         let line = unsafe { &*self.lines.add((self.next & (self.capacity - 1)) as usize) };
         // SAFETY: as above.
         line.body.with_mut(|body| write(unsafe { &mut *body }));
+        let header = u64::from(meta) << 32 | u64::from(stamp(self.next));
         self.next = self.next.wrapping_add(1);
-        let header = u64::from(meta) << 32 | u64::from(self.next);
         line.header.store(header, Ordering::Release);
     }
 }
@@ -136,10 +142,27 @@ impl Reader {
         // SAFETY: the index is below `capacity` and the memory valid by the promise of `new`.
         let line = unsafe { &*self.lines.add((self.next & (self.capacity - 1)) as usize) };
         let header = line.header.load(Ordering::Acquire);
-        if header as u32 != self.next.wrapping_add(1) {
+        if header as u32 != stamp(self.next) {
             return None;
         }
         Some(((header >> 32) as u32, line.body.with(|body| body)))
+    }
+
+    /// Number of the next line.
+    #[inline]
+    pub(super) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Whether the next line has a stamp that its writer gave it: its own, or that of the lap before.
+    #[inline]
+    pub(super) fn has_known_stamp(&self) -> bool {
+        // SAFETY: as of `peek`.
+        let line = unsafe { &*self.lines.add((self.next & (self.capacity - 1)) as usize) };
+        let found = line.header.load(Ordering::Acquire) as u32;
+        let before = stamp(self.next.wrapping_sub(self.capacity));
+        let may_be_new = self.next < self.capacity;
+        found == stamp(self.next) || found == before || may_be_new && found == 0
     }
 
     /// Gives the line that was peeked back to the writer.
@@ -244,6 +267,28 @@ mod tests {
         for number in 0..5 {
             write(&mut writer, number, || unreachable!("the reader keeps up"));
             assert_eq!(read(&mut reader, || unreachable!("the line is there")), number);
+        }
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn no_bit_makes_a_stamp_of_another() {
+        let shared = shared(4);
+        let (mut writer, mut reader) = ends(&shared);
+        for number in 0..100 {
+            let header = &shared.lines[number % 4].header;
+            let flipped = |bit: u32| {
+                header.fetch_xor(1 << bit, Ordering::Relaxed);
+                let seen = (reader.has_known_stamp(), reader.peek().is_some());
+                header.fetch_xor(1 << bit, Ordering::Relaxed);
+                seen
+            };
+            assert!(reader.has_known_stamp() && reader.peek().is_none());
+            assert!((0..32).all(|bit| flipped(bit) == (false, false)), "before line {number}");
+            write(&mut writer, number as u64, || unreachable!("the reader keeps up"));
+            assert!((0..32).all(|bit| flipped(bit) == (false, false)), "of line {number}");
+            assert!(reader.has_known_stamp());
+            read(&mut reader, || unreachable!("the line is there"));
         }
     }
 

@@ -8,9 +8,13 @@ use super::lending::Place;
 use super::ring::{BODY_WORDS, Body, Writer};
 use super::slots::Room;
 use crate::Tag;
+use crate::checksum::{self, CHECKSUM_BYTES};
 
 /// Payload bytes that a line carries itself: its body less the tag.
 pub(super) const INLINE_BYTES: usize = (BODY_WORDS - 1) * 8;
+
+/// The same where the line's last word has checksums.
+pub(super) const CHECKED_INLINE_BYTES: usize = INLINE_BYTES - 8;
 
 /// The upper half of a line's header: flags, and the length of a payload in the line or a slot.
 pub(super) const LAST: u32 = 1 << 31;
@@ -30,6 +34,8 @@ pub(super) const NONE: u8 = u8::MAX;
 #[derive(Debug)]
 pub(super) struct SendChannel {
     pub(super) ring: Writer,
+    /// Lines carry checksums.
+    pub(super) checks: bool,
     /// Lines whose slots are back in the pool.
     pub(super) reaped: u32,
     /// The slot of each line under way.
@@ -86,6 +92,7 @@ impl SendChannel {
     pub(super) fn new(ring: Writer) -> SendChannel {
         SendChannel {
             ring,
+            checks: false,
             reaped: 0,
             slot_of_line: [NONE; LINES],
             slots_in_use: 0,
@@ -102,7 +109,7 @@ impl SendChannel {
     }
 
     /// # Safety
-    /// `data` must have `len` (at most `INLINE_BYTES`) readable bytes, and a line must be free.
+    /// `data` must have `len` readable bytes, at most as many as a line holds, and a line must be free.
     #[inline]
     pub(super) unsafe fn publish_inline(
         &mut self,
@@ -114,20 +121,28 @@ impl SendChannel {
         self.count(len);
         self.continue_message(last);
         let meta = len as u32 | if last { LAST } else { 0 };
-        self.ring.publish(meta, |body| {
+        self.publish(meta, 0, |body| {
             body[0] = pack(tag);
             // SAFETY: the body has INLINE_BYTES bytes behind the tag.
             unsafe { std::ptr::copy_nonoverlapping(data, body[1..].as_mut_ptr().cast(), len) };
         });
     }
 
+    /// `checksum` is that of the payload, where frames are checked.
     #[inline]
-    pub(super) fn publish_slot(&mut self, tag: Tag, room: Room, len: usize, last: bool) {
+    pub(super) fn publish_slot(
+        &mut self,
+        tag: Tag,
+        room: Room,
+        len: usize,
+        last: bool,
+        checksum: u32,
+    ) {
         self.count(len);
         self.continue_message(last);
         self.slot_of_line[self.ring.next() as usize % LINES] = room.slot;
         let meta = len as u32 | IN_SLOT | if last { LAST } else { 0 };
-        self.ring.publish(meta, |body| {
+        self.publish(meta, checksum, |body| {
             body[0] = pack(tag);
             body[1] = u64::from(room.slot) | (room.offset as u64) << 32;
         });
@@ -179,6 +194,19 @@ impl SendChannel {
         self.ring.publish(WRITTEN | LAST, |body| {
             body[0] = pack(tag);
             body[1] = len as u64;
+        });
+    }
+
+    /// Publishes a line, with its checksum where frames are checked.
+    #[inline]
+    fn publish(&mut self, meta: u32, payload: u32, write: impl FnOnce(&mut Body)) {
+        let (checks, number) = (self.checks, self.ring.next());
+        self.ring.publish(meta, |body| {
+            write(body);
+            if checks {
+                body[BODY_WORDS - 1] = u64::from(payload) << 32;
+                body[BODY_WORDS - 1] |= u64::from(line_checksum(number, meta, body));
+            }
         });
     }
 
@@ -245,6 +273,21 @@ impl Offer {
             len: body[3],
         }
     }
+}
+
+/// The checksum of a line and its number. It is itself in the lower half of the last word, and that of a payload
+/// in a slot in the upper one.
+#[inline]
+pub(super) fn line_checksum(number: u32, meta: u32, body: &Body) -> u32 {
+    let mut bytes = [0; 8 * (1 + BODY_WORDS)];
+    let (header, rest) = bytes.split_at_mut(8);
+    header.copy_from_slice(&(u64::from(meta) << 32 | u64::from(number)).to_le_bytes());
+    for (bytes, word) in rest.chunks_exact_mut(8).zip(body) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    let own = rest.len() - 8;
+    rest[own..own + CHECKSUM_BYTES].fill(0);
+    checksum::of(&bytes)
 }
 
 #[inline]

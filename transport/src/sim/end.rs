@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::network::{Config, Traffic};
-use crate::{CHANNELS, Channel, MAX_LANES, POINT_TO_POINT, Tag};
+use crate::{CHANNELS, Channel, MAX_LANES, POINT_TO_POINT, Tag, checksum};
 
 /// The memory of one slot, aligned as [`Slot`](crate::Slot) promises. It moves with the frame that
 /// it carries, and its bytes stay where they are.
@@ -35,6 +35,39 @@ pub(super) struct Frame {
     pub(super) len: usize,
     pub(super) last: bool,
     pub(super) tag: Tag,
+    /// Of all that, where frames have checksums.
+    pub(super) checksum: Option<u32>,
+}
+
+impl Frame {
+    /// The checksum of the frame as it is.
+    pub(super) fn checksum_now(&self) -> u32 {
+        // SAFETY: a frame has as many bytes.
+        let payload = unsafe { checksum::of_memory(self.memory.as_ptr(), self.len) };
+        let Tag { sequence, digest } = self.tag;
+        let words = [sequence, digest, self.len as u32, u32::from(self.last), payload];
+        checksum::of(words.map(u32::to_le_bytes).as_flattened())
+    }
+
+    /// The frame with a checksum, if it is to have one.
+    pub(super) fn sealed(self, checks: bool) -> Frame {
+        let checksum = checks.then(|| self.checksum_now());
+        Frame { checksum, ..self }
+    }
+
+    /// Changes one bit: of the tag if `bit` is below 64, else of the payload, which begins anew where it ends.
+    pub(super) fn flip(&mut self, bit: u64) {
+        match bit {
+            0..32 => self.tag.sequence ^= 1 << bit,
+            32..64 => self.tag.digest ^= 1 << (bit - 32),
+            _ if self.len == 0 => self.tag.sequence ^= 1,
+            _ => {
+                let bit = (bit - 64) as usize % (8 * self.len);
+                // SAFETY: the byte is one of the frame's.
+                unsafe { *self.memory.as_mut_ptr().add(bit / 8) ^= 1 << (bit % 8) };
+            }
+        }
+    }
 }
 
 /// What the network knows of one end of a link.

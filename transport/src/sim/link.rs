@@ -8,7 +8,8 @@ use super::end::{Frame, SlotMemory};
 use super::network::Network;
 use super::state::{EndId, State};
 use super::trace::Operation;
-use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, Tag};
+use crate::checksum::Damage;
+use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, Tag, TransportKind};
 
 /// The end of a simulated link that one rank holds; made by [`Network::link`]. Its methods are
 /// [`Link`](crate::Link)'s.
@@ -26,6 +27,8 @@ pub struct SimLink {
     channels: Box<[ChannelEnd]>,
     /// One bit a channel: something posted waits for a credit.
     waiting: u32,
+    /// Frames have checksums.
+    checks: bool,
 }
 
 /// What one end holds of a channel.
@@ -42,6 +45,8 @@ struct ChannelEnd {
     released_bytes: usize,
     /// The inbox's first frame was shown by an arrival.
     shown: bool,
+    /// Bytes of the message in hand in frames that are released.
+    message_bytes: u64,
 }
 
 /// The rest of a post.
@@ -59,12 +64,17 @@ unsafe impl Send for Posted {}
 impl SimLink {
     pub(super) fn new(network: Network, end: EndId, peer: u32) -> SimLink {
         let channels = (0..CHANNELS).map(|_| ChannelEnd::default()).collect();
-        SimLink { network, end, peer, channels, waiting: 0 }
+        SimLink { network, end, peer, channels, waiting: 0, checks: false }
     }
 
     /// The rank at the other end.
     pub fn peer(&self) -> u32 {
         self.peer
+    }
+
+    /// Frames have checksums from now on.
+    pub(crate) fn check_frames(&mut self) {
+        self.checks = true;
     }
 
     /// See [`Link::divide`](crate::Link::divide). Lanes from `lanes` on get no credits.
@@ -92,7 +102,7 @@ impl SimLink {
         own.posted_bytes += len as u64;
         if len > 0 || last {
             own.waiting.push_back(Posted { data, len, last, tag });
-            let waits = own.send_waiting(&mut state, self.end, channel);
+            let waits = own.send_waiting(&mut state, self.end, channel, self.checks);
             self.waiting |= u32::from(waits) << channel;
         }
         // A rule may have ended the link when a frame left.
@@ -153,7 +163,8 @@ impl SimLink {
         let memory = own.reserved.take().expect("a commit follows a reserve");
         own.posted_bytes += len as u64;
         own.sent_bytes += len as u64;
-        state.depart(self.end, channel, Frame { memory, len, last, tag });
+        let frame = Frame { memory, len, last, tag, checksum: None };
+        state.depart(self.end, channel, frame.sealed(self.checks));
         state.check(self.end)
     }
 
@@ -162,6 +173,7 @@ impl SimLink {
         let mut state = self.network.lock();
         state.check(self.end)?;
         let own = &mut self.channels[channel];
+        own.check_first(channel, self.peer)?;
         let Some(frame) = own.inbox.front() else {
             return own.check_more(&state, self.end, channel).map(|()| None);
         };
@@ -204,6 +216,7 @@ impl SimLink {
         let mut state = self.network.lock();
         state.check(self.end)?;
         let own = &mut self.channels[channel];
+        own.check_first(channel, self.peer)?;
         if own.takeable(tag, len).is_none() {
             return own.check_more(&state, self.end, channel).map(|()| (0, false));
         }
@@ -220,6 +233,9 @@ impl SimLink {
             if last {
                 return Ok((received, true));
             }
+            if own.check_first(channel, self.peer).is_err() {
+                break;
+            }
         }
         Ok((received, false))
     }
@@ -235,7 +251,7 @@ impl SimLink {
             self.waiting = 0;
             for (channel, own) in self.channels.iter_mut().enumerate() {
                 own.inbox.append(&mut state.take_arrived(self.end, channel));
-                let waits = own.send_waiting(&mut state, self.end, channel);
+                let waits = own.send_waiting(&mut state, self.end, channel, self.checks);
                 self.waiting |= u32::from(waits) << channel;
             }
             state.check(self.end)?;
@@ -261,7 +277,7 @@ impl SimLink {
         if state.check(self.end).is_ok() {
             state.lift_credits(self.end);
             for (channel, own) in self.channels.iter_mut().enumerate() {
-                own.send_waiting(&mut state, self.end, channel);
+                own.send_waiting(&mut state, self.end, channel, self.checks);
             }
         }
     }
@@ -293,7 +309,13 @@ impl fmt::Debug for SimLink {
 impl ChannelEnd {
     /// Copies into slots what waits, as far as credits go, and sends it. Returns whether something
     /// still waits.
-    fn send_waiting(&mut self, state: &mut State, end: EndId, channel: Channel) -> bool {
+    fn send_waiting(
+        &mut self,
+        state: &mut State,
+        end: EndId,
+        channel: Channel,
+        checks: bool,
+    ) -> bool {
         while let Some(posted) = self.waiting.front_mut() {
             let Some(mut memory) = self.reserved.take().or_else(|| state.take_slot(end, channel))
             else {
@@ -306,7 +328,8 @@ impl ChannelEnd {
             posted.data = posted.data.wrapping_add(len);
             posted.len -= len;
             let done = posted.len == 0;
-            let frame = Frame { memory, len, last: done && posted.last, tag: posted.tag };
+            let (last, tag) = (done && posted.last, posted.tag);
+            let frame = Frame { memory, len, last, tag, checksum: None }.sealed(checks);
             if done {
                 self.waiting.pop_front();
             }
@@ -314,6 +337,17 @@ impl ChannelEnd {
             state.depart(end, channel, frame);
         }
         false
+    }
+
+    /// Whether the inbox's first frame is as it was sent.
+    fn check_first(&self, channel: Channel, peer: u32) -> Result<(), LinkError> {
+        let Some(frame) = self.inbox.front() else { return Ok(()) };
+        if frame.checksum.is_none_or(|checksum| checksum == frame.checksum_now()) {
+            return Ok(());
+        }
+        let (tag, begin, len) = (frame.tag, Some(self.message_bytes), frame.len as u64);
+        let damage = Damage::Payload { channel, tag, begin, len };
+        Err(LinkError::Corrupt { peer, transport: TransportKind::Sim, damage })
     }
 
     /// The inbox's first frame and how much of it goes into `room_bytes`, if it is of this
@@ -334,6 +368,7 @@ impl ChannelEnd {
         {
             self.released_bytes = 0;
             self.shown = false;
+            self.message_bytes = if frame.last { 0 } else { self.message_bytes + frame.len as u64 };
             state.give_back(end, channel, frame.memory);
         }
     }

@@ -26,6 +26,9 @@ pub enum FrameEffect {
     Slow(u32),
     /// It never arrives, nor does any later frame of its channel (a stalled connection).
     Drop,
+    /// One bit of it arrives changed: of its tag if the number is below 64, else of its payload, which begins anew
+    /// where it ends.
+    Flip(u64),
     /// Its link is cut (see [`Network::cut`](super::Network::cut)) and the frame lost.
     Cut,
     /// This rank is killed (see [`Network::kill`](super::Network::kill)), before the frame leaves.
@@ -117,10 +120,12 @@ pub(super) struct Occasion {
 }
 
 /// What all rules together do to one frame.
+#[derive(Default)]
 pub(super) struct FrameFate {
     pub(super) delay_ns: u64,
     pub(super) factor: u64,
     pub(super) dropped: bool,
+    pub(super) flipped_bits: Vec<u64>,
     pub(super) cut: bool,
     pub(super) killed: Vec<u32>,
 }
@@ -137,8 +142,7 @@ impl Rules {
     }
 
     pub(super) fn frame(&mut self, at: &Occasion) -> FrameFate {
-        let mut fate =
-            FrameFate { delay_ns: 0, factor: 1, dropped: false, cut: false, killed: Vec::new() };
+        let mut fate = FrameFate { factor: 1, ..FrameFate::default() };
         for (rule, seen) in &mut self.rules {
             let Rule::Frame(which, effect) = rule else { continue };
             if !meets(which, seen, at) {
@@ -150,6 +154,7 @@ impl Rules {
                     fate.factor = fate.factor.saturating_mul(u64::from(factor));
                 }
                 FrameEffect::Drop => fate.dropped = true,
+                FrameEffect::Flip(bit) => fate.flipped_bits.push(bit),
                 FrameEffect::Cut => fate.cut = true,
                 FrameEffect::Kill(rank) => fate.killed.push(rank),
             }

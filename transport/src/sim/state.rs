@@ -194,7 +194,7 @@ impl State {
     }
 
     /// A frame leaves, for better or worse.
-    pub(super) fn depart(&mut self, id: EndId, channel: Channel, frame: Frame) {
+    pub(super) fn depart(&mut self, id: EndId, channel: Channel, mut frame: Frame) {
         let number = self.frames;
         self.frames += 1;
         let (from, to) = (self.ends[id].rank, self.ends[id].peer);
@@ -205,6 +205,9 @@ impl State {
         }
         if fate.cut {
             self.cut(id);
+        }
+        for bit in fate.flipped_bits {
+            frame.flip(bit);
         }
 
         let end = &mut self.ends[id];

@@ -4,9 +4,9 @@
 use super::SLICE_BYTES;
 use super::block::Block;
 use super::cipher::{Sealer, TAG_BYTES};
-use super::frame::{HEADER_BYTES, Header, Kind};
+use super::frame::{CHECKSUMS_BYTES, HEADER_BYTES, Header, Kind, checksums};
 use super::socket::{NO_RANGE, range};
-use crate::Channel;
+use crate::{Channel, checksum};
 
 /// Frames that leave in one system call at most.
 const BATCH_FRAMES: usize = 8;
@@ -15,7 +15,7 @@ const BATCH_FRAMES: usize = 8;
 /// another channel has its turn.
 const BATCH_BYTES: usize = 4 * SLICE_BYTES;
 
-/// The same where frames are encrypted, which should stay in cache until the kernel copies them, or
+/// The same where frames are encrypted or have checksums, so that they should stay in cache until the kernel copies them, or
 /// where the next frame may be better off on another socket.
 const SMALL_BATCH_BYTES: usize = SLICE_BYTES;
 
@@ -24,6 +24,8 @@ const SEALED_BYTES: usize = SMALL_BATCH_BYTES + SLICE_BYTES + BATCH_FRAMES * TAG
 
 /// Ranges of memory that a batch consists of at most.
 const RANGES: usize = 2 * BATCH_FRAMES;
+
+const _: () = assert!(CHECKSUMS_BYTES <= TAG_BYTES);
 
 /// What is being written to one socket.
 #[derive(Debug)]
@@ -36,7 +38,17 @@ pub(super) struct Batch {
     done: usize,
     /// Bytes of the next one, its header included, that are written.
     written: usize,
-    sealing: Option<Sealing>,
+    proof: Proof,
+}
+
+/// What lets the receiver tell that a frame is as it was sent.
+#[derive(Debug)]
+enum Proof {
+    None,
+    /// Checksums behind the header.
+    Checksums,
+    /// Encryption.
+    Sealing(Sealing),
 }
 
 /// How frames are encrypted, and where encrypted payloads wait.
@@ -89,11 +101,17 @@ impl Batch {
             limit_bytes: if small { SMALL_BATCH_BYTES } else { BATCH_BYTES },
             done: 0,
             written: 0,
-            sealing: sealer.map(|sealer| Sealing {
-                sealer,
-                memory: Block::new::<SEALED_BYTES>(),
-                used: 0,
+            proof: sealer.map_or(Proof::None, |sealer| {
+                Proof::Sealing(Sealing { sealer, memory: Block::new::<SEALED_BYTES>(), used: 0 })
             }),
+        }
+    }
+
+    /// Frames that are not encrypted have checksums from now on.
+    pub fn check_frames(&mut self) {
+        if let Proof::None = self.proof {
+            self.proof = Proof::Checksums;
+            self.limit_bytes = SMALL_BATCH_BYTES;
         }
     }
 
@@ -145,10 +163,19 @@ impl Batch {
             plain_len: header.len as usize,
             ..Frame::NONE
         };
-        frame.header[..HEADER_BYTES].copy_from_slice(&header.encode());
-        if let Some(sealing) = &mut self.sealing {
+        let bytes = header.encode();
+        frame.header[..HEADER_BYTES].copy_from_slice(&bytes);
+        match &mut self.proof {
+            Proof::None => {}
+            Proof::Checksums => {
+                // SAFETY: the caller's promise.
+                let payload = unsafe { checksum::of_memory(data, frame.len) };
+                frame.header[HEADER_BYTES..][..CHECKSUMS_BYTES]
+                    .copy_from_slice(&checksums(&bytes, payload));
+                frame.header_len += CHECKSUMS_BYTES;
+            }
             // SAFETY: the caller's promise is passed on.
-            unsafe { sealing.seal(&mut frame) };
+            Proof::Sealing(sealing) => unsafe { sealing.seal(&mut frame) },
         }
         self.payload_bytes += frame.plain_len;
         self.frames[self.count] = frame;
@@ -191,7 +218,7 @@ impl Batch {
             self.written = 0;
         }
         (self.count, self.done, self.payload_bytes) = (0, 0, 0);
-        if let Some(sealing) = &mut self.sealing {
+        if let Proof::Sealing(sealing) = &mut self.proof {
             sealing.used = 0;
         }
     }

@@ -4,13 +4,20 @@
 //! The header of a frame is one sealed record and its payload, unless it is empty, another one: the
 //! length is proved before it is believed. Records are numbered by their nonces, so that none can
 //! be left out, repeated or moved.
+//!
+//! After [`RECORDS_A_KEY`] records each direction goes on with another key, which the one before gives and which
+//! does not give that one.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
-use crate::secure::FrameKeys;
+use crate::secure::{FrameKeys, KEY_BYTES, next_frame_key};
 
 /// Bytes that a record is longer than what it holds.
 pub(super) const TAG_BYTES: usize = 16;
+
+/// Records that one key seals. They have 2^33 blocks of the cipher at most, and 2^34.5 are safe: as many as those of
+/// 2^24.5 records of 16 KiB (RFC 8446, section 5.5).
+const RECORDS_A_KEY: u64 = 1 << 20;
 
 /// Seals records in one direction.
 #[derive(Debug)]
@@ -20,15 +27,28 @@ pub(super) struct Sealer(Records);
 #[derive(Debug)]
 pub(super) struct Opener(Records);
 
-#[derive(Debug)]
 struct Records {
+    secret: [u8; KEY_BYTES],
     key: LessSafeKey,
+    /// Number of the next record among those of the key.
     next: u64,
+    records_a_key: u64,
 }
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Records").field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+/// A record that is not the next one of its sender's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unproven;
 
 /// Both directions of one socket.
 pub(super) fn ciphers(keys: &FrameKeys) -> (Sealer, Opener) {
-    (Sealer(Records::new(&keys.send)), Opener(Records::new(&keys.receive)))
+    let records = |key: [u8; KEY_BYTES]| Records::new(key, RECORDS_A_KEY);
+    (Sealer(records(keys.send)), Opener(records(keys.receive)))
 }
 
 impl Sealer {
@@ -48,21 +68,24 @@ impl Opener {
     ///
     /// # Errors
     /// It is not the next record that the peer sealed.
-    pub fn open(&mut self, sealed: &mut [u8]) -> Result<(), &'static str> {
+    pub fn open(&mut self, sealed: &mut [u8]) -> Result<(), Unproven> {
         let nonce = self.0.nonce();
         let opened = self.0.key.open_in_place(nonce, Aad::empty(), sealed);
-        opened.map(drop).map_err(|_| "a frame that its sender did not encrypt so")
+        opened.map(drop).map_err(|_| Unproven)
     }
 }
 
 impl Records {
-    fn new(key: &[u8; 32]) -> Records {
-        let key = UnboundKey::new(&AES_256_GCM, key).expect("the key has the cipher's length");
-        Records { key: LessSafeKey::new(key), next: 0 }
+    fn new(secret: [u8; KEY_BYTES], records_a_key: u64) -> Records {
+        let key = UnboundKey::new(&AES_256_GCM, &secret).expect("the key has the cipher's length");
+        Records { secret, key: LessSafeKey::new(key), next: 0, records_a_key }
     }
 
-    /// The nonce of the next record. A socket does not live to see 2^64 of them.
+    /// The nonce of the next record, with which another key may begin.
     fn nonce(&mut self) -> Nonce {
+        if self.next == self.records_a_key {
+            *self = Records::new(next_frame_key(&self.secret), self.records_a_key);
+        }
         let mut bytes = [0; NONCE_LEN];
         bytes[..8].copy_from_slice(&self.next.to_le_bytes());
         self.next += 1;
@@ -100,6 +123,26 @@ mod tests {
         let (mut sealer, mut opener) = pair();
         sealed(&mut sealer, b"left out");
         assert!(opener.open(&mut sealed(&mut sealer, b"second")).is_err());
+    }
+
+    #[test]
+    fn both_ends_go_on_with_another_key_at_the_limit() {
+        const LIMIT: u64 = 3;
+        let records = || Records::new([1; KEY_BYTES], LIMIT);
+        let (mut sealer, mut opener) = (Sealer(records()), Opener(records()));
+        let mut secrets = Vec::new();
+        for number in 0..10 * LIMIT {
+            let mut record = sealed(&mut sealer, b"text");
+            secrets.push(sealer.0.secret);
+            // Who keeps the first key opens the records of that one alone.
+            let mut old =
+                Opener(Records { next: number % LIMIT, ..Records::new([1; 32], u64::MAX) });
+            assert_eq!(old.open(&mut record.clone()).is_ok(), number < LIMIT, "record {number}");
+            assert_eq!(opener.open(&mut record), Ok(()), "record {number}");
+            assert_eq!(&record[..4], b"text");
+        }
+        secrets.dedup();
+        assert_eq!(secrets.len(), 10, "a key for {LIMIT} records each");
     }
 
     #[test]

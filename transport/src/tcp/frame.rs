@@ -7,12 +7,22 @@
 //!
 //! Every frame returns the credits that its sender owes, so that they rarely need a frame of their
 //! own. Whatever comes from the wire is checked here before it is used.
+//!
+//! Where frames have checksums, those follow the header: first the payload's, then that of the header and of the
+//! payload's checksum.
 
 use super::SLICE_BYTES;
+use crate::checksum::{self, CHECKSUM_BYTES};
 use crate::{CHANNELS, Tag};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
+
+/// Bytes that follow a header where frames have checksums.
+pub(super) const CHECKSUMS_BYTES: usize = 2 * CHECKSUM_BYTES;
+
+/// Both of one frame.
+const CHECKED_BYTES: usize = HEADER_BYTES + CHECKSUMS_BYTES;
 
 const CREDITS_AT: usize = 3;
 const LEN_AT: usize = CREDITS_AT + CHANNELS;
@@ -124,6 +134,26 @@ pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> {
     Ok(header)
 }
 
+/// What follows a header that stands before a payload of this checksum.
+pub(super) fn checksums(header: &[u8; HEADER_BYTES], payload: u32) -> [u8; CHECKSUMS_BYTES] {
+    let mut bytes = [0; CHECKED_BYTES];
+    bytes[..HEADER_BYTES].copy_from_slice(header);
+    bytes[HEADER_BYTES..][..CHECKSUM_BYTES].copy_from_slice(&payload.to_le_bytes());
+    let own = checksum::of(&bytes[..CHECKED_BYTES - CHECKSUM_BYTES]);
+    bytes[CHECKED_BYTES - CHECKSUM_BYTES..].copy_from_slice(&own.to_le_bytes());
+    let mut checksums = [0; CHECKSUMS_BYTES];
+    checksums.copy_from_slice(&bytes[HEADER_BYTES..]);
+    checksums
+}
+
+/// The payload's checksum, if header and checksums are as they were sent.
+pub(super) fn payload_checksum(bytes: &[u8; CHECKED_BYTES]) -> Option<u32> {
+    let (header, rest) = bytes.split_first_chunk()?;
+    let (payload, _) = rest.split_first_chunk()?;
+    let payload = u32::from_le_bytes(*payload);
+    (checksums(header, payload) == rest).then_some(payload)
+}
+
 fn put_u32(bytes: &mut [u8; HEADER_BYTES], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
@@ -167,6 +197,20 @@ mod tests {
         assert_eq!(bytes[3 + 3], 7);
         assert_eq!(bytes[20..24], [0, 0, 2, 0x55]);
         assert_eq!(bytes[24..], [4, 3, 2, 1, 0xfc, 0xfd, 0xfe, 0xff]);
+    }
+
+    #[test]
+    fn checksums_tell_of_each_bit_of_a_header() {
+        let header = example().encode();
+        let mut bytes = [0; CHECKED_BYTES];
+        bytes[..HEADER_BYTES].copy_from_slice(&header);
+        bytes[HEADER_BYTES..].copy_from_slice(&checksums(&header, 0x89ab_cdef));
+        assert_eq!(payload_checksum(&bytes), Some(0x89ab_cdef));
+        for bit in 0..8 * CHECKED_BYTES {
+            let mut bytes = bytes;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(payload_checksum(&bytes), None, "bit {bit}");
+        }
     }
 
     #[test]

@@ -115,6 +115,12 @@ impl TcpLink {
         self.peer
     }
 
+    /// Frames that are not encrypted have checksums from now on: what an encrypted one carries is proved already.
+    pub(crate) fn check_frames(&mut self) {
+        self.sender.check_frames();
+        self.receiver.check_frames();
+    }
+
     /// Divides the slots among `lanes` lanes.
     pub fn divide(&mut self, lanes: usize) {
         self.credits.divide(lanes);
@@ -383,6 +389,14 @@ impl TcpLink {
                 }
                 Err(End::Failed(error)) => self.lose(at, failed(self.peer, &error)),
                 Err(End::Protocol(reason)) => self.end = Some(protocol(self.peer, reason)),
+                Err(End::Corrupt(damage)) => {
+                    let (peer, transport) = (self.peer, TransportKind::Tcp);
+                    self.end = Some(LinkError::Corrupt { peer, transport, damage });
+                }
+                Err(End::Tampered(damage)) => {
+                    let (peer, transport) = (self.peer, TransportKind::Tcp);
+                    self.end = Some(LinkError::Tampered { peer, transport, damage });
+                }
             }
             if enough(self, wanted) {
                 return Found { moved: true, nothing: false, all: false, enough: true };

@@ -5,7 +5,8 @@
 //! payload is read past it: into the memory of whoever called for it ([`Wanted`]), or into a slot.
 //! A frame may begin in a slot and end in the caller's memory, or the other way round; byte `i` of
 //! a payload that goes through a slot always lies at `i` in the slot. An encrypted payload goes
-//! through a slot whole, and is decrypted there: nobody sees a byte that was not proved.
+//! through a slot whole, and is decrypted there, and so is one that has a checksum: nobody sees a byte that
+//! was not proved.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,9 +14,10 @@ use std::os::fd::RawFd;
 
 use super::block::Block;
 use super::cipher::{Opener, TAG_BYTES};
-use super::frame::{self, HEADER_BYTES, Header, Kind};
+use super::frame::{self, CHECKSUMS_BYTES, HEADER_BYTES, Header, Kind};
 use super::socket::{self, NO_RANGE, range};
 use super::{SLICE_BYTES, SLOTS};
+use crate::checksum::{self, Damage};
 use crate::credit::Credits;
 use crate::{Arrival, CHANNELS, Channel, Tag};
 
@@ -41,10 +43,20 @@ struct Stream {
     staged: std::ops::Range<usize>,
     /// The frame that has not arrived completely, and its channel.
     incoming: Option<(Channel, Frame)>,
-    opener: Option<Opener>,
+    proof: Proof,
     /// Frames of which the sender wants credits back at once, though they do not say so: it asked
     /// for that on another socket, and they may have been under way on this one.
     asked_ahead: usize,
+}
+
+/// What proves that frames are as they were sent.
+#[derive(Debug)]
+enum Proof {
+    None,
+    /// Checksums behind the header.
+    Checksums,
+    /// Encryption.
+    Opening(Opener),
 }
 
 /// What has arrived on one channel.
@@ -57,6 +69,8 @@ struct Inbox {
     early: Vec<Frame>,
     /// Number of the frame after all that have arrived.
     next: u8,
+    /// Payload of the message that comes, in frames of which all before have arrived.
+    message_bytes: u64,
 }
 
 /// A slice that arrives or has arrived.
@@ -74,6 +88,8 @@ struct Frame {
     received: usize,
     /// Bytes of the payload that have been handed out and given up.
     taken: usize,
+    /// Of the payload, where frames have checksums.
+    checksum: u32,
     /// Where `taken .. received` is, if that is not empty.
     slot: Option<Block>,
 }
@@ -115,6 +131,10 @@ pub(super) enum End {
     Failed(io::Error),
     /// The peer sent what no correct peer sends.
     Protocol(&'static str),
+    /// Checksums do not fit.
+    Corrupt(Damage),
+    /// What came was not encrypted so.
+    Tampered(Damage),
 }
 
 impl Receiver {
@@ -124,13 +144,25 @@ impl Receiver {
             staging: Block::new::<STAGING_BYTES>(),
             staged: 0..0,
             incoming: None,
-            opener,
+            proof: match opener {
+                None => Proof::None,
+                Some(opener) => Proof::Opening(opener),
+            },
             asked_ahead: 0,
         };
         Receiver {
             streams: openers.into_iter().map(stream).collect(),
             channels: Default::default(),
             free: Vec::new(),
+        }
+    }
+
+    /// Frames that are not encrypted have checksums from now on.
+    pub fn check_frames(&mut self) {
+        for stream in &mut self.streams {
+            if let Proof::None = stream.proof {
+                stream.proof = Proof::Checksums;
+            }
         }
     }
 
@@ -205,8 +237,8 @@ impl Receiver {
         let next = self.channels[wanted.channel].next;
         for stream in &mut self.streams {
             let Some((channel, frame)) = &mut stream.incoming else { continue };
-            if stream.opener.is_some() || frame.number != next || !wanted.wants(*channel, frame.tag)
-            {
+            let is_shown_whole = stream.proof.is_of_whole_frames();
+            if is_shown_whole || frame.number != next || !wanted.wants(*channel, frame.tag) {
                 continue;
             }
             let len = (frame.received - frame.taken).min(wanted.room);
@@ -275,8 +307,8 @@ impl Receiver {
                 unsafe { from.copy_to_nonoverlapping(to.data, len) };
                 stream.staged.start += len;
                 self.arrive(at, to.direct, len, wanted, credits)?;
-            } else if let Some(header) = stream.take_header().map_err(End::Protocol)? {
-                self.begin(at, header, wanted, credits)?;
+            } else if let Some((header, checksum)) = stream.take_header()? {
+                self.begin(at, header, checksum, wanted, credits)?;
             } else {
                 let len = stream.staged.len();
                 // SAFETY: both ranges lie in the staging buffer.
@@ -289,11 +321,12 @@ impl Receiver {
         Ok(())
     }
 
-    /// Begins the frame of a header.
+    /// Begins the frame of a header, and of a payload of this checksum if it has one.
     fn begin(
         &mut self,
         at: usize,
         header: Header,
+        checksum: u32,
         wanted: &mut Option<Wanted>,
         credits: &mut Credits,
     ) -> Result<(), End> {
@@ -312,7 +345,8 @@ impl Receiver {
                     return Err(End::Protocol("frame out of order"));
                 }
                 let stream = &mut self.streams[at];
-                let mut frame = Frame::new(&header, stream.opener.is_some());
+                let is_sealed = matches!(stream.proof, Proof::Opening(_));
+                let mut frame = Frame { checksum, ..Frame::new(&header, is_sealed) };
                 if stream.asked_ahead > 0 {
                     stream.asked_ahead -= 1;
                     frame.asked = true;
@@ -357,14 +391,14 @@ impl Receiver {
 
     /// Where the rest of a stream's frame under way goes; `None` if no frame is under way.
     fn destination(&mut self, at: usize, wanted: &Option<Wanted>) -> Option<Destination> {
-        let Stream { incoming, opener, .. } = &mut self.streams[at];
+        let Stream { incoming, proof, .. } = &mut self.streams[at];
         let (channel, frame) = incoming.as_mut()?;
         let inbox = &self.channels[*channel];
         let rest = frame.wire_len - frame.received;
         if let Some(wanted) = wanted
             && wanted.room > 0
             && frame.slot.is_none()
-            && opener.is_none()
+            && !proof.is_of_whole_frames()
             && wanted.wants(*channel, frame.tag)
             && frame.number == inbox.next
             && inbox.arrived.is_empty()
@@ -409,22 +443,25 @@ impl Receiver {
         wanted: &mut Option<Wanted>,
         credits: &mut Credits,
     ) -> Result<(), End> {
-        let Stream { incoming, opener, .. } = &mut self.streams[at];
+        let Stream { incoming, proof, .. } = &mut self.streams[at];
         let Some((channel, frame)) = incoming.take() else {
             return Ok(());
         };
-        if let (Some(opener), Some(slot)) = (opener, &frame.slot) {
-            // SAFETY: the slot is this frame's own, and so long.
-            let sealed = unsafe { std::slice::from_raw_parts_mut(slot.at(0), frame.wire_len) };
-            opener.open(sealed).map_err(End::Protocol)?;
-        }
         let inbox = &mut self.channels[channel];
+        if let Some(slot) = &frame.slot
+            && proof.is_of_whole_frames()
+        {
+            // SAFETY: the slot is this frame's own, and so long.
+            let payload = unsafe { std::slice::from_raw_parts_mut(slot.at(0), frame.wire_len) };
+            let begin = (frame.number == inbox.next).then_some(inbox.message_bytes);
+            proof.check(payload, frame.checksum, || frame.damage(channel, begin))?;
+        }
         inbox.arrived_bytes += frame.len as u64;
         if frame.number != inbox.next {
             inbox.early.push(frame);
             return Ok(());
         }
-        inbox.next = inbox.next.wrapping_add(1);
+        inbox.pass(&frame);
         if let Some(wanted) = wanted
             && frame.taken == frame.len
             && wanted.wants(channel, frame.tag)
@@ -436,29 +473,77 @@ impl Receiver {
             inbox.arrived.push_back(frame);
         }
         while let Some(at) = inbox.early.iter().position(|frame| frame.number == inbox.next) {
-            inbox.arrived.push_back(inbox.early.swap_remove(at));
-            inbox.next = inbox.next.wrapping_add(1);
+            let frame = inbox.early.swap_remove(at);
+            inbox.pass(&frame);
+            inbox.arrived.push_back(frame);
         }
         Ok(())
     }
 }
 
+impl Inbox {
+    /// Counts the next frame in order.
+    fn pass(&mut self, frame: &Frame) {
+        self.next = self.next.wrapping_add(1);
+        self.message_bytes = if frame.last { 0 } else { self.message_bytes + frame.len as u64 };
+    }
+}
+
 impl Stream {
-    /// The next header, if it has arrived.
-    fn take_header(&mut self) -> Result<Option<Header>, &'static str> {
-        let len = HEADER_BYTES + if self.opener.is_some() { TAG_BYTES } else { 0 };
+    /// The next header and its payload's checksum, if it has arrived.
+    fn take_header(&mut self) -> Result<Option<(Header, u32)>, End> {
+        let len = HEADER_BYTES + self.proof.bytes_behind_header();
         if self.staged.len() < len {
             return Ok(None);
         }
         let from = self.staging.at(self.staged.start);
-        if let Some(opener) = &mut self.opener {
-            // SAFETY: that many bytes are staged, and nobody else looks at them.
-            opener.open(unsafe { std::slice::from_raw_parts_mut(from, len) })?;
+        let mut checksum = 0;
+        match &mut self.proof {
+            Proof::None => {}
+            Proof::Checksums => {
+                // SAFETY: that many bytes are staged; an array of bytes has no alignment.
+                let found = frame::payload_checksum(unsafe { &*from.cast() });
+                checksum = found.ok_or(End::Corrupt(Damage::Header))?;
+            }
+            Proof::Opening(opener) => {
+                // SAFETY: that many bytes are staged, and nobody else looks at them.
+                let sealed = unsafe { std::slice::from_raw_parts_mut(from, len) };
+                opener.open(sealed).map_err(|_| End::Tampered(Damage::Header))?;
+            }
         }
         // SAFETY: at least so many bytes are staged; an array of bytes has no alignment.
-        let header = frame::parse(unsafe { &*from.cast::<[u8; HEADER_BYTES]>() })?;
+        let header = frame::parse(unsafe { &*from.cast::<[u8; HEADER_BYTES]>() });
         self.staged.start += len;
-        Ok(Some(header))
+        Ok(Some((header.map_err(End::Protocol)?, checksum)))
+    }
+}
+
+impl Proof {
+    /// Whether a frame can be proved only once it is there as a whole.
+    fn is_of_whole_frames(&self) -> bool {
+        !matches!(self, Proof::None)
+    }
+
+    fn bytes_behind_header(&self) -> usize {
+        match self {
+            Proof::None => 0,
+            Proof::Checksums => CHECKSUMS_BYTES,
+            Proof::Opening(_) => TAG_BYTES,
+        }
+    }
+
+    /// Whether a payload is as it was sent; decrypts it if need be. `damage` says which one it is.
+    fn check(
+        &mut self,
+        payload: &mut [u8],
+        checksum: u32,
+        damage: impl Fn() -> Damage,
+    ) -> Result<(), End> {
+        match self {
+            Proof::Checksums if checksum::of(payload) != checksum => Err(End::Corrupt(damage())),
+            Proof::Opening(opener) => opener.open(payload).map_err(|_| End::Tampered(damage())),
+            Proof::None | Proof::Checksums => Ok(()),
+        }
     }
 }
 
@@ -483,8 +568,14 @@ impl Frame {
             wire_len: if is_sealed && len > 0 { len + TAG_BYTES } else { len },
             received: 0,
             taken: 0,
+            checksum: 0,
             slot: None,
         }
+    }
+
+    /// What is damaged where it is this one, which begins there in its message.
+    fn damage(&self, channel: Channel, begin: Option<u64>) -> Damage {
+        Damage::Payload { channel, tag: self.tag, begin, len: self.len as u64 }
     }
 
     /// The first byte that is not taken.

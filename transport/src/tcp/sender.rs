@@ -54,6 +54,11 @@ impl Sender {
         Sender { channels: Default::default(), waiting: 0, turn: 0, batches }
     }
 
+    /// Frames have checksums from now on.
+    pub fn check_frames(&mut self) {
+        self.batches.iter_mut().for_each(Batch::check_frames);
+    }
+
     pub fn posted_bytes(&self, channel: Channel) -> u64 {
         self.channels[channel].posted_bytes
     }

@@ -188,7 +188,7 @@ fn an_encrypted_link_shows_nothing_and_believes_nothing_else() {
     assert!(!wire.windows(8).any(|part| part == [7; 8]), "the payload is on the wire");
     assert_ne!(wire[..HEADER_BYTES], Header::control(Kind::Data, false, [0; CHANNELS]).encode());
     socket.write_all(&data(0, 0, false, 100)).unwrap();
-    assert!(matches!(consume(&mut link, 0), Err(LinkError::Protocol { peer: 3, .. })));
+    assert!(matches!(consume(&mut link, 0), Err(LinkError::Tampered { peer: 3, .. })));
 }
 
 /// What was on the way when the peer reset the connection stays so for the kernel.
