@@ -502,12 +502,20 @@ pub(crate) fn in_process(ranks: u32) -> Result<(Arc<Hosted>, Vec<Settings>), Err
     Ok((hosted, settings.collect()))
 }
 
+/// How many communicators a rank has joined, by rendezvous, job and rank.
+type Generations = HashMap<(String, String, u32), u64>;
+
+static JOINED: LazyLock<Mutex<Generations>> = LazyLock::new(Mutex::default);
+
+/// Forgets a job whose ranks join no more.
+pub(crate) fn forget_job(name: &str) {
+    let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
+    joined.retain(|(_, job, _), _| job != name);
+}
+
 /// Communicators that this rank has joined before at the same place. All ranks join in the same
 /// order, so that they agree on the number.
 fn next_generation(settings: &Settings) -> u64 {
-    /// By rendezvous, job and rank.
-    type Generations = HashMap<(String, String, u32), u64>;
-    static JOINED: LazyLock<Mutex<Generations>> = LazyLock::new(Mutex::default);
     let key = (settings.rendezvous.clone(), settings.job.name.clone(), settings.rank);
     let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
     let generation = joined.entry(key).or_insert(0);

@@ -229,6 +229,7 @@ impl Communicator {
         adjust: impl Fn(&mut Settings),
     ) -> Result<Vec<Communicator>, Error> {
         let (hosted, settings) = bootstrap::in_process(ranks)?;
+        let job = settings.first().map(|settings| settings.job.name.clone());
         let settings = settings.into_iter().map(|mut settings| {
             adjust(&mut settings);
             settings
@@ -242,7 +243,10 @@ impl Communicator {
             .collect();
         let join =
             |thread: io::Result<JoinHandle<_>>| thread?.join().map_err(|_| Error::Panicked)?;
-        threads.into_iter().map(join).collect()
+        // All of them, also where one failed: nobody else ends them.
+        let joined: Vec<Result<Communicator, Error>> = threads.into_iter().map(join).collect();
+        job.iter().for_each(|job| bootstrap::forget_job(job));
+        joined.into_iter().collect()
     }
 
     /// Splits the communicator: the ranks that pass the same `color` become a communicator of their own,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringtree_transport::LinkError;
 use ringtree_transport::cuda::CudaError;
 use ringtree_transport::endpoint::EndpointError;
+use ringtree_transport::limits::described;
 use ringtree_transport::rendezvous::StoreError;
 
 use crate::control::{ControlError, Operation, Verdict};
@@ -37,7 +38,7 @@ pub enum Error {
     #[error("{0}")]
     Endpoint(Arc<EndpointError>),
     /// Memory or descriptors have run out.
-    #[error("memory: {0}")]
+    #[error("memory: {}", described(.0))]
     Memory(Arc<io::Error>),
     /// A GPU failed, or there is none.
     #[error("{0}")]

@@ -246,9 +246,19 @@ impl Job {
 
     /// Lets a member that waits go on.
     pub fn go_on(&mut self, member: usize) {
-        let stdin = self.members[member].child.stdin.as_mut().expect("a pipe");
-        // Whoever has ended needs no leave.
-        let _ = stdin.write_all(b"\n");
+        self.tell(member, "");
+    }
+
+    /// Writes a line to a member's standard input.
+    pub fn tell(&mut self, member: usize, line: &str) {
+        let stdin = self.members[member].child.stdin.as_mut().expect("a pipe that has not ended");
+        // Whoever has ended needs to hear nothing.
+        let _ = stdin.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Ends a member's standard input.
+    pub fn end_input(&mut self, member: usize) {
+        self.members[member].child.stdin = None;
     }
 
     /// Sends a signal to a member's process; returns when.

@@ -23,6 +23,7 @@ pub mod seeds;
 pub mod simulation;
 pub mod sockets;
 pub mod ssh;
+pub mod strangers;
 pub mod traffic;
 pub mod values;
 pub mod varied;

@@ -4,7 +4,7 @@ use ringtree_tests::live_bytes::{Counting, live_bytes};
 use ringtree_tests::seeds::search;
 
 /// More are for the program `ringtree-simulate-seeds`.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 20_000;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

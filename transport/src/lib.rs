@@ -13,6 +13,7 @@ pub mod endpoint;
 mod fields;
 pub mod host_port;
 pub mod interfaces;
+pub mod limits;
 mod link;
 pub mod memory;
 pub mod pages;

@@ -6,6 +6,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ringtree_transport::limits::described;
 use ringtree_transport::process::PidFd;
 use ringtree_transport::secure::{Job, Purpose, SecureError, initiate};
 
@@ -103,7 +104,7 @@ pub enum ControlError {
         address: String,
     },
     /// The system has no descriptors or threads left.
-    #[error("the monitor could not be started: {0}")]
+    #[error("the monitor could not be started: {}", described(.0))]
     Monitor(#[source] std::io::Error),
 }
 
@@ -298,7 +299,7 @@ fn connect(address: &str, deadline: Instant) -> Result<TcpStream, ControlError> 
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
         {
             Ok(stream) => return Ok(stream),
-            Err(error) => reason = error.to_string(),
+            Err(error) => reason = described(&error),
         }
     }
     Err(ControlError::Unreachable { address: address.to_owned(), reason })

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -60,11 +60,14 @@ fn secret_of_process() -> Result<Secret, Error> {
 /// A secret from a file that nobody else can read.
 fn secret_of_file(path: &Path) -> Result<Secret, Error> {
     let fail = |what: String| settings(format!("the secret file {}: {what}", path.display()));
-    let metadata = fs::metadata(path).map_err(|error| fail(error.to_string()))?;
+    // Opened once, so that what is looked at is what is read.
+    let mut file = fs::File::open(path).map_err(|error| fail(error.to_string()))?;
+    let metadata = file.metadata().map_err(|error| fail(error.to_string()))?;
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(fail("others may read it; chmod 600".to_string()));
     }
-    let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(|error| fail(error.to_string()))?;
     if text.trim().is_empty() {
         return Err(fail("it is empty".to_string()));
     }

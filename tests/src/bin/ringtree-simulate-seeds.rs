@@ -18,7 +18,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     from: u64,
     /// How many seeds.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 1_000_000)]
     seeds: u64,
     /// Only this seed: prints the case, what happens when, and how each rank ends.
     #[arg(long, conflicts_with_all = ["from", "seeds"])]

@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 
 use crate::host_port::HostPort;
 use crate::interfaces::rank_addresses;
+use crate::limits::described;
 use crate::memory::SharedMemory;
 use crate::ports::{PortRange, listen_on};
 use crate::rdma::{Pairing, Rail, Rdma, RdmaConfig, RdmaError, RdmaLink};
@@ -42,6 +43,9 @@ pub use error::{EndpointError, Peer};
 /// How long a link of a peer that cannot be reached any more may take to come: all that is still to be done
 /// for it is done on this side.
 const GONE_GRACE: Duration = Duration::from_millis(500);
+
+/// How often a peer is dialed at most that closes the connection before either side has proved itself.
+const MOST_ATTEMPTS: u32 = 5;
 
 /// How long two processes of one host may take to share memory, once they are connected.
 const ESTABLISH_LIMIT: Duration = Duration::from_secs(5);
@@ -317,9 +321,9 @@ impl Endpoint {
         let refused = |source| EndpointError::Refused { peer: way.peer.clone(), source };
         let link = u64::from_le_bytes(random_bytes().map_err(refused)?);
         let source = self.sources.first().copied();
-        let socket = self.connect_tcp(way, &way.tcp[0], source, limit)?;
         let hello = Hello { makes_rdma: true, ..self.hello(way, link, 0, 1) };
-        let stream = self.prove(socket, way, &hello, limit)?;
+        let connect = || self.connect_tcp(way, &way.tcp[0], source, limit);
+        let stream = self.prove(connect, way, &hello, limit)?;
         let limit = limit.at_most(rdma.link_limit());
         let made = RdmaLink::establish_within(stream, way.peer.rank, rdma, &limit)?;
         Ok(Link::Rdma(Box::new(made)))
@@ -331,8 +335,8 @@ impl Endpoint {
         way: &Way<'_>,
         limit: &Limit<'_>,
     ) -> Result<Link, EndpointError> {
-        let socket = self.connect_unix(name, way, limit)?;
-        let (socket, _) = self.introduce(socket, way, self.hello(way, 0, 0, 1), limit)?;
+        let connect = || self.connect_unix(name, way, limit);
+        let (socket, _) = self.introduce(connect, way, self.hello(way, 0, 0, 1), limit)?;
         let deadline = limit.at_most(ESTABLISH_LIMIT).deadline();
         Ok(Link::Shm(ShmLink::establish(
             socket,
@@ -356,9 +360,10 @@ impl Endpoint {
         for at in 0..count {
             let pair = usize::from(at) % pairs;
             let source = self.sources.iter().cycle().nth(pair).copied();
-            let socket = self.connect_tcp(way, &way.tcp[pair % way.tcp.len()], source, limit)?;
+            let address = &way.tcp[pair % way.tcp.len()];
+            let connect = || self.connect_tcp(way, address, source, limit);
             let hello = self.hello(way, link, at, count);
-            let (stream, keys) = self.introduce(socket, way, hello, limit)?;
+            let (stream, keys) = self.introduce(connect, way, hello, limit)?;
             let keys = self.config.encrypts.then_some(keys);
             connections.push(Connection { stream, keys });
         }
@@ -382,33 +387,41 @@ impl Endpoint {
     /// Proves this rank to its peer, and the reverse, for plain bytes from there on.
     fn introduce<S: Socket>(
         &self,
-        socket: S,
+        connect: impl Fn() -> Result<S, EndpointError>,
         way: &Way<'_>,
         hello: Hello,
         limit: &Limit<'_>,
     ) -> Result<(S, FrameKeys), EndpointError> {
-        let stream = self.prove(socket, way, &hello, limit)?;
+        let stream = self.prove(connect, way, &hello, limit)?;
         let keys = stream.frame_keys();
         let socket = stream.into_inner();
         let refused = |source| EndpointError::Refused { peer: way.peer.clone(), source };
         Ok((socket.map_err(refused)?, keys))
     }
 
-    /// Proves this rank to its peer, and the reverse.
+    /// Proves this rank to its peer, and the reverse. A peer whose places for that strangers have taken drops who is
+    /// slow: then it is tried again.
     fn prove<S: Socket>(
         &self,
-        socket: S,
+        connect: impl Fn() -> Result<S, EndpointError>,
         way: &Way<'_>,
         hello: &Hello,
         limit: &Limit<'_>,
     ) -> Result<SecureStream<S>, EndpointError> {
         let peer = || way.peer.clone();
-        initiate_within(socket, &self.config.job, Purpose::Link, &hello.encode(), limit).map_err(
-            |error| match error {
-                SecureError::Stopped { .. } => EndpointError::Stopped { peer: peer() },
-                source => EndpointError::Refused { peer: peer(), source },
-            },
-        )
+        let mut attempts_left = MOST_ATTEMPTS;
+        loop {
+            attempts_left -= 1;
+            let job = &self.config.job;
+            match initiate_within(connect()?, job, Purpose::Link, &hello.encode(), limit) {
+                Ok(stream) => return Ok(stream),
+                Err(SecureError::Stopped { .. }) => {
+                    return Err(EndpointError::Stopped { peer: peer() });
+                }
+                Err(SecureError::Closed { .. }) if attempts_left > 0 => {}
+                Err(source) => return Err(EndpointError::Refused { peer: peer(), source }),
+            }
+        }
     }
 
     fn await_dial(&self, way: &Way<'_>, limit: &Limit<'_>) -> Result<Link, EndpointError> {
@@ -588,7 +601,7 @@ fn listen_unix(
         .and_then(|address| UnixListener::bind_addr(&address))
         .and_then(|listener| Acceptor::start(listener, job.clone(), desk.clone()))
         .map(|acceptor| (name, acceptor))
-        .map_err(|error| failed(error.to_string()))
+        .map_err(|error| failed(described(&error)))
 }
 
 fn listen_tcp(
@@ -603,6 +616,6 @@ fn listen_tcp(
     };
     listen().map_err(|error: std::io::Error| EndpointError::Listen {
         address: ip.to_string(),
-        reason: error.to_string(),
+        reason: described(&error),
     })
 }

@@ -13,6 +13,7 @@ use super::wire::{Request, encode_answer};
 use super::{MemoryStore, StoreError};
 use crate::host_port::HostPort;
 use crate::interfaces::host_address;
+use crate::limits::described;
 use crate::ports::{PortRange, listen_on};
 use crate::secure::{
     Acceptor, Job, MESSAGE_LIMIT_BYTES, Purpose, SecureError, SecureStream, Service, Socket,
@@ -72,7 +73,7 @@ pub fn listen_somewhere(
 }
 
 fn failed_to_listen(address: String, error: &io::Error) -> StoreError {
-    StoreError::Listen { address, kind: error.kind(), reason: error.to_string() }
+    StoreError::Listen { address, kind: error.kind(), reason: described(error) }
 }
 
 /// A store that ranks reach over TCP. It has one thread a connected rank, which sleeps. Dropping it

@@ -1,28 +1,31 @@
 //! Accepts connections, authenticates each on a short-lived thread, and hands it to a service.
 //!
-//! A stranger (a port scan, garbage, silence) costs one thread until the handshake's time limit
-//! and disturbs nobody. Dropping the acceptor ends the handshakes under way and joins all threads.
+//! A stranger (a port scan, garbage, silence) costs one thread for a while and disturbs nobody:
+//! `handshakes.rs` says how many there are at most. Dropping the acceptor ends the handshakes under way
+//! and joins all threads.
 
-use std::collections::HashMap;
+use std::fmt::Display;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, Backlog, Shutdown};
 use tracing::{debug, warn};
 
+use super::handshakes::{OF_PROCESS, Place};
 use super::{Job, Purpose, SecureError, SecureStream, Socket, accept};
+use crate::limits::described;
 
 /// How long a connection may take to prove itself.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Handshakes in progress at once; further connections wait in the kernel's queue. More than the
-/// ranks that dial at the same moment, so that a few silent strangers are not in their way.
-const HANDSHAKES_LIMIT: usize = 256;
+/// One line of the log for all that goes wrong in so long: strangers may come very often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rest after an accept that failed, for want of descriptors above all.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -78,14 +81,15 @@ pub(crate) struct Acceptor<L: Listener> {
 struct Shared<L: Listener> {
     listener: L,
     job: Job,
-    state: Mutex<State<L::Stream>>,
-    /// A handshake has ended, or the acceptor is stopping.
-    changed: Condvar,
+    stopping: Arc<AtomicBool>,
+    warnings: Mutex<Warnings>,
 }
 
-struct State<S> {
-    stopping: bool,
-    handshakes: HashMap<u64, Arc<S>>,
+/// What the log has been told.
+#[derive(Default)]
+struct Warnings {
+    last: Option<Instant>,
+    untold: u64,
 }
 
 impl<L: Listener> Acceptor<L> {
@@ -97,9 +101,12 @@ impl<L: Listener> Acceptor<L> {
     ) -> io::Result<Acceptor<L>> {
         // The standard library's 128 are fewer than the ranks that may dial at once.
         socket::listen(&listener, Backlog::MAXCONN)?;
-        let state = State { stopping: false, handshakes: HashMap::new() };
-        let shared =
-            Arc::new(Shared { listener, job, state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            listener,
+            job,
+            stopping: Arc::new(AtomicBool::new(false)),
+            warnings: Mutex::default(),
+        });
         let thread = {
             let shared = shared.clone();
             spawn("ringtree-accept", move || accept_all(&shared, &service))?
@@ -121,12 +128,7 @@ impl<L: Listener> Drop for Acceptor<L> {
             std::mem::forget(self.thread.take());
             return;
         }
-        {
-            let mut state = self.shared.lock();
-            state.stopping = true;
-            state.handshakes.values().for_each(|socket| socket.sever());
-        }
-        self.shared.changed.notify_all();
+        OF_PROCESS.stop(&self.shared.stopping);
         // On Linux this wakes the thread in accept(), which then gets an error.
         let _ = socket::shutdown(self.shared.listener.as_fd().as_raw_fd(), Shutdown::Both);
         if let Some(thread) = self.thread.take() {
@@ -138,20 +140,15 @@ impl<L: Listener> Drop for Acceptor<L> {
 
 fn accept_all<L: Listener, V: Service<L::Stream>>(shared: &Arc<Shared<L>>, service: &Arc<V>) {
     let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    let mut id = 0;
     while let Some(socket) = shared.next_connection() {
         threads.retain(|thread| !thread.is_finished());
-        id += 1;
         let socket = Arc::new(socket);
-        if !shared.begin_handshake(id, &socket) {
-            break;
-        }
+        let Some(place) = OF_PROCESS.begin(&socket, &shared.stopping) else { break };
         let (owned, service) = (shared.clone(), service.clone());
-        match spawn("ringtree-serve", move || serve_one(&owned, &*service, id, socket)) {
+        match spawn("ringtree-serve", move || serve_one(&owned, &*service, place, socket)) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
-                warn!("a connection was dropped, since no thread could be started: {error}");
-                shared.end_handshake(id);
+                shared.warn_of("a connection was dropped, since it got no thread", &error);
             }
         }
     }
@@ -163,16 +160,20 @@ fn accept_all<L: Listener, V: Service<L::Stream>>(shared: &Arc<Shared<L>>, servi
 fn serve_one<L: Listener, V: Service<L::Stream>>(
     shared: &Shared<L>,
     service: &V,
-    id: u64,
+    place: Place,
     socket: Arc<L::Stream>,
 ) {
     let deadline = Instant::now() + HANDSHAKE_LIMIT;
-    let outcome = accept(socket, &shared.job, deadline, |p, hello| service.judge(p, hello));
-    shared.end_handshake(id);
+    let outcome = accept(socket, &shared.job, deadline, |purpose, hello| {
+        // Nobody hears the reason: the connection has been shut down.
+        let in_time = place.prove().then_some(()).ok_or("it took too long to prove itself");
+        in_time.map_err(str::to_owned).and_then(|()| service.judge(purpose, hello))
+    });
+    drop(place);
     match outcome {
         Ok((stream, purpose, hello)) => service.serve(stream, purpose, hello),
         Err(error @ (SecureError::Unproven { .. } | SecureError::Version { .. })) => {
-            warn!("a connection was refused: {error}");
+            shared.warn_of("a connection was refused", &error);
         }
         Err(error) => debug!("a connection was dropped: {error}"),
     }
@@ -183,40 +184,31 @@ impl<L: Listener> Shared<L> {
     fn next_connection(&self) -> Option<L::Stream> {
         loop {
             let accepted = self.listener.accept_one();
-            let state = self.lock();
+            if self.stopping.load(Ordering::Relaxed) {
+                return None;
+            }
             match accepted {
-                _ if state.stopping => return None,
                 Ok(socket) => return Some(socket),
                 Err(error) => {
-                    debug!("accepting a connection failed: {error}");
-                    // Woken at once when the acceptor stops.
-                    drop(self.changed.wait_timeout(state, ACCEPT_RETRY));
+                    self.warn_of("no connection can be accepted", &described(&error));
+                    thread::sleep(ACCEPT_RETRY);
                 }
             }
         }
     }
 
-    /// Waits for room for one more handshake; `false` when the acceptor stops.
-    fn begin_handshake(&self, id: u64, socket: &Arc<L::Stream>) -> bool {
-        let mut state = self
-            .changed
-            .wait_while(self.lock(), |state| {
-                !state.stopping && state.handshakes.len() >= HANDSHAKES_LIMIT
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        if !state.stopping {
-            state.handshakes.insert(id, socket.clone());
+    /// Tells of what went wrong, once in a while with how often something did meanwhile.
+    fn warn_of(&self, what: &str, error: &dyn Display) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if warnings.last.is_some_and(|last| last.elapsed() < WARNING_INTERVAL) {
+            warnings.untold += 1;
+            return;
         }
-        !state.stopping
-    }
-
-    fn end_handshake(&self, id: u64) {
-        self.lock().handshakes.remove(&id);
-        self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<L::Stream>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        match warnings.untold {
+            0 => warn!("{what}: {error}"),
+            untold => warn!("{what} (and {untold} warnings before it were left out): {error}"),
+        }
+        *warnings = Warnings { last: Some(Instant::now()), untold: 0 };
     }
 }
 

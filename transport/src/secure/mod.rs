@@ -17,6 +17,7 @@
 
 mod acceptor;
 mod error;
+mod handshakes;
 mod secret;
 mod socket;
 mod stream;

@@ -15,6 +15,7 @@ use nix::sys::socket::{self, MsgFlags, Shutdown, getsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket as Socket2, Type};
 
 use super::SecureError;
+use crate::limits::remedy;
 
 /// How often a wait looks at its stop callback.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
@@ -66,7 +67,7 @@ pub(crate) enum Ended {
     TimedOut,
     #[error("stopped waiting")]
     Stopped,
-    #[error("{}", .0.desc())]
+    #[error("{}{}", .0.desc(), remedy(*.0))]
     Failed(Errno),
 }
 
@@ -235,7 +236,7 @@ impl Ended {
         match self {
             Ended::TimedOut => SecureError::TimedOut { peer },
             Ended::Stopped => SecureError::Stopped { peer },
-            Ended::Failed(error) => SecureError::Failed { peer, reason: error.desc().into() },
+            Ended::Failed(_) => SecureError::Failed { peer, reason: self.to_string() },
         }
     }
 }

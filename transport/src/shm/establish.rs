@@ -16,6 +16,7 @@ use super::link::{Halves, peer_process};
 use super::publish::BOARD_FILE_BYTES;
 use super::reach::{Attach, Reach};
 use super::{ShmLink, descriptors};
+use crate::limits::described;
 use crate::memory::SharedMemory;
 use crate::process::PidFd;
 use crate::{LinkError, TransportKind, wait};
@@ -49,7 +50,7 @@ impl ShmLink {
         establish(stream, peer, board, attach, deadline).map_err(|error| LinkError::Failed {
             peer,
             transport: TransportKind::Shm,
-            reason: error.to_string(),
+            reason: described(&error),
         })
     }
 }

@@ -11,6 +11,7 @@ use super::receiver::{End, Read, Receiver, Wanted};
 use super::sender::Sender;
 use super::socket::{self, Drain, WaitFor};
 use crate::credit::Credits;
+use crate::limits::described;
 use crate::secure::FrameKeys;
 use crate::{Arrival, Channel, LinkError, Slot, Tag, TransportKind};
 
@@ -492,6 +493,6 @@ fn failed(peer: u32, error: &io::Error) -> LinkError {
         io::ErrorKind::ConnectionReset
         | io::ErrorKind::BrokenPipe
         | io::ErrorKind::NotConnected => closed(peer),
-        _ => LinkError::Failed { peer, transport: TransportKind::Tcp, reason: error.to_string() },
+        _ => LinkError::Failed { peer, transport: TransportKind::Tcp, reason: described(error) },
     }
 }
