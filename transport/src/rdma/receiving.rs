@@ -133,7 +133,8 @@ impl RdmaLink {
             Some(Frame::Slot { slot, data: Data { len, last, ask, tag, .. }, checksum }) => {
                 let data = self.landing.arena.data(slot).cast_const();
                 // SAFETY: a slot has so many bytes.
-                if self.checks && unsafe { checksum::of_memory(data, len as usize) } != checksum {
+                let found = self.checks.then(|| unsafe { checksum::of_memory(data, len as usize) });
+                if found.is_some_and(|found| found != checksum) {
                     let (begin, len) = (Some(receive.message_bytes as u64), len.into());
                     let damage = Damage::Payload { channel, tag, begin, len };
                     return Err(corrupt(self.peer, damage));

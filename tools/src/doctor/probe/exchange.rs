@@ -195,25 +195,38 @@ impl Side {
         let memory = self.memory(way.from);
         pattern.fill(seed, &mut memory[..len]);
         let data = memory.as_ptr();
-        let link = &mut self.link;
-        let lends = way.is_lent && link.lends(CHANNEL, data, len);
-        let sent = (|| {
-            let is_taken = way.into.is_some() && link.takes_offer(CHANNEL, tag, len)?;
-            // SAFETY: `wait` returns once it was sent, and after an error nobody writes there again; the
-            // memory is dropped after the link.
-            let is_lent = lends && unsafe { link.lend(CHANNEL, tag, data, len, true)? };
-            if !is_lent {
-                // SAFETY: likewise.
-                unsafe { link.post(CHANNEL, tag, data, len, true)? };
-            }
-            Ok::<_, LinkError>(is_lent == way.is_lent && is_taken == way.into.is_some())
-        })();
+        // SAFETY: `wait` returns once it was sent, and after an error nobody writes there again; the memory is
+        // dropped after the link.
+        let sent = unsafe { self.dispatch(way, tag, data, len) };
         let is_as_meant = sent.map_err(|error| error.to_string())?;
         self.wait("does not take what is sent", |side| {
             let is_sent = side.link.sent_bytes(CHANNEL) == side.link.posted_bytes(CHANNEL);
             Ok((is_sent && !side.link.is_waiting(CHANNEL)).then_some(()))
         })?;
         Ok(is_as_meant)
+    }
+
+    /// Hands a message to the link. Returns whether it goes as it was meant to.
+    ///
+    /// # Safety
+    /// As of [`Link::post`].
+    unsafe fn dispatch(
+        &mut self,
+        way: &Way,
+        tag: Tag,
+        data: *const u8,
+        len: usize,
+    ) -> Result<bool, LinkError> {
+        let link = &mut self.link;
+        let is_taken = way.into.is_some() && link.takes_offer(CHANNEL, tag, len)?;
+        let lends = way.is_lent && link.lends(CHANNEL, data, len);
+        // SAFETY: the caller's promise.
+        let is_lent = lends && unsafe { link.lend(CHANNEL, tag, data, len, true)? };
+        if !is_lent {
+            // SAFETY: likewise.
+            unsafe { link.post(CHANNEL, tag, data, len, true)? };
+        }
+        Ok(is_lent == way.is_lent && is_taken == way.into.is_some())
     }
 
     /// Receives one message, and compares it with what was sent.
