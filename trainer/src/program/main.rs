@@ -13,6 +13,7 @@ mod rank;
 mod recovery;
 mod report;
 mod saving;
+mod shared;
 mod timeline;
 mod validation;
 

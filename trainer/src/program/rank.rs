@@ -22,6 +22,7 @@ use crate::metrics::{self, EventLine, Line, Metrics, StepLine};
 use crate::output::{Output, say};
 use crate::recovery::{self, Elastic, GoingOn, Held};
 use crate::saving::{self, Progress};
+use crate::shared::Shared;
 use crate::timeline::Timeline;
 use crate::validation::validate;
 use crate::{Arguments, Resume, plan, report};
@@ -559,48 +560,6 @@ enum End {
     Joined,
     /// Numbers have left their range; says what to do.
     Diverged(String),
-}
-
-/// What ranks tell each other after a step.
-#[derive(Clone, Copy, Debug, Default)]
-struct Shared {
-    loss: f64,
-    busy_ms: f64,
-    step_s: f64,
-    /// Not 0 if a signal has come.
-    interrupted: f64,
-    /// Not 0 if somebody wants to come in.
-    newcomers: f64,
-}
-
-impl Shared {
-    fn of(
-        events: &StepEvents,
-        loss: f64,
-        step_s: f64,
-        interrupt: &Interrupt,
-        newcomers: bool,
-    ) -> Shared {
-        let number = |is: bool| f64::from(u8::from(is));
-        let busy_ms = events.busy().as_secs_f64() * 1e3;
-        let (interrupted, newcomers) = (number(interrupt.is_asked()), number(newcomers));
-        Shared { loss, busy_ms, step_s, interrupted, newcomers }
-    }
-
-    /// That of all ranks, in one small call.
-    fn gather(self, communicator: &Communicator) -> Result<Vec<Shared>, Error> {
-        let own = [self.loss, self.busy_ms, self.step_s, self.interrupted, self.newcomers];
-        let mut all = vec![0.0; own.len() * communicator.ranks() as usize];
-        communicator.all_gather_into(&own, &mut all)?;
-        let decode = |one: &[f64]| Shared {
-            loss: one[0],
-            busy_ms: one[1],
-            step_s: one[2],
-            interrupted: one[3],
-            newcomers: one[4],
-        };
-        Ok(all.chunks_exact(own.len()).map(decode).collect())
-    }
 }
 
 /// Steps as those of `ranks_at_start` ranks, divided over `ranks`.

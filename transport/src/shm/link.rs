@@ -474,9 +474,11 @@ impl ShmLink {
                     unsafe { slot_start.write_bytes(0, SLOT_BYTES) };
                 }
                 // Of what was posted, so that it speaks of the copy, too.
-                // SAFETY: as above.
-                let checksum =
-                    if self.checks { unsafe { checksum::of_memory(data, part) } } else { 0 };
+                let checksum = match self.checks {
+                    // SAFETY: what was posted can be read until it has left.
+                    true => unsafe { checksum::of_memory(data, part) },
+                    false => 0,
+                };
                 // SAFETY: as above; the room has `part` bytes, and nobody reads them.
                 unsafe { self.writer.write(way, data, self.start_of(room), part) };
                 self.slots.fill(room, part);

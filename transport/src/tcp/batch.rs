@@ -43,6 +43,7 @@ pub(super) struct Batch {
 
 /// What lets the receiver tell that a frame is as it was sent.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one a connection, and never moved")]
 enum Proof {
     None,
     /// Checksums behind the header.

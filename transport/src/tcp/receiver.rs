@@ -51,6 +51,7 @@ struct Stream {
 
 /// What proves that frames are as they were sent.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one a connection, and never moved")]
 enum Proof {
     None,
     /// Checksums behind the header.

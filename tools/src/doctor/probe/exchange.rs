@@ -306,6 +306,9 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
+    /// What is done to a message on its way.
+    type Meddle = Box<dyn Fn(u64, &mut Vec<u8>) + Send>;
+
     use ringtree_tests::links::{self, Pair};
     use ringtree_transport::tcp::TcpLink;
 
@@ -335,9 +338,7 @@ mod tests {
     fn with_a_middle(meddle: impl Fn(u64, &mut Vec<u8>) + Send + 'static) -> [Link; 2] {
         let (left, near) = links::tcp_streams();
         let (far, right) = links::tcp_streams();
-        let copy = |mut from: TcpStream,
-                    mut to: TcpStream,
-                    meddle: Box<dyn Fn(u64, &mut Vec<u8>) + Send>| {
+        let copy = |mut from: TcpStream, mut to: TcpStream, meddle: Meddle| {
             thread::spawn(move || {
                 let mut at = 0;
                 let mut buffer = vec![0; 64 << 10];
