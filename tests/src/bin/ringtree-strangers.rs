@@ -8,8 +8,8 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,25 +74,51 @@ fn main() -> ExitCode {
 
 // ---- the job -------------------------------------------------------------------------------------------------------
 
-/// What rank 0 was told so far: how many turns have ended, how many communicators shall have been made, whether
-/// all is over. The first elements of each all-reduce tell the other ranks.
+/// What rank 0 was told so far.
 #[derive(Default)]
-struct Orders([AtomicU32; 3]);
+struct Orders {
+    /// How many turns have ended, how many communicators shall have been made, whether all is over. The first elements
+    /// of each all-reduce tell the other ranks.
+    counts: [AtomicU32; 3],
+    /// It shall do nothing until it is told anything else, so that all others wait for it.
+    resting: Mutex<bool>,
+    changed: Condvar,
+}
 
 impl Orders {
-    /// A line of standard input ends a turn, or asks for a communicator (`split`); its end is that of all.
+    /// A line of standard input ends a turn (`turn`), or asks for a communicator (`split`) or for rest (`rest`); its
+    /// end is that of all.
     fn listen(&self) {
-        let Orders([turns, splits, ends]) = self;
+        let [turns, splits, ends] = &self.counts;
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            let count = if line.trim() == "split" { splits } else { turns };
-            count.fetch_add(1, Ordering::Relaxed);
+            match line.trim() {
+                "turn" => drop(turns.fetch_add(1, Ordering::Relaxed)),
+                "split" => drop(splits.fetch_add(1, Ordering::Relaxed)),
+                _ => {}
+            }
+            self.set_resting(line.trim() == "rest");
         }
         ends.store(1, Ordering::Relaxed);
+        self.set_resting(false);
+    }
+
+    fn set_resting(&self, resting: bool) {
+        *self.resting.lock().expect("no panic") = resting;
+        self.changed.notify_all();
+    }
+
+    /// Returns once there is no rest, or no more.
+    fn rest(&self) {
+        let resting = self.resting.lock().expect("no panic");
+        if *resting {
+            say("resting");
+        }
+        drop(self.changed.wait_while(resting, |resting| *resting));
     }
 
     /// Nothing on all ranks but 0, so that the sum is what rank 0 was told.
     fn write(&self, buffer: &mut [f32]) {
-        for (element, order) in buffer.iter_mut().zip(&self.0) {
+        for (element, order) in buffer.iter_mut().zip(&self.counts) {
             *element = order.load(Ordering::Relaxed) as f32;
         }
     }
@@ -111,6 +137,7 @@ fn rank(count: usize) -> Result<(), Error> {
     let (mut seen, mut times_ns) = ([0.0; 3], Vec::new());
     for number in 0_u32.. {
         buffer.fill((communicator.rank() + number % 1_000) as f32);
+        orders.rest();
         orders.write(&mut buffer);
         let began = Instant::now();
         communicator.all_reduce(&mut buffer, Op::Sum)?;
@@ -179,6 +206,8 @@ struct Findings {
     /// Times of communicators that were made while strangers came.
     splits_ms: Vec<f64>,
     came: Tally,
+    /// Processor time of all ranks for one stranger, while they do nothing else.
+    stranger_us: f64,
     before: Holdings,
     most: Holdings,
     after: Holdings,
@@ -239,6 +268,9 @@ fn besiege(arguments: &Arguments) -> Findings {
         });
         findings.splits_ms.push(ms);
     }
+    findings.stranger_us = at_rest(&mut job, &pids, length, || {
+        crowd(&knowledge, &ports, each, Some(arguments.per_s), arguments.seed);
+    }) / each as f64;
     findings.after = Holdings::settled(&pids, &findings.before);
     job.end_input(0);
     for member in 0..pids.len() {
@@ -258,6 +290,33 @@ fn turn(job: &mut Job) -> [f64; 3] {
 fn split(job: &mut Job) -> f64 {
     job.tell(0, "split");
     job.expect(0, "split").number(0)
+}
+
+/// How much more processor time, in us, the ranks use while something is done than otherwise in that time, when all of
+/// them wait.
+fn at_rest(job: &mut Job, pids: &[u32], length: Duration, act: impl FnOnce()) -> f64 {
+    job.tell(0, "rest");
+    job.expect(0, "resting");
+    let began = processor_us(pids);
+    thread::sleep(length);
+    let idle = processor_us(pids);
+    act();
+    let used = processor_us(pids);
+    turn(job);
+    (used - idle) - (idle - began)
+}
+
+/// Processor time that processes have used so far.
+fn processor_us(pids: &[u32]) -> f64 {
+    /// Of the ticks that Linux counts in for programs.
+    const TICK_US: f64 = 10_000.0;
+    let of = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        // Behind the name, which may hold anything.
+        let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11).take(2);
+        fields.map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() * TICK_US
+    };
+    pids.iter().map(of).sum()
 }
 
 /// A port where whoever connects is cut off.
@@ -363,6 +422,9 @@ impl Findings {
             (mean[1] / mean[0] - 1.0) * 100.0
         );
 
+        let processors = thread::available_parallelism().map_or(1, usize::from) as f64;
+        let share_percent = self.stranger_us * per_s / (processors * 1e6) * 100.0;
+        println!("  processor time that the job spends on a stranger: {:.0} us", self.stranger_us);
         let mut splits_ms = self.splits_ms.clone();
         println!(
             "communicators made while strangers came: {}, median {:.1} ms, longest {:.1} ms\n",
@@ -373,6 +435,11 @@ impl Findings {
         let more = |of: fn(&Holdings) -> u64| of(most).saturating_sub(of(before));
         let left = |of: fn(&Holdings) -> u64| of(after).saturating_sub(of(before));
         let bounds = [
+            Bound::new(
+                "share of the processors that they cost, %",
+                share_percent,
+                TIME_BOUND_PERCENT,
+            ),
             Bound::new("time that handling strangers adds, %", cost_percent, TIME_BOUND_PERCENT),
             Bound::count(
                 "descriptors of a rank at most, more than before",

@@ -1,7 +1,8 @@
 //! Accepts connections, authenticates each on a short-lived thread, and hands it to a service.
 //!
-//! A stranger (a port scan, garbage, silence) costs one thread for a while and disturbs nobody:
-//! `handshakes.rs` says how many there are at most. Dropping the acceptor ends the handshakes under way
+//! A stranger (garbage, silence, a wrong secret) costs one thread for a while and disturbs nobody; one that has gone or
+//! spoken something else by the time it is accepted does not even cost that.
+//! `handshakes.rs` says how many threads there are at most. Dropping the acceptor ends the handshakes under way
 //! and joins all threads.
 
 use std::fmt::Display;
@@ -18,7 +19,8 @@ use nix::sys::socket::{self, Backlog, Shutdown};
 use tracing::{debug, warn};
 
 use super::handshakes::{OF_PROCESS, Place};
-use super::{Job, Purpose, SecureError, SecureStream, Socket, accept};
+use super::socket::is_lost;
+use super::{Job, MAGIC, Purpose, SecureError, SecureStream, Socket, accept};
 use crate::limits::described;
 
 /// How long a connection may take to prove itself.
@@ -142,6 +144,13 @@ fn accept_all<L: Listener, V: Service<L::Stream>>(shared: &Arc<Shared<L>>, servi
     let mut threads: Vec<JoinHandle<()>> = Vec::new();
     while let Some(socket) = shared.next_connection() {
         threads.retain(|thread| !thread.is_finished());
+        if is_lost(&socket, MAGIC) {
+            debug!(
+                "a connection was dropped: {} does not speak Ringtree's protocol",
+                socket.peer_name()
+            );
+            continue;
+        }
         let socket = Arc::new(socket);
         let Some(place) = OF_PROCESS.begin(&socket, &shared.stopping) else { break };
         let (owned, service) = (shared.clone(), service.clone());

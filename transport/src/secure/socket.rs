@@ -167,6 +167,16 @@ fn failed(error: io::Error) -> Ended {
     Ended::Failed(error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
 }
 
+/// Whether whoever connected has gone or has begun with something else than `start`, as far as that is known already.
+pub(super) fn is_lost<S: Socket, const N: usize>(socket: &S, start: &[u8; N]) -> bool {
+    let mut bytes = [0; N];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match socket::recv(socket.as_fd().as_raw_fd(), &mut bytes, flags) {
+        Ok(len) => len == 0 || bytes[..len] != start[..len],
+        Err(error) => !matches!(error, Errno::EAGAIN | Errno::EINTR),
+    }
+}
+
 /// Appends what comes to `buffer` until it has `want_bytes`. What had come before an error stays
 /// there, so that the call can be repeated.
 pub(super) fn fill<S: Socket>(
