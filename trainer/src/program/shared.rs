@@ -54,4 +54,3 @@ impl Shared {
         Ok(all.chunks_exact(own.len()).map(decode).collect())
     }
 }
-
