@@ -16,7 +16,7 @@ use crate::control::{
 use crate::hosting::Standby;
 use crate::settings::Settings;
 
-/// How long one attempt may take to reach somebody who may lead the decision.
+/// How long one attempt may take to reach somebody who may lead the decision, at most.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a newcomer waits to be let in, at least: members do that where it suits them.
@@ -230,7 +230,8 @@ impl Way<'_> {
                 missing.gone.extend(probe.closed());
                 missing
             };
-            let attempt = self.deadline.min(now + ATTEMPT_LIMIT);
+            let attempt_limit = ATTEMPT_LIMIT.min(self.settings.bounded_timeout() / 8);
+            let attempt = self.deadline.min(now + attempt_limit);
             let until = self.deadline.min(now + patience + ATTEMPT_LIMIT);
             let job = &self.settings.job;
             match visitor.visit(place, job, &mut voter, missing, attempt, until) {

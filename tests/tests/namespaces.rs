@@ -33,11 +33,20 @@ struct Job {
     settings: Vec<(&'static str, String)>,
     count: usize,
     repeats: usize,
+    /// Whether ranks go on with those that are left.
+    shrinks: bool,
 }
 
 impl Default for Job {
     fn default() -> Job {
-        Job { ranks_a_host: 2, meet_on: 0, settings: Vec::new(), count: COUNT, repeats: 1 }
+        Job {
+            ranks_a_host: 2,
+            meet_on: 0,
+            settings: Vec::new(),
+            count: COUNT,
+            repeats: 1,
+            shrinks: false,
+        }
     }
 }
 
@@ -62,6 +71,7 @@ impl Job {
         let rendezvous = SocketAddr::new(bed.hosts[0].address(self.meet_on), 29400).to_string();
         command
             .args([self.count.to_string(), self.repeats.to_string()])
+            .args(self.shrinks.then_some("shrink"))
             .env("RINGTREE_RANK", rank.to_string())
             .env("RINGTREE_RANKS", (2 * self.ranks_a_host).to_string())
             .env("RINGTREE_RENDEZVOUS", rendezvous)
@@ -325,6 +335,25 @@ fn cut_while_running(bed: &TwoHosts, at: &Host) {
                     && message.contains("the network to it"),
                 "rank {rank}: {message}"
             ),
+        }
+    }
+}
+
+#[test]
+fn of_two_halves_the_one_with_the_lowest_rank_goes_on() {
+    let Some(bed) = TwoHosts::new(1) else { return };
+    let job = Job { shrinks: true, ..endless().with("RINGTREE_TIMEOUT", "6") };
+    let mut ranks = job.start(&bed);
+    ranks.iter_mut().for_each(|rank| drop(rank.await_line("running")));
+    bed.hosts[1].cut(0);
+    for (rank, program) in ranks.iter_mut().enumerate() {
+        match job.host_of(rank) {
+            0 => assert_eq!(program.await_line("regrouped "), format!("{rank} of 2")),
+            _ => {
+                let reason = program.await_line("alone the job cannot go on here: ");
+                let known = "of 4 members only those of rank 2, 3 came, and of the others those of rank 0, 1 are not";
+                assert!(reason.starts_with(known), "{reason}");
+            }
         }
     }
 }

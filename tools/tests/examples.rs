@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringtree_tests::namespaces::TwoHosts;
 use ringtree_tests::program::{Ended, Program};
 
@@ -52,6 +54,26 @@ fn average_of_two_processes() {
         assert_eq!(ended.line(&format!("[{rank}] rank {rank} of 2 gives ")), *given);
         assert_eq!(ended.line(&format!("[{rank}] the average is ")), "[1.5, 3.0, 4.5, 6.0]");
     }
+}
+
+#[test]
+fn survivors_and_replacements_count_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Each process of a rank adds its number to a file of the rank's.
+    let script = format!("echo $$ >> $RINGTREE_RANK; exec {}", example("survive").display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtree"));
+    command.current_dir(&folder).args(["run", "--ranks", "3", "--restart", "1", "--"]);
+    command.args(["sh", "-c", &script]);
+    let mut program = Program::start(command);
+    program.await_line("[1] rank 1 counts");
+    let processes = || std::fs::read_to_string(folder.path().join("1")).expect("a file");
+    let pid = processes().trim().parse().expect("a process's number");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+    let ended = program.await_end();
+    assert!(ended.status.success(), "{ended:#?}");
+    assert_eq!(processes().lines().count(), 2, "{ended:#?}");
+    let counted = ended.lines.iter().filter(|line| line.contains(" of 3 has counted to 100"));
+    assert_eq!(counted.count(), 3, "{ended:#?}");
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! One rank of the tests between two hosts: connects to all others, repeats a verified all-reduce,
 //! and says in lines that tests read what became of it.
 //!
-//! `ringtree-netns-rank COUNT REPEATS`, with the job in RINGTREE_*. It prints `link PEER TRANSPORT`
+//! `ringtree-netns-rank COUNT REPEATS [shrink]`, with the job in RINGTREE_*. It prints `link PEER TRANSPORT`
 //! for each peer, `network BYTES_PER_S FIGURES` as algorithms are chosen by, `running REPEAT` now and then, and at the end `verified IN_MS` or
-//! `error AFTER_MS MESSAGE`, with the time that the last call took.
+//! `error AFTER_MS MESSAGE`, with the time that the last call took; with `shrink`, then `regrouped RANK of RANKS` where it goes on
+//! with others, and has had one more call with them, or `alone MESSAGE`, and it
+//! stays.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,9 +16,12 @@ use ringtree::{Communicator, Error, Op, Shape};
 const SAY_EVERY: usize = 16;
 
 fn main() -> ExitCode {
-    let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>().expect("a number"));
+    let mut arguments = std::env::args().skip(1);
+    let mut numbers =
+        arguments.by_ref().take(2).map(|text| text.parse::<usize>().expect("a number"));
     let count = numbers.next().expect("a count");
     let repeats = numbers.next().expect("a number of repeats");
+    let shrinks = arguments.next().is_some_and(|word| word == "shrink");
     let began = Instant::now();
     let communicator = match connect() {
         Ok(communicator) => communicator,
@@ -27,7 +32,11 @@ fn main() -> ExitCode {
         fill(&communicator, repeat, &mut buffer);
         let began = Instant::now();
         if let Err(error) = communicator.all_reduce(&mut buffer, Op::Sum) {
-            return failed(began, &error);
+            let code = failed(began, &error);
+            if shrinks {
+                go_on(&communicator);
+            }
+            return code;
         }
         let took_ms = began.elapsed().as_millis();
         verify(&communicator, repeat, &buffer);
@@ -39,6 +48,25 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+fn go_on(communicator: &Communicator) -> ! {
+    let mut buffer = vec![0.0; 1000];
+    let gone_on = communicator.shrink().and_then(|regrouped| {
+        let next = regrouped.communicator;
+        fill(&next, 0, &mut buffer);
+        next.all_reduce(&mut buffer, Op::Sum)?;
+        verify(&next, 0, &buffer);
+        Ok((next.rank(), next.ranks()))
+    });
+    match gone_on {
+        Ok((rank, ranks)) => println!("regrouped {rank} of {ranks}"),
+        Err(error) => println!("alone {error}"),
+    }
+    // The others shall not find that it has ended.
+    loop {
+        std::thread::park();
+    }
 }
 
 fn failed(began: Instant, error: &Error) -> ExitCode {

@@ -1,6 +1,9 @@
 //! Survivors go on, and newcomers come in, whoever dies and when.
 
+use std::process::Command;
+
 use nix::sys::signal::Signal;
+use ringtree_tests::files::TemporaryFile;
 use ringtree_tests::job::{Event, Host, Job, Setup};
 
 use crate::{assert_names, setup};
@@ -154,6 +157,35 @@ fn newcomers_are_let_in_behind_the_others() {
                 assert!(job.end(member).success(), "{job}");
             }
         }
+    }
+}
+
+#[test]
+fn the_program_that_measures_recovery_keeps_its_bounds() {
+    let program = env!("CARGO_BIN_EXE_ringtree-recovery-times");
+    let ended = Command::new(program).args(["--kills", "8", "--loose"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(said.matches("   bound ").count(), 3, "{said}");
+}
+
+#[test]
+fn a_file_tells_newcomers_who_has_taken_over() {
+    let file = TemporaryFile::new("taken-over", "");
+    let rendezvous = format!("file:{}", file.path().display());
+    let meets = [("RINGTREE_RENDEZVOUS", rendezvous.as_str())];
+    let mut job = Job::empty(&setup(3, "tcp"));
+    for rank in 0..3 {
+        let then = "loop 1000; shrink; newcomer; admit; all-reduce f64 sum 100; values";
+        job.add(rank, then, &meets);
+    }
+    job.expect_all(0..3, "running");
+    job.signal(0, Signal::SIGKILL);
+    job.expect_all(1..3, "regrouped");
+    let joins = [("RINGTREE_JOIN", "1"), meets[0]];
+    let newcomer = job.add(0, "all-reduce f64 sum 100; values", &joins);
+    for member in [1, 2, newcomer] {
+        assert_eq!(job.expect(member, "values").rest, "111", "{job}");
     }
 }
 
