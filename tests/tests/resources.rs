@@ -2,7 +2,6 @@
 //! whole process has.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use ringtree::control::Verdict;
 use ringtree::{Communicator, Error, Op, Transports};
