@@ -38,7 +38,7 @@ pub enum Error {
     #[error("{0}")]
     Argument(String),
     /// The system refused a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), remedy(source))]
     File {
         /// Which.
         path: PathBuf,
@@ -57,5 +57,14 @@ impl Error {
     pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::File { path, source }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room there, or name another folder"
+        }
+        _ => "",
     }
 }
