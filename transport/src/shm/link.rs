@@ -475,12 +475,11 @@ impl ShmLink {
                 }
                 // Of what was posted, so that it speaks of the copy, too.
                 // SAFETY: as above.
-                let checksum =
-                    if self.checks { unsafe { checksum::of_memory(data, part) } } else { 0 };
+                let checksum = self.checks.then(|| unsafe { checksum::of_memory(data, part) });
                 // SAFETY: as above; the room has `part` bytes, and nobody reads them.
                 unsafe { self.writer.write(way, data, self.start_of(room), part) };
                 self.slots.fill(room, part);
-                self.sends[channel].publish_slot(tag, room, part, last, checksum);
+                self.sends[channel].publish_slot(tag, room, part, last, checksum.unwrap_or(0));
             }
             moved = true;
             self.wake_peer();

@@ -56,7 +56,7 @@ enum Proof {
     /// Checksums behind the header.
     Checksums,
     /// Encryption.
-    Opening(Opener),
+    Opening(Box<Opener>),
 }
 
 /// What has arrived on one channel.
@@ -146,7 +146,7 @@ impl Receiver {
             incoming: None,
             proof: match opener {
                 None => Proof::None,
-                Some(opener) => Proof::Opening(opener),
+                Some(opener) => Proof::Opening(Box::new(opener)),
             },
             asked_ahead: 0,
         };
