@@ -474,15 +474,12 @@ impl ShmLink {
                     unsafe { slot_start.write_bytes(0, SLOT_BYTES) };
                 }
                 // Of what was posted, so that it speaks of the copy, too.
-                let checksum = match self.checks {
-                    // SAFETY: what was posted can be read until it has left.
-                    true => unsafe { checksum::of_memory(data, part) },
-                    false => 0,
-                };
+                // SAFETY: as above.
+                let checksum = self.checks.then(|| unsafe { checksum::of_memory(data, part) });
                 // SAFETY: as above; the room has `part` bytes, and nobody reads them.
                 unsafe { self.writer.write(way, data, self.start_of(room), part) };
                 self.slots.fill(room, part);
-                self.sends[channel].publish_slot(tag, room, part, last, checksum);
+                self.sends[channel].publish_slot(tag, room, part, last, checksum.unwrap_or(0));
             }
             moved = true;
             self.wake_peer();

@@ -43,13 +43,12 @@ pub(super) struct Batch {
 
 /// What lets the receiver tell that a frame is as it was sent.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one a connection, and never moved")]
 enum Proof {
     None,
     /// Checksums behind the header.
     Checksums,
     /// Encryption.
-    Sealing(Sealing),
+    Sealing(Box<Sealing>),
 }
 
 /// How frames are encrypted, and where encrypted payloads wait.
@@ -103,7 +102,8 @@ impl Batch {
             done: 0,
             written: 0,
             proof: sealer.map_or(Proof::None, |sealer| {
-                Proof::Sealing(Sealing { sealer, memory: Block::new::<SEALED_BYTES>(), used: 0 })
+                let memory = Block::new::<SEALED_BYTES>();
+                Proof::Sealing(Box::new(Sealing { sealer, memory, used: 0 }))
             }),
         }
     }

@@ -51,13 +51,12 @@ struct Stream {
 
 /// What proves that frames are as they were sent.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one a connection, and never moved")]
 enum Proof {
     None,
     /// Checksums behind the header.
     Checksums,
     /// Encryption.
-    Opening(Opener),
+    Opening(Box<Opener>),
 }
 
 /// What has arrived on one channel.
@@ -147,7 +146,7 @@ impl Receiver {
             incoming: None,
             proof: match opener {
                 None => Proof::None,
-                Some(opener) => Proof::Opening(opener),
+                Some(opener) => Proof::Opening(Box::new(opener)),
             },
             asked_ahead: 0,
         };
