@@ -226,7 +226,7 @@ fn one_of_two_wires_that_is_cut_is_an_error_on_both_hosts() {
         assert!(after_ms < 2_000 + VERDICT_MS + MARGIN_MS, "rank {rank}: {after_ms} ms: {message}");
         // Who is named first depends on who waits for whom.
         let both = ["ranks 0 and 1", "ranks 1 and 0"];
-        let told = both.map(|both| format!("{both} live but cannot reach each other"));
+        let told = both.map(|both| format!("{both} live, but the link between them failed"));
         assert!(told.iter().any(|told| message.contains(told)), "{message}");
     }
 }

@@ -59,7 +59,7 @@ pub enum Verdict {
         /// The lowest rank on another side.
         b: Side,
     },
-    /// Two ranks live but cannot reach each other.
+    /// Two ranks live, but the link between them failed.
     LinkBroken {
         /// The rank that noticed it.
         a: u32,
@@ -206,7 +206,7 @@ impl fmt::Display for Verdict {
                  calls in the same order"
             ),
             Verdict::LinkBroken { a, b, reason } => {
-                write!(f, "ranks {a} and {b} live but cannot reach each other: {reason}")
+                write!(f, "ranks {a} and {b} live, but the link between them failed: {reason}")
             }
             Verdict::Aborted { by, reason } => write!(f, "rank {by} aborted: {reason}"),
             Verdict::ArbiterLost { reason } => write!(
