@@ -102,23 +102,25 @@ pub(crate) fn random_number() -> Result<u64, Error> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// Where this process would host the rendezvous and the control service of a job if whoever does is gone: a port that
-/// listens from the beginning, so that the others know it, and is served by nobody until then. Whoever comes early
-/// waits in the kernel's queue, and finds the port closed once this process has ended.
+/// A rendezvous and control service in this process, for when whoever hosts those is gone. It serves from the beginning, so
+/// that the others know where, and does nothing until somebody comes. Its port is closed once this process has ended.
 #[derive(Debug)]
 pub(crate) struct Standby {
-    listener: TcpListener,
     told: String,
     job: Job,
-    hosted: Mutex<Option<Hosted>>,
+    hosted: Hosted,
+    notice: Mutex<Option<Notice>>,
 }
 
 impl Standby {
     /// This process's for a job: the communicators that are there at the same time share it. `None` where there is no
-    /// address that the others reach, or no port is free: then others take over.
+    /// address that the others reach, or no port to spare: then others take over.
     pub(crate) fn of(settings: &Settings, rendezvous: &str) -> Option<Arc<Standby>> {
-        // The one port that a translation of addresses leads to is the links'.
-        if settings.advertise.iter().any(|told| told.port.is_some()) {
+        // The one port that a translation of addresses leads to is the links', and so are ports where there is not one more
+        // for each rank.
+        let is_translated = settings.advertise.iter().any(|told| told.port.is_some());
+        let needed = 2 * settings.ranks as usize + 1;
+        if is_translated || settings.ports.is_some_and(|ports| ports.count() < needed) {
             return None;
         }
         let standby = Standby::find(settings, rendezvous);
@@ -143,13 +145,14 @@ impl Standby {
         }
         let interface = settings.interface.as_deref();
         let ips = rank_addresses(interface, Some(rendezvous)).map_err(StoreError::from)?;
-        let listen = format!("{}", HostPort::from(ips[0]).with_port(0));
+        let listen = HostPort::from(ips[0]).with_port(0).to_string();
         let listener = rendezvous::listen_within(&listen, settings.ports)?;
         let port = listener.local_addr()?.port();
         let own = HostPort::from(ips[0]);
         let told = settings.advertise.first().unwrap_or(&own).with_port(port).to_string();
         let job = settings.job.clone();
-        let standby = Arc::new(Standby { listener, told, job, hosted: Mutex::new(None) });
+        let hosted = Hosted::serve(listener, None, &job, Some(process_number()?))?;
+        let standby = Arc::new(Standby { told, job, hosted, notice: Mutex::new(None) });
         standbys.push((pid, Arc::downgrade(&standby)));
         Ok(standby)
     }
@@ -159,33 +162,27 @@ impl Standby {
         &self.told
     }
 
-    /// Serves from now on. Where the ranks find each other by a file, that names this process then.
+    /// The members have met here, and do so from now on. Where ranks find each other by a file, that names this process
+    /// then.
     ///
     /// # Errors
-    /// Descriptors or threads have run out.
-    pub(crate) fn host(&self, rendezvous: &str) -> Result<(), Error> {
-        let mut hosted = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosted.is_some() {
-            return Ok(());
+    /// The file cannot be written.
+    pub(crate) fn take_over(&self, rendezvous: &str) -> Result<(), Error> {
+        let mut notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Place::File(path), Ok(told), None) =
+            (Place::of(rendezvous), self.told.parse::<HostPort>(), &*notice)
+        {
+            *notice = Some(Notice::publish(path, &self.job, &told)?);
         }
-        let notice = match (Place::of(rendezvous), self.told.parse::<HostPort>()) {
-            (Place::File(path), Ok(told)) => Some(Notice::publish(path, &self.job, &told)?),
-            _ => None,
-        };
-        let listener = self.listener.try_clone()?;
-        *hosted = Some(Hosted::serve(listener, notice, &self.job, Some(process_number()?))?);
-        tracing::info!("this process hosts the control service from now on, at {}", self.told);
+        tracing::info!("this process hosts the control service now, at {}", self.told);
         Ok(())
     }
 }
 
 impl Drop for Standby {
     fn drop(&mut self) {
-        let hosted = self.hosted.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hosted) = hosted.take() {
-            // The end of this process shall not look like a failure to those who are still finishing.
-            hosted.service.await_empty(Instant::now() + LAST_OUT);
-        }
+        // The end of this process shall not look like a failure to those who are still finishing.
+        self.hosted.service.await_empty(Instant::now() + LAST_OUT);
     }
 }
 

@@ -197,8 +197,8 @@ impl Way<'_> {
         Ok(State { roster, communicator, service, without: None })
     }
 
-    /// Asks everyone who may lead the decision, until one has: the service, then the members by rank. Where it is this
-    /// process's turn, it leads.
+    /// Asks everyone who may lead the decision, until one has: the service, then the members' processes by rank, this one
+    /// among them.
     fn decide(&self, state: &State) -> Result<(Roster, String, Visit), Error> {
         let mut voter = Voter::default();
         let members = state.roster.members.iter().map(|member| &member.standby);
@@ -211,11 +211,8 @@ impl Way<'_> {
             if now >= self.deadline || places.is_empty() {
                 break;
             }
-            let is_own = self.standby.is_some_and(|standby| standby.address() == place.as_str());
-            if let (true, Some(standby)) = (is_own, self.standby) {
-                standby.host(&self.settings.rendezvous)?;
-            }
-            let mut probe = Probe::new(if is_own { &state.roster.members } else { &[] });
+            let own = self.standby.filter(|standby| standby.address() == place.as_str());
+            let mut probe = Probe::new(if own.is_some() { &state.roster.members } else { &[] });
             let visitor = Visitor {
                 lineage: self.lineage,
                 id: self.id,
@@ -235,7 +232,12 @@ impl Way<'_> {
             let until = self.deadline.min(now + patience + ATTEMPT_LIMIT);
             let job = &self.settings.job;
             match visitor.visit(place, job, &mut voter, missing, attempt, until) {
-                Answer::Decided(roster, visit) => return Ok((roster, place.to_string(), visit)),
+                Answer::Decided(roster, visit) => {
+                    if let Some(standby) = own {
+                        standby.take_over(&self.settings.rendezvous)?;
+                    }
+                    return Ok((roster, place.to_string(), visit));
+                }
                 Answer::LeftOut(reason) => {
                     return Err(Error::Regroup(Arc::new(RegroupError::LeftOut { reason })));
                 }

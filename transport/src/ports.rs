@@ -21,6 +21,11 @@ pub struct PortRangeError {
 }
 
 impl PortRange {
+    /// How many ports it has.
+    pub fn count(&self) -> usize {
+        usize::from(self.last - self.first) + 1
+    }
+
     /// Whether it is a single port.
     pub fn is_single(&self) -> bool {
         self.first == self.last

@@ -159,8 +159,8 @@ pub struct Settings {
     /// commas, which share the work; `None`: the one that reaches the rendezvous.
     pub interface: Option<String>,
     /// Ports that this process may listen on; `None`: any. It needs one for each communicator and
-    /// interface, one more to take over the control service if whoever serves that is gone, and one more where it
-    /// serves the rendezvous at a port that is not given.
+    /// interface, and one more where it serves the rendezvous at a port that is not given. Where there are two for each rank of
+    /// the job and one more, it takes another one, to serve the others if whoever serves them is gone.
     pub ports: Option<PortRange>,
     /// What other ranks are told instead of the address of each interface, where this rank is
     /// behind address translation; without a port, the one that is listened on. Empty: the

@@ -12,7 +12,7 @@
 //!     |---- Standing --->|<---- Standing ---|
 //! ```
 //!
-//! The founder is the control service where the ranks met, else the process of the lowest rank that is left
+//! The founder is the control service where the ranks met, else that in the process of the lowest rank that is left
 //! (`collectives/src/regroup.rs`). There may be two at a time, and each may end at any moment: Lamport's protocol
 //! ("The part-time parliament", 1998; "Paxos made simple", 2001) sees to it that no epoch is decided twice, given a
 //! rule by which a part of the members may decide ([`may_decide`]). A member is with one founder at a time.
