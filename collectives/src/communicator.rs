@@ -302,6 +302,15 @@ impl Communicator {
         self.inner.settings.bounded_timeout()
     }
 
+    /// What has ended the communicator, if something has; says nothing to anybody. Waits for the calls that were posted
+    /// before.
+    ///
+    /// # Errors
+    /// That error.
+    pub fn check(&self) -> Result<(), Error> {
+        self.engine().check()
+    }
+
     /// Makes all links now, so that no later call has to. All ranks call it: a link needs both of
     /// its ends.
     ///

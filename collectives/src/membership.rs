@@ -47,7 +47,8 @@ impl Communicator {
     /// Links are made anew: in the old ones the rest of the operation that failed may still be under way.
     ///
     /// # Errors
-    /// [`Error::Regroup`] says why this process does not go on; or what can go wrong when a communicator is made.
+    /// [`Error::Regroup`] says why this process does not go on; or what can go wrong when a communicator is made. Then this
+    /// process is out: calling it again returns the same.
     pub fn shrink(&self) -> Result<Regrouped, Error> {
         self.regroup()
     }
@@ -87,9 +88,7 @@ impl Communicator {
         let inner = &self.inner;
         let origin = inner.origin();
         let mut engine = self.engine();
-        if engine.is_replaced() {
-            return Err(Error::Replaced);
-        }
+        engine.check_may_regroup()?;
         let baggage = Baggage {
             settings: self.settings(),
             origin,
@@ -97,7 +96,8 @@ impl Communicator {
             completed: engine.completed(),
             verdict: engine.verdict(),
         };
-        let joined = regroup::go_on(&baggage)?;
+        // What this rank has promised others is known no more then: it may not come again.
+        let joined = regroup::go_on(&baggage).inspect_err(|error| engine.give_up(error))?;
         engine.replace();
         drop(engine);
         let roster = &joined.origin.roster;

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::bootstrap::{self, Descent, Joined, Origin, communicator_id};
 use crate::control::regroup::{MAX_MEMBERS, Voter};
 use crate::control::{
-    self, Answer, Control, Member, Missing, Progress, Roster, Verdict, Visit, Visitor,
+    self, Answer, Control, Member, Missing, Progress, Roster, Verdict, Visit, Visitor, Without,
 };
 use crate::hosting::Standby;
 use crate::settings::Settings;
@@ -22,9 +22,8 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
 /// How long a newcomer waits to be let in, at least: members do that where it suits them.
 const KNOCK_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a process of another host may take to say that nobody listens there any more, and how often it is asked.
+/// How long a process of another host may take to say that nobody listens there any more.
 const PROBE_LIMIT: Duration = Duration::from_millis(200);
-const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a process does not go on with others.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,7 +83,10 @@ pub(crate) fn go_on(baggage: &Baggage<'_>) -> Result<Joined, Error> {
     let id_of = |rank: u32| origin.roster.members.get(rank as usize).map(|member| member.id);
     let is_other = |id: &u64| *id != origin.id;
     let (gone, without) = match baggage.verdict.as_deref() {
-        Some(Verdict::LinkBroken { a, b, .. }) => (None, id_of(*a.max(b))),
+        Some(Verdict::LinkBroken { a, b, .. }) => {
+            let ids = id_of(*a.max(b)).zip(id_of(*a.min(b)));
+            (None, ids.map(|(id, other)| Without { id, other }))
+        }
         Some(Verdict::Aborted { .. }) | None => (None, None),
         Some(verdict) => (verdict.culprit().and_then(id_of).filter(is_other), None),
     };
@@ -162,7 +164,7 @@ struct State {
     communicator: u64,
     /// Where the decision was led last, or the service is.
     service: String,
-    without: Option<u64>,
+    without: Option<Without>,
 }
 
 impl Way<'_> {
@@ -205,6 +207,7 @@ impl Way<'_> {
         let places: Vec<&String> =
             [&state.service].into_iter().chain(members).filter(|it| !it.is_empty()).collect();
         let mut last = "nobody can lead the decision".to_owned();
+        let mut too_few = None;
         let patience = self.settings.bounded_timeout() / 3;
         for place in places.iter().cycle() {
             let now = Instant::now();
@@ -241,9 +244,8 @@ impl Way<'_> {
                 Answer::LeftOut(reason) => {
                     return Err(Error::Regroup(Arc::new(RegroupError::LeftOut { reason })));
                 }
-                Answer::NoQuorum(reason) => {
-                    return Err(Error::Regroup(Arc::new(RegroupError::NoQuorum { reason })));
-                }
+                // Others may be with somebody else, who comes next.
+                Answer::NoQuorum(reason) => too_few = Some(reason),
                 Answer::Gone(reason) => {
                     tracing::debug!("no decision at {place}: {reason}");
                     last = reason;
@@ -252,7 +254,10 @@ impl Way<'_> {
             // Nobody may be there yet.
             std::thread::sleep(Duration::from_millis(5));
         }
-        Err(self.timed_out(last))
+        Err(match too_few {
+            Some(reason) => Error::Regroup(Arc::new(RegroupError::NoQuorum { reason })),
+            None => self.timed_out(last),
+        })
     }
 
     /// Makes the communicator of an epoch.
@@ -278,26 +283,25 @@ impl Way<'_> {
     }
 }
 
-/// Looks whether processes still hold the ports that they have had since they began.
+/// Looks whether processes still hold the ports that they have had since they began, one at a time.
 struct Probe<'a> {
     members: &'a [Member],
+    next: usize,
     closed: BTreeSet<u64>,
-    last: Option<Instant>,
 }
 
 impl<'a> Probe<'a> {
     fn new(members: &'a [Member]) -> Probe<'a> {
-        Probe { members, closed: BTreeSet::new(), last: None }
+        Probe { members, next: 0, closed: BTreeSet::new() }
     }
 
-    /// Those whose port is closed.
+    /// Those whose port is closed, as far as is known: looks at one more.
     fn closed(&mut self) -> Vec<u64> {
-        if self.last.is_none_or(|last| last.elapsed() >= PROBE_PAUSE) {
-            let open = self.members.iter().filter(|member| !self.closed.contains(&member.id));
-            let closed: Vec<u64> =
-                open.filter(|member| is_closed(&member.standby)).map(|member| member.id).collect();
-            self.closed.extend(closed);
-            self.last = Some(Instant::now());
+        if let Some(member) = self.members.get(self.next % self.members.len().max(1)) {
+            self.next += 1;
+            if !self.closed.contains(&member.id) && is_closed(&member.standby) {
+                self.closed.insert(member.id);
+            }
         }
         self.closed.iter().copied().collect()
     }

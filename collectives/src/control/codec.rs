@@ -111,6 +111,15 @@ impl<T: Field> Field for Option<T> {
     }
 }
 
+impl<T: Field> Field for Box<T> {
+    fn write(&self, out: &mut Vec<u8>) {
+        (**self).write(out);
+    }
+    fn read(input: &mut &[u8]) -> Result<Self, WireError> {
+        T::read(input).map(Box::new)
+    }
+}
+
 impl<T: Field> Field for Vec<T> {
     fn write(&self, out: &mut Vec<u8>) {
         let len = self.len().min(MAX_LIST);

@@ -38,7 +38,7 @@ mod wire;
 pub use abort::AbortWord;
 pub use handle::{Control, ControlError, Membership};
 pub use recorder::{Entry, FlightRecorder, Operation, RECORDER_ENTRIES, State, Stream, Ticket};
-pub use regroup::{Ballot, Member, Progress, Roster};
+pub use regroup::{Ballot, Member, Progress, Roster, Without};
 pub use service::ControlService;
 pub use verdict::{Awaited, Death, Place, Side, Verdict};
 pub(crate) use visit::{Answer, Missing, Visit, Visitor, knock};

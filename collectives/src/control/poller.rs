@@ -156,6 +156,11 @@ impl Connection {
         }
     }
 
+    /// Ends the connection, which its reader finds.
+    pub(super) fn hang_up(&mut self) {
+        self.sender.shutdown();
+    }
+
     /// The next message, if it is there.
     pub(super) fn receive<M: Message>(&mut self) -> Result<Option<M>, ConnectionError> {
         self.receive_until(Instant::now())

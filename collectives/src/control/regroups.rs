@@ -18,13 +18,24 @@ type EpochName = (String, u64);
 
 /// Everyone who is connected to the service, but not as a rank of a communicator.
 pub(super) struct Regroups {
-    founder_id: u64,
+    /// No two founders of this service have the same number, nor those of two services.
+    next_founder: u64,
+    /// The last epoch that is known of each lineage: who is in an earlier one was left behind.
+    latest: HashMap<String, u64>,
     /// Where members meet to make their communicator.
     store: Option<Arc<MemoryStore>>,
     epochs: HashMap<EpochName, Epoch>,
     guests: HashMap<u64, Guest>,
     /// Newcomers that are yet to be let in, in the order in which they came.
     waiting: Vec<Waiting>,
+    /// Processes of this host that came as newcomers: they may end before any communicator knows where they are.
+    newcomers: Vec<Newcomer>,
+}
+
+struct Newcomer {
+    id: u64,
+    pid: u32,
+    has_ended: bool,
 }
 
 struct Epoch {
@@ -75,19 +86,32 @@ pub(super) struct Known {
 }
 
 impl Regroups {
-    pub(super) fn new(founder_id: u64) -> Regroups {
+    /// `random` tells its founders from those of other services.
+    pub(super) fn new(random: u64) -> Regroups {
         Regroups {
-            founder_id,
+            next_founder: random,
+            latest: HashMap::new(),
             store: None,
             epochs: HashMap::new(),
             guests: HashMap::new(),
             waiting: Vec::new(),
+            newcomers: Vec::new(),
         }
     }
 
     /// Members that wait in this store for one that does not come shall hear of it.
     pub(super) fn abandon_in(&mut self, store: Arc<MemoryStore>) {
         self.store = Some(store);
+    }
+
+    /// A communicator of this epoch has come about.
+    pub(super) fn note_epoch(&mut self, lineage: &str, epoch: u64) {
+        match self.latest.get_mut(lineage) {
+            Some(latest) => *latest = epoch.max(*latest),
+            None => {
+                self.latest.insert(lineage.to_owned(), epoch);
+            }
+        }
     }
 
     /// A member's connection; its arrival follows.
@@ -102,18 +126,39 @@ impl Regroups {
         self.guests.insert(key, Guest { connection, id, lineage, epoch: Some(epoch) });
     }
 
-    /// A newcomer knocks.
+    /// A newcomer knocks; with its process's number, if it is of this host.
     pub(super) fn add_newcomer(
         &mut self,
         key: u64,
         connection: Connection,
         lineage: String,
         member: Member,
+        pid: Option<u32>,
     ) -> Vec<Outcome> {
+        if let Some(pid) = pid {
+            self.newcomers.push(Newcomer { id: member.id, pid, has_ended: false });
+        }
         let guest = Guest { connection, id: member.id, lineage: lineage.clone(), epoch: None };
         self.guests.insert(key, guest);
         self.waiting.push(Waiting { lineage: lineage.clone(), member, key });
         self.waiting_changed(lineage)
+    }
+
+    /// A process of this host has ended.
+    pub(super) fn newcomer_ended(&mut self, now_ms: u64, pid: u32) -> Vec<Outcome> {
+        let meant = self.newcomers.iter_mut().filter(|it| it.pid == pid && !it.has_ended);
+        let ended: Vec<u64> = meant
+            .map(|newcomer| {
+                newcomer.has_ended = true;
+                newcomer.id
+            })
+            .collect();
+        if ended.is_empty() {
+            return Vec::new();
+        }
+        let names: Vec<EpochName> = self.epochs.keys().cloned().collect();
+        let tell = |name| self.with(&name, |founder| founder.miss(now_ms, &ended, &[]));
+        names.into_iter().flat_map(tell).collect()
     }
 
     /// How many newcomers wait for a job's communicator.
@@ -171,8 +216,21 @@ impl Regroups {
         }
         let (roster, communicator) = (arrival.roster.clone(), arrival.communicator);
         let mut outcomes = self.tell_earlier(now_ms, &name.0, &roster);
+        let is_over = self.latest.get(&name.0).is_some_and(|latest| *latest > epoch);
+        if is_over && !self.epochs.contains_key(&name) {
+            let reason =
+                "the others have gone on without it, since it did not come in time".to_owned();
+            if let Some(guest) = self.guests.get_mut(&key) {
+                guest.connection.send(&ToVoter::LeftOut { reason });
+            }
+            return outcomes;
+        }
+        let founder = &mut self.next_founder;
         let entry = self.epochs.entry(name.clone()).or_insert_with(|| Epoch {
-            founder: Founder::new(self.founder_id, name.0.clone(), &roster),
+            founder: {
+                *founder = founder.wrapping_add(1);
+                Founder::new(*founder, name.0.clone(), &roster)
+            },
             roster,
             communicator,
             seats: HashMap::new(),
@@ -183,7 +241,8 @@ impl Regroups {
         entry.seats.insert(id, key);
         entry.unused_since_ms = None;
         let Known { lost, ended } = known(communicator);
-        let (ended, mut gone) = (entry.ids(&ended), entry.ids(&lost));
+        let (mut ended, mut gone) = (entry.ids(&ended), entry.ids(&lost));
+        ended.extend(self.newcomers.iter().filter(|it| it.has_ended).map(|it| it.id));
         // Whoever was lost on the way to this epoch, and has not come again.
         let before = epoch.checked_sub(1).and_then(|it| self.epochs.get(&(name.0.clone(), it)));
         gone.extend(before.into_iter().flat_map(|it| it.lost.iter().chain(&it.absent)));
@@ -302,8 +361,11 @@ impl Regroups {
                     outcomes.extend(self.send(name, to, &message));
                 }
                 Effect::HangUp { to } => {
-                    let key = self.epochs.get_mut(name).and_then(|it| it.seats.remove(&to));
-                    key.and_then(|key| self.guests.remove(&key));
+                    // Its end is noticed as any other.
+                    let key = self.epochs.get(name).and_then(|it| it.seats.get(&to));
+                    if let Some(guest) = key.and_then(|key| self.guests.get_mut(key)) {
+                        guest.connection.hang_up();
+                    }
                 }
                 Effect::Abandon { roster, absent } => {
                     outcomes.push(self.abandon(name, &roster, absent));

@@ -230,9 +230,11 @@ impl Server {
                 self.regroups.add_member(key, connection, lineage, epoch, member);
                 self.count_members();
             }
-            Ok(Hello::Knock { lineage, member }) => {
+            Ok(Hello::Knock { lineage, member, place }) => {
                 let Some(key) = self.watch_guest(&connection) else { return };
-                let outcomes = self.regroups.add_newcomer(key, connection, lineage, member);
+                let pid = (place.host == self.here.host).then_some(place.pid);
+                pid.map(|pid| self.ended_pids.remove(&pid));
+                let outcomes = self.regroups.add_newcomer(key, connection, lineage, member, pid);
                 self.carry_out(outcomes);
             }
             Err(error) => {
@@ -277,6 +279,7 @@ impl Server {
         };
         let key = self.next_key;
         self.next_key += 1;
+        self.regroups.note_epoch(&lineage, epoch);
         communicator.seats.insert(rank, key);
         communicator.unused_since_ms = None;
         self.verdict.forget_others(id);
@@ -335,6 +338,8 @@ impl Server {
     fn process_ended(&mut self, pid: u32) {
         self.ended_pids.insert(pid);
         let now_ms = self.now_ms();
+        let outcomes = self.regroups.newcomer_ended(now_ms, pid);
+        self.carry_out(outcomes);
         for id in self.communicators_where(|_| true) {
             let here = &self.here;
             let Some(communicator) = self.communicators.get_mut(&id) else { continue };

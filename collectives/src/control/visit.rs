@@ -6,7 +6,8 @@ use ringtree_transport::secure::Job;
 
 use super::handle::{self, ControlError};
 use super::poller::Connection;
-use super::regroup::{Arrival, Member, Progress, Roster, ToFounder, ToVoter, Voter};
+use super::regroup::{Arrival, Member, Progress, Roster, ToFounder, ToVoter, Voter, Without};
+use super::verdict::Place;
 use super::wire::Hello;
 
 /// How often a member that waits for a founder looks for what it could tell it.
@@ -45,7 +46,7 @@ pub(crate) struct Visitor<'a> {
     /// How far it has come.
     pub progress: Option<Progress>,
     /// A member to go on without, though it lives.
-    pub without: Option<u64>,
+    pub without: Option<Without>,
     /// How long those that may still come are waited for.
     pub patience: Duration,
 }
@@ -93,7 +94,7 @@ impl Visitor<'_> {
             without: self.without,
             patience_ms: self.patience.as_millis() as u64,
         };
-        connection.send(&ToFounder::Arrive { arrival });
+        connection.send(&ToFounder::Arrive { arrival: Box::new(arrival) });
         loop {
             let now = Instant::now();
             if now >= deadline {
@@ -139,7 +140,8 @@ pub(crate) fn knock(
     member: &Member,
     deadline: Instant,
 ) -> Result<(Roster, Visit), ControlError> {
-    let hello = Hello::Knock { lineage: lineage.to_owned(), member: member.clone() };
+    let (lineage, member) = (lineage.to_owned(), member.clone());
+    let hello = Hello::Knock { lineage, member, place: Place::here() };
     let mut connection = handle::call(address, job, &hello, deadline)?;
     match connection.receive_until(deadline)? {
         Some(ToVoter::Decided { roster }) => Ok((roster, Visit { connection })),

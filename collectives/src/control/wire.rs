@@ -18,8 +18,8 @@ pub(super) enum Hello {
     Join { join: Join },
     /// A member of an epoch that wants to go on; its arrival follows.
     Regroup { lineage: String, epoch: u64, member: u64 },
-    /// A newcomer that wants to come in.
-    Knock { lineage: String, member: Member },
+    /// A newcomer that wants to come in, from its process.
+    Knock { lineage: String, member: Member, place: Place },
 }
 
 /// A rank joins its communicator.
@@ -168,7 +168,7 @@ variants!(ToMember {
 variants!(Hello {
     1 => Join { join },
     2 => Regroup { lineage, epoch, member },
-    3 => Knock { lineage, member },
+    3 => Knock { lineage, member, place },
 });
 
 variants!(Verdict {
@@ -283,7 +283,7 @@ mod tests {
         [
             Hello::Join { join },
             Hello::Regroup { lineage: lineage.clone(), epoch: 4, member: 1 },
-            Hello::Knock { lineage, member },
+            Hello::Knock { lineage, member, place: Place { host: "b".into(), pid: 4 } },
         ]
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Engine {
     sent: Vec<u32>,
     received: Vec<u32>,
     failed: Option<Error>,
+    /// It went through a decision of who goes on.
+    has_regrouped: bool,
 }
 
 /// The links, and what it takes to make them.
@@ -116,6 +118,7 @@ impl Engine {
             sent: vec![0; ranks],
             received: vec![0; ranks],
             failed: None,
+            has_regrouped: false,
         }
     }
 
@@ -395,14 +398,25 @@ impl Engine {
         self.driver.abort.verdict()
     }
 
-    /// Whether another communicator has taken this one's place.
-    pub(crate) fn is_replaced(&self) -> bool {
-        matches!(self.failed, Some(Error::Replaced))
+    /// An error where another communicator has taken this one's place, or could not.
+    pub(crate) fn check_may_regroup(&self) -> Result<(), Error> {
+        match &self.failed {
+            Some(error) if self.has_regrouped => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// No other communicator has taken this one's place, for this reason.
+    pub(crate) fn give_up(&mut self, error: &Error) {
+        self.close();
+        self.has_regrouped = true;
+        self.failed = Some(error.clone());
     }
 
     /// Another communicator takes this one's place.
     pub(crate) fn replace(&mut self) {
         self.close();
+        self.has_regrouped = true;
         self.failed = Some(Error::Replaced);
     }
 

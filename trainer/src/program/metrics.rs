@@ -1,6 +1,6 @@
 //! What a run tells of each step: lines of JSON in its folder, one a step.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -96,9 +96,13 @@ impl Metrics {
             None => Vec::new(),
         };
         let refused = |source| Error::File { path: path.clone(), source };
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
-        let mut metrics = Metrics { file: file.map_err(refused)?, path };
+        // Beside it first: whoever is killed here leaves the old one, and whoever still has that open writes there.
+        let new = path.with_extension("jsonl.new");
+        let _ = fs::remove_file(&new);
+        let file = OpenOptions::new().append(true).create_new(true).open(&new);
+        let mut metrics = Metrics { file: file.map_err(refused)?, path: path.clone() };
         kept.iter().try_for_each(|line| metrics.add(line))?;
+        fs::rename(&new, &path).map_err(refused)?;
         Ok(metrics)
     }
 

@@ -420,6 +420,8 @@ impl<T: Real> Run<T> {
         self.validate(output.as_deref_mut())?;
         self.save(&mut writer)?;
         writer.finish(saving::DEADLINE)?;
+        // Nobody leaves while another may still need it.
+        self.communicator.barrier()?;
         if let Some(output) = output {
             let what = if interrupted { "interrupted" } else { "finished" };
             let event = format!("{what} after step {}", self.held.progress.step);

@@ -117,7 +117,7 @@ fn shrunk(
 fn what_has_ended(communicator: &Communicator, error: &Error) -> Option<ringtree::Error> {
     let ended = match error {
         Error::Ringtree(error) => error.clone(),
-        _ => communicator.warm_up().err()?,
+        _ => communicator.check().err()?,
     };
     let is_loss = match &ended {
         ringtree::Error::Verdict(verdict) => !matches!(**verdict, Verdict::Mismatch { .. }),

@@ -95,16 +95,19 @@ impl Founder {
         }
         self.ended.extend(&arrival.ended);
         self.gone.extend(&arrival.gone);
-        // Those that others have given up may come nevertheless.
+        // Those that others have given up may come nevertheless. Who has ended has: what it said before comes late.
         self.gone.remove(&member);
-        self.ended.remove(&member);
         self.here.insert(member, arrival);
         let told = match &self.phase {
             Phase::Preparing { ballot, .. } => {
                 Some(send(member, ToVoter::Prepare { ballot: *ballot }))
             }
+            Phase::Proposing { ballot, roster, .. } => {
+                let (ballot, roster) = (*ballot, roster.clone());
+                Some(send(member, ToVoter::Propose { ballot, roster }))
+            }
             Phase::Decided { roster, .. } => Some(self.verdict_for(member, roster)),
-            Phase::Gathering | Phase::Proposing { .. } => None,
+            Phase::Gathering => None,
         };
         told.into_iter().chain(self.advance(now_ms)).collect()
     }
@@ -132,7 +135,7 @@ impl Founder {
         message: ToFounder,
     ) -> Vec<Effect> {
         match (message, &mut self.phase) {
-            (ToFounder::Arrive { arrival }, _) => return self.arrive(now_ms, from, arrival),
+            (ToFounder::Arrive { arrival }, _) => return self.arrive(now_ms, from, *arrival),
             (ToFounder::Missed { ended, gone }, _) => {
                 return self.miss(now_ms, &ended, &gone);
             }
@@ -164,7 +167,7 @@ impl Founder {
         gone: &[u64],
     ) -> Vec<Effect> {
         let here = &self.here;
-        self.ended.extend(ended.iter().filter(|id| !here.contains_key(id)));
+        self.ended.extend(ended);
         self.gone.extend(gone.iter().filter(|id| !here.contains_key(id)));
         self.advance(now_ms)
     }
@@ -319,7 +322,7 @@ impl Founder {
     /// The survivors in the order of their ranks, and behind them the newcomers in the order in which they came, if
     /// nobody of the old ones who may live is left behind.
     fn next_roster(&self, ballot: Ballot) -> Roster {
-        let without: BTreeSet<u64> = self.here.values().filter_map(|it| it.without).collect();
+        let without: BTreeSet<u64> = self.left_out().collect();
         let goes_on =
             |member: &&Member| self.here.contains_key(&member.id) && !without.contains(&member.id);
         let mut members: Vec<Member> = self.members.iter().filter(goes_on).cloned().collect();
@@ -369,7 +372,7 @@ impl Founder {
         if roster.members.iter().any(|member| member.id == id) {
             return send(id, ToVoter::Decided { roster: roster.clone() });
         }
-        let is_accused = self.here.values().any(|arrival| arrival.without == Some(id));
+        let is_accused = self.left_out().any(|left_out| left_out == id);
         let reason = if is_accused {
             "the others go on without it, since it cannot reach one of them: see whether the network between \
              the two hosts is up"
@@ -377,6 +380,12 @@ impl Founder {
             "the others went on without it, since it did not come in time"
         };
         send(id, ToVoter::LeftOut { reason: reason.to_owned() })
+    }
+
+    /// Those that one who is here cannot reach.
+    fn left_out(&self) -> impl Iterator<Item = u64> {
+        let without = self.here.values().filter_map(|arrival| arrival.without);
+        without.filter(|without| self.here.contains_key(&without.other)).map(|without| without.id)
     }
 
     fn is_enough(&self, is_here: impl Fn(u64) -> bool) -> bool {

@@ -69,16 +69,25 @@ pub(in crate::control) struct Arrival {
     /// Members that nobody should wait for.
     pub gone: Vec<u64>,
     /// A member to go on without, though it lives.
-    pub without: Option<u64>,
+    pub without: Option<Without>,
     /// How long those that may still come are waited for.
     pub patience_ms: u64,
+}
+
+/// A member that is left out because another one cannot reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Without {
+    /// Who is left out.
+    pub id: u64,
+    /// If this one is here.
+    pub other: u64,
 }
 
 /// What a member says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::control) enum ToFounder {
     Arrive {
-        arrival: Arrival,
+        arrival: Box<Arrival>,
     },
     /// It has learnt more.
     Missed {
@@ -128,6 +137,7 @@ fields!(Member { id, process, standby });
 fields!(Roster { epoch, name, members, newcomers, progress });
 fields!(Progress { epoch, completed });
 fields!(Ballot { round, founder });
+fields!(Without { id, other });
 fields!(Accepted { ballot, roster });
 fields!(Arrival {
     roster,
@@ -185,11 +195,11 @@ mod tests {
             accepted: accepted.clone(),
             ended: vec![1],
             gone: vec![],
-            without: Some(2),
+            without: Some(Without { id: 2, other: 1 }),
             patience_ms: 60_000,
         };
         let said = [
-            ToFounder::Arrive { arrival },
+            ToFounder::Arrive { arrival: Box::new(arrival) },
             ToFounder::Missed { ended: vec![1, 2], gone: vec![3] },
             ToFounder::Promise { ballot, accepted },
             ToFounder::Accept { ballot },

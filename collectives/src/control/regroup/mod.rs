@@ -27,7 +27,7 @@ mod voter;
 
 pub(super) use founder::{Effect, Founder};
 pub(super) use messages::{Arrival, ToFounder, ToVoter};
-pub use messages::{Ballot, Member, Progress, Roster};
+pub use messages::{Ballot, Member, Progress, Roster, Without};
 pub(crate) use voter::Voter;
 
 /// Members of an epoch at most: what one message carries whole.

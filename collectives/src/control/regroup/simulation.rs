@@ -53,7 +53,7 @@ struct Host {
 }
 
 enum Packet {
-    ToFounder { host: usize, epoch: u64, from: u64, message: Box<ToFounder> },
+    ToFounder { host: usize, epoch: u64, from: u64, message: ToFounder },
     ToVoter { host: usize, to: u64, message: ToVoter },
     Lost { host: usize, epoch: u64, id: u64 },
 }
@@ -219,7 +219,7 @@ impl World {
             patience_ms: PATIENCE_MS,
             roster,
         };
-        let message = Box::new(ToFounder::Arrive { arrival });
+        let message = ToFounder::Arrive { arrival: Box::new(arrival) };
         let packet = Packet::ToFounder { host, epoch, from: id, message };
         self.wires.entry((host, id, true)).or_default().push_back(packet);
     }
@@ -249,7 +249,7 @@ impl World {
         let Some(packet) = self.wires.get_mut(&key).and_then(VecDeque::pop_front) else { return };
         match packet {
             Packet::ToFounder { host, epoch, from, message } if self.hosts[host].lives => {
-                self.founder_hears(host, epoch, from, *message);
+                self.founder_hears(host, epoch, from, message);
             }
             Packet::Lost { host, epoch, id } if self.hosts[host].lives => {
                 let now_ms = self.now_ms;
@@ -343,7 +343,6 @@ impl World {
                 (u64::MAX, Some(roster)) => roster.epoch - 1,
                 _ => epoch,
             };
-            let message = Box::new(message);
             let packet = Packet::ToFounder { host: at, epoch, from: id, message };
             self.wires.entry((at, id, true)).or_default().push_back(packet);
         }
