@@ -261,6 +261,8 @@ impl<T: Real> Run<T> {
             End::Finished | End::Joined => Ok(ExitCode::SUCCESS),
             End::Interrupted => Ok(ExitCode::from(130)),
             End::Diverged(why) if is_first => Err(Error::Argument(why)),
+            // The first one says it; but a launcher that spares ranks shall not take this for a good end.
+            End::Diverged(_) if self.elastic.is_some() => Ok(ExitCode::FAILURE),
             End::Diverged(_) => Ok(ExitCode::SUCCESS),
         }
     }
