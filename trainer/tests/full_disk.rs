@@ -15,7 +15,7 @@ const SCRIPT: &str = r#"
     mount -t tmpfs -o size=4m ringtree-test run/checkpoints
     train() { RINGTREE_TIMEOUT=30 "$0" --model mlp --data digits --ranks 2 --out run "$@"; }
     train --steps 20
-    cat /dev/zero >run/checkpoints/filler || true
+    cat /dev/zero >run/checkpoints/filler 2>/dev/null || true
     train --steps 60 --set checkpoint_every=20 --resume auto && echo "it did not end" || echo "ended: $?"
     echo "left: $(ls run/checkpoints | tr '\n' ' ')"
     rm run/checkpoints/filler
