@@ -417,11 +417,15 @@ impl Gathering<'_> {
         job: &Job,
         deadline: Instant,
     ) -> Result<String, StoreError> {
-        let store = match self.store.take() {
-            Some(store) => store,
-            None => StoreClient::connect(self.place, job, deadline)?,
-        };
-        Ok(store.address().to_owned())
+        Ok(self.take_store(job, deadline)?.address().to_owned())
+    }
+
+    /// The connection to the store, made now if there is none.
+    fn take_store(&mut self, job: &Job, deadline: Instant) -> Result<StoreClient, StoreError> {
+        match self.store.take() {
+            Some(store) => Ok(store),
+            None => StoreClient::connect(self.place, job, deadline),
+        }
     }
 
     /// All ranks' values. Where a communicator was dropped just before, its rendezvous may end under
@@ -434,10 +438,7 @@ impl Gathering<'_> {
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, StoreError> {
         loop {
-            let store = match self.store.take() {
-                Some(store) => store,
-                None => StoreClient::connect(self.place, &settings.job, deadline)?,
-            };
+            let store = self.take_store(&settings.job, deadline)?;
             self.address = store.address().into();
             let (rank, ranks) = (settings.rank, settings.ranks);
             match Store::Tcp(store).gather(prefix, rank, ranks, value, deadline) {

@@ -13,7 +13,7 @@ use crate::control::regroup::{MAX_MEMBERS, Voter};
 use crate::control::{
     self, Answer, Control, Member, Missing, Progress, Roster, Verdict, Visit, Visitor, Without,
 };
-use crate::hosting::Standby;
+use crate::hosting::{Standby, process_number, random_number};
 use crate::settings::Settings;
 
 /// How long one attempt may take to reach somebody who may lead the decision, at most.
@@ -121,8 +121,8 @@ pub(crate) fn come_in(settings: &Settings, lineage: &str) -> Result<Joined, Erro
     let service = meeting.service_address(&settings.job, deadline)?;
     let standby = Standby::of(settings, &service);
     let member = Member {
-        id: crate::hosting::random_number()?,
-        process: crate::hosting::process_number()?,
+        id: random_number()?,
+        process: process_number()?,
         standby: standby.as_ref().map_or(String::new(), |standby| standby.address().to_owned()),
     };
     let (roster, visit) = control::knock(&service, &settings.job, lineage, &member, deadline)?;

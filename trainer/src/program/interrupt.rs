@@ -27,6 +27,12 @@ impl Interrupt {
         Ok(Interrupt(asked))
     }
 
+    /// As after a signal.
+    #[cfg(test)]
+    pub fn asked() -> Interrupt {
+        Interrupt(Arc::new(AtomicBool::new(true)))
+    }
+
     /// Whether a signal has come.
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)

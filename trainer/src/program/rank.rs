@@ -44,6 +44,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     // Before other threads begin, so that they leave signals to this one.
     let interrupt = Interrupt::catch()?;
     let (ranks_at_start, joins) = (settings.ranks, settings.joins);
+    let min_ranks = arguments.min_ranks.or((arguments.restart > 0).then_some(ranks_at_start));
+    let elastic = min_ranks.map(|min_ranks| Elastic {
+        min_ranks: min_ranks.clamp(1, ranks_at_start),
+        interrupt: interrupt.clone(),
+    });
     // A newcomer asks to be let in when it could begin: the others do not wait for it.
     let opened_before = if joins { Some(opened(&config)?) } else { None };
     let communicator = Communicator::with(settings)?;
@@ -55,10 +60,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
         true => ready?,
         false => match together(&communicator, ready)? {
             Some(ready) => ready,
+            // The one that could not says so; but a launcher that spares ranks shall not take this for a good end.
+            None if elastic.is_some() => return Ok(ExitCode::FAILURE),
             None => return Ok(ExitCode::SUCCESS),
         },
     };
-    let start = Start { config, arguments, ranks_at_start, launcher, data, device };
+    let start = Start { config, arguments, ranks_at_start, elastic, launcher, data, device };
     match start.config.number {
         Number::F32 => start.run::<f32>(communicator, joins, &interrupt),
         Number::F64 => start.run::<f64>(communicator, joins, &interrupt),
@@ -70,6 +77,8 @@ struct Start<'a> {
     config: Config,
     arguments: &'a Arguments,
     ranks_at_start: u32,
+    /// How the run goes on when ranks die, if it does.
+    elastic: Option<Elastic>,
     launcher: Source,
     data: Data,
     device: Device,
@@ -86,13 +95,6 @@ impl Start<'_> {
             return Run::<T>::join(self, communicator)?.go_on(None, interrupt);
         }
         Run::<T>::new(self, communicator)?.go(interrupt)
-    }
-
-    /// Whether and how the run goes on when ranks die.
-    fn elastic(&self) -> Option<Elastic> {
-        let Arguments { restart, min_ranks, .. } = *self.arguments;
-        let min_ranks = min_ranks.or((restart > 0).then_some(self.ranks_at_start))?;
-        Some(Elastic { min_ranks: min_ranks.clamp(1, self.ranks_at_start) })
     }
 }
 
@@ -161,16 +163,16 @@ impl<T: Real> Run<T> {
 
     /// As a newcomer, which gets everything from the others.
     fn join(start: Start<'_>, mut communicator: Communicator) -> Result<Run<T>, Error> {
-        let Start { config, data, device, .. } = &start;
+        let Start { config, data, device, elastic, .. } = &start;
         let Regained { held, last, .. } = loop {
-            let enough = match start.elastic() {
+            let enough = match elastic {
                 Some(elastic) => elastic.await_enough(&mut communicator, &mut Vec::new()),
                 None => Ok(()),
             };
             match enough.and_then(|()| regain(config, data, device, &communicator, None)) {
                 Ok(regained) => break regained,
                 Err(error) => {
-                    communicator = survive(start.elastic(), &communicator, error)?.communicator
+                    communicator = survive(elastic.as_ref(), &communicator, error)?.communicator
                 }
             }
         };
@@ -184,8 +186,7 @@ impl<T: Real> Run<T> {
         last: Option<StepLine>,
         resumed: Option<PathBuf>,
     ) -> Result<Run<T>, Error> {
-        let elastic = start.elastic();
-        let Start { config, arguments, ranks_at_start, launcher, data, device } = start;
+        let Start { config, arguments, ranks_at_start, elastic, launcher, data, device } = start;
         let per_epoch = sampler(&config, &data, ranks_at_start, 1)?.steps_per_epoch();
         Ok(Run {
             steps: config.steps(per_epoch),
@@ -239,7 +240,7 @@ impl<T: Real> Run<T> {
                     .and_then(|()| self.train(interrupt, output.as_mut())),
                 None => self.train(interrupt, output.as_mut()),
             };
-            let done = match (done, self.elastic) {
+            let done = match (done, &self.elastic) {
                 (Ok(End::Joined), Some(elastic)) => elastic.grow(&self.communicator).map(|grown| {
                     change = Some(grown);
                     None
@@ -249,7 +250,9 @@ impl<T: Real> Run<T> {
             match done {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {}
-                Err(error) => change = Some(survive(self.elastic, &self.communicator, error)?),
+                Err(error) => {
+                    change = Some(survive(self.elastic.as_ref(), &self.communicator, error)?)
+                }
             }
         };
         let is_first = self.communicator.rank() == 0;
@@ -636,7 +639,7 @@ struct Regained<T: Real> {
 
 /// Goes on without the ranks whose loss has ended a communicator, if the run is one that does.
 fn survive(
-    elastic: Option<Elastic>,
+    elastic: Option<&Elastic>,
     communicator: &Communicator,
     error: Error,
 ) -> Result<GoingOn, Error> {

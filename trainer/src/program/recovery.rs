@@ -15,6 +15,7 @@ use ringtree_trainer::data::Position;
 use ringtree_trainer::optimiser::StateKind;
 use ringtree_trainer::{DataParallel, Error, Model, Optimizing, Real};
 
+use crate::interrupt::Interrupt;
 use crate::saving::Progress;
 
 /// How long ranks that are too few wait for another: launchers start again after 10 s at the latest, and a host may need long
@@ -25,10 +26,12 @@ const NEWCOMER_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// With how few ranks a run goes on, if it goes on at all when one dies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Elastic {
     /// At least so many.
     pub min_ranks: u32,
+    /// Whoever is asked to leave waits for nobody.
+    pub interrupt: Interrupt,
 }
 
 /// The ranks that go on, and what has happened.
@@ -80,7 +83,8 @@ impl Elastic {
         Ok(GoingOn { communicator, what: what.join("; ") })
     }
 
-    /// Lets newcomers in until there are enough ranks. All ranks do so whenever others have come or gone, newcomers too.
+    /// Lets newcomers in until there are enough ranks, or until one is asked to leave: then those that are here have the run
+    /// to save. All ranks do so whenever others have come or gone, newcomers too.
     ///
     /// # Errors
     /// None comes, or what has ended the communicator.
@@ -90,12 +94,40 @@ impl Elastic {
         what: &mut Vec<String>,
     ) -> Result<(), Error> {
         while communicator.ranks() < self.min_ranks {
-            await_newcomer(communicator, self.min_ranks)?;
+            if !self.await_newcomer(communicator)? {
+                break;
+            }
             let grown = communicator.admit()?;
             what.push(told_newcomers(&grown));
             *communicator = grown.communicator;
         }
         Ok(())
+    }
+
+    /// Waits until somebody asks to be let in, but not for ever; false where a rank is asked to leave before.
+    fn await_newcomer(&self, communicator: &Communicator) -> Result<bool, Error> {
+        let limit = NEWCOMER_LIMIT.max(communicator.timeout());
+        let deadline = Instant::now() + limit;
+        loop {
+            let is_there = communicator.members_changed();
+            let own = [is_there, self.interrupt.is_asked(), Instant::now() >= deadline];
+            // What one has heard all go by.
+            let mut heard = own.map(u32::from);
+            communicator.all_reduce(&mut heard, Op::Max)?;
+            match heard {
+                [_, 1, _] => return Ok(false),
+                [1, ..] => return Ok(true),
+                [_, _, 1] => {
+                    return Err(Error::Argument(format!(
+                        "{} ranks are left, and none has come in {limit:?}: the run needs {}; see why ranks are \
+                         not started again, or give a lower --min-ranks",
+                        communicator.ranks(),
+                        self.min_ranks
+                    )));
+                }
+                _ => std::thread::sleep(LOOK),
+            }
+        }
     }
 }
 
@@ -141,29 +173,6 @@ fn told_newcomers(regrouped: &Regrouped) -> String {
         0 => String::new(),
         1 => "a new rank has come".to_owned(),
         count => format!("{count} new ranks have come"),
-    }
-}
-
-/// Waits until somebody asks to be let in, but not for ever.
-fn await_newcomer(communicator: &Communicator, min_ranks: u32) -> Result<(), Error> {
-    let limit = NEWCOMER_LIMIT.max(communicator.timeout());
-    let deadline = Instant::now() + limit;
-    loop {
-        let mut is_there = [u32::from(communicator.members_changed())];
-        communicator.all_reduce(&mut is_there, Op::Max)?;
-        let mut is_late = [u32::from(Instant::now() >= deadline)];
-        communicator.all_reduce(&mut is_late, Op::Max)?;
-        if is_there != [0] {
-            return Ok(());
-        }
-        if is_late != [0] {
-            return Err(Error::Argument(format!(
-                "{} ranks are left, and none has come in {limit:?}: the run needs {min_ranks}; see why ranks are not \
-                 started again, or give a lower --min-ranks",
-                communicator.ranks()
-            )));
-        }
-        std::thread::sleep(LOOK);
     }
 }
 
@@ -282,4 +291,27 @@ pub fn tell<E: ringtree::Element + Default + Clone>(
     own.resize(length[0] as usize, E::default());
     communicator.broadcast(&mut own, from)?;
     Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_asked_to_leave_waits_for_no_newcomer() {
+        let ranks = Communicator::in_process(2).expect("two ranks");
+        std::thread::scope(|scope| {
+            for mut communicator in ranks {
+                scope.spawn(move || {
+                    let interrupt = match communicator.rank() {
+                        0 => Interrupt::asked(),
+                        _ => Interrupt::catch().expect("signals"),
+                    };
+                    let elastic = Elastic { min_ranks: 3, interrupt };
+                    elastic.await_enough(&mut communicator, &mut Vec::new()).expect("no failure");
+                    assert_eq!(communicator.ranks(), 2);
+                });
+            }
+        });
+    }
 }
