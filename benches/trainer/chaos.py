@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains while ranks are killed and stopped at random, and compares with a run that nobody disturbs.
+"""Trains while ranks are killed and stopped and links cut at random, and compares with a run that nobody disturbs.
 
     cargo build --release -p ringtree-trainer --bin ringtree-train
     python3 benches/trainer/chaos.py                    # 5 minutes; --seconds 60 for less, --seed for another course
 
-Every ten seconds a rank of four is killed (SIGKILL), stopped (SIGSTOP), or two are killed at once; the launcher starts
-others in their place. Prints what happened, how long each took until steps were made again, and beside their bounds: how
+Every ten seconds a rank of four is killed (SIGKILL), stopped (SIGSTOP), two are killed at once, or the connection between
+two is cut (by `ss -K`, as root; not with --transport shm); the launcher starts others in their place. Prints what happened, how long each took until steps were made again, and beside their bounds: how
 far losses are from the undisturbed run's, whether each step is there once, and how fast steps are outside of the
 windows. Ends with status 1 where a bound is missed or anything is left behind.
 """
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--every", type=float, default=10, help="seconds between two disturbances")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--transport", choices=["tcp", "shm"], default="tcp")
     parser.add_argument("--program", type=lambda text: pathlib.Path(text).resolve(),
                         default=REPOSITORY / "target/release/ringtree-train")
     options = parser.parse_args()
@@ -47,7 +48,8 @@ def main():
 def compare(options, folder):
     step_ms = Run(options, folder, "probe", 300).undisturbed()
     steps = int(options.seconds * 1000 / step_ms)
-    print(f"{options.ranks} ranks, {steps} steps of about {step_ms:.2f} ms, seed {options.seed}", flush=True)
+    print(f"{options.ranks} ranks, {steps} steps of about {step_ms:.2f} ms over {options.transport}, "
+          f"seed {options.seed}", flush=True)
     calm, wild = Run(options, folder, "calm", steps), Run(options, folder, "wild", steps)
     calm.undisturbed()
     windows = wild.disturbed()
@@ -89,7 +91,7 @@ class Run:
 
     def start(self, *more):
         # A stopped rank is known to be stopped after so many seconds.
-        environment = dict(os.environ, RINGTREE_TIMEOUT="3")
+        environment = dict(os.environ, RINGTREE_TIMEOUT="3", RINGTREE_TRANSPORT=self.options.transport)
         log = open(self.folder / f"{self.out.name}.log", "w")
         return subprocess.Popen(self.command(*more), cwd=self.folder, env=environment, stdout=log,
                                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -106,10 +108,9 @@ class Run:
         began, windows = time.monotonic(), []
         watch.wait_beyond(50)
         while program.poll() is None:
-            what, ranks, number = self.choose(chance)
+            what, disturb = self.choose(chance)
             at = time.monotonic()
-            for rank in ranks:
-                disturb(self.folder, rank, number)
+            disturb()
             if not watch.wait_for_change():
                 break
             windows.append((at - began, what, time.monotonic() - at))
@@ -124,13 +125,18 @@ class Run:
         return windows
 
     def choose(self, chance):
-        ranks = chance.sample(range(self.options.ranks), 2)
-        kind = chance.choice(["kill", "kill", "stop", "both"])
-        if kind == "kill":
-            return f"rank {ranks[0]} killed", ranks[:1], signal.SIGKILL
-        if kind == "stop":
-            return f"rank {ranks[0]} stopped", ranks[:1], signal.SIGSTOP
-        return f"ranks {ranks[0]} and {ranks[1]} killed", ranks, signal.SIGKILL
+        first, second = chance.sample(range(self.options.ranks), 2)
+        kinds = ["kill", "stop", "both"] + ["cut"] * (self.options.transport == "tcp")
+        match chance.choice(kinds):
+            case "kill":
+                return f"rank {first} killed", lambda: signal_ranks(self.folder, [first], signal.SIGKILL)
+            case "stop":
+                return f"rank {first} stopped", lambda: signal_ranks(self.folder, [first], signal.SIGSTOP)
+            case "both":
+                both = [first, second]
+                return f"ranks {first} and {second} killed", lambda: signal_ranks(self.folder, both, signal.SIGKILL)
+            case _:
+                return f"ranks {first} and {second} cut off", lambda: cut(self.folder, first, second)
 
     def lines(self):
         with open(self.out / "metrics.jsonl") as file:
@@ -214,11 +220,27 @@ def processes_in(folder):
     return found
 
 
-def disturb(folder, rank, number):
+def processes_of(folder, rank):
     name = f"RINGTREE_RANK={rank}".encode()
-    for pid, environment in processes_in(folder):
-        if name in environment:
-            os.kill(pid, number)
+    return [pid for pid, environment in processes_in(folder) if name in environment]
+
+
+def signal_ranks(folder, ranks, number):
+    for pid in [pid for rank in ranks for pid in processes_of(folder, rank)]:
+        os.kill(pid, number)
+
+
+def cut(folder, first, second):
+    """Ends each connection between two ranks."""
+    (one,), (other,) = processes_of(folder, first), processes_of(folder, second)
+    lines = subprocess.run(["ss", "-Htnp"], check=True, capture_output=True, text=True).stdout.splitlines()
+    ends = [(line.split()[3], line.split()[4]) for line in lines if f"pid={one}," in line]
+    theirs = {line.split()[3] for line in lines if f"pid={other}," in line}
+    between = [(mine, peer) for mine, peer in ends if peer in theirs]
+    if not between:
+        sys.exit(f"ranks {first} and {second} have no connection to cut")
+    for mine, peer in between:
+        subprocess.run(["ss", "-K", "src", mine, "dst", peer], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

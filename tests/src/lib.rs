@@ -7,6 +7,7 @@ pub mod calls;
 pub mod clock;
 pub mod conformance;
 pub mod counts;
+pub mod figures;
 pub mod files;
 pub mod gpu;
 pub mod gpu_checks;

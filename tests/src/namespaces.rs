@@ -24,7 +24,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -72,6 +72,26 @@ impl TwoHosts {
     pub fn new(wires: u8) -> Option<TwoHosts> {
         let address = |wire, host| Ipv4Addr::new(10, 77, wire, host + 1).into();
         TwoHosts::build(wires, address).map_err(|reason| unavailable(&reason)).ok()
+    }
+
+    /// The command of one rank of a job that has as many ranks on each of the hosts, and meets at rank 0 by the address of
+    /// a wire. The job's secret is of these tests, and nothing that this machine's user keeps changes it.
+    pub fn rank_command(
+        &self,
+        program: &str,
+        rank: usize,
+        ranks_a_host: usize,
+        meet_on: u8,
+    ) -> Command {
+        let mut command = self.hosts[rank / ranks_a_host].command(program);
+        let rendezvous = SocketAddr::new(self.hosts[0].address(meet_on), 29400);
+        command
+            .env("RINGTREE_RANK", rank.to_string())
+            .env("RINGTREE_RANKS", (2 * ranks_a_host).to_string())
+            .env("RINGTREE_RENDEZVOUS", rendezvous.to_string())
+            .env("RINGTREE_SECRET", "between two hosts")
+            .env("RINGTREE_TUNING", "off");
+        command
     }
 
     /// As [`TwoHosts::new`], for hosts that have no IPv4 address at all, not even of their own.

@@ -1,7 +1,6 @@
 //! Jobs on two hosts, which are two network namespaces: who uses which transport, over which
 //! interface, and what everyone is told when the wire is cut.
 
-use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -66,17 +65,11 @@ impl Job {
 
     /// Starts one rank, with settings of its own.
     fn start_rank(&self, bed: &TwoHosts, rank: usize, own: &[(&str, &str)]) -> Program {
-        let host = &bed.hosts[self.host_of(rank)];
-        let mut command = host.command(env!("CARGO_BIN_EXE_ringtree-netns-rank"));
-        let rendezvous = SocketAddr::new(bed.hosts[0].address(self.meet_on), 29400).to_string();
+        let program = env!("CARGO_BIN_EXE_ringtree-netns-rank");
+        let mut command = bed.rank_command(program, rank, self.ranks_a_host, self.meet_on);
         command
             .args([self.count.to_string(), self.repeats.to_string()])
             .args(self.shrinks.then_some("shrink"))
-            .env("RINGTREE_RANK", rank.to_string())
-            .env("RINGTREE_RANKS", (2 * self.ranks_a_host).to_string())
-            .env("RINGTREE_RENDEZVOUS", rendezvous)
-            .env("RINGTREE_SECRET", "between two hosts")
-            .env("RINGTREE_TUNING", "off")
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .envs(own.iter().copied());

@@ -15,7 +15,8 @@ use super::wire::{LinkFailure, ToArbiter, ToMember};
 
 /// From the first complaint to the survey: others usually complain about the same thing.
 const GATHER_MS: u64 = 20;
-/// A monitor that does not answer for this long does not run.
+/// A monitor that does not answer for this long does not run. Later surveys do not wait for it, so that what is known
+/// of it when a deadline passes is told at once.
 const ANSWER_MS: u64 = 500;
 /// Between two surveys if somebody complained anew.
 const PAUSE_MS: u64 = 100;
@@ -299,13 +300,20 @@ impl Arbiter {
         let joined = self.members.iter_mut().filter(|(_, m)| m.presence == Presence::Joined);
         let (mut missing, mut sends) = (BTreeSet::new(), Vec::new());
         for (&rank, member) in joined {
-            missing.insert(rank);
             // One question at a time, lest they fill the socket of a rank that does not run.
-            if !std::mem::replace(&mut member.is_asked, true) {
+            if member.asked_at_ms.is_none() {
                 sends.push(Send { to: rank, message: ToMember::Query { id: self.surveys } });
             }
+            let asked_at_ms = *member.asked_at_ms.get_or_insert(now_ms);
+            if now_ms < asked_at_ms + ANSWER_MS {
+                missing.insert(rank);
+            }
         }
+        let nobody = missing.is_empty();
         self.survey = Survey::Running { ends_ms: now_ms + ANSWER_MS, missing, again: false };
+        if nobody {
+            sends.extend(self.end_survey(now_ms));
+        }
         sends
     }
 
@@ -315,11 +323,11 @@ impl Arbiter {
             // It runs again; what it says is about a survey that is over.
             let is_missing =
                 matches!(&self.survey, Survey::Running { missing, .. } if missing.contains(&from));
-            member.is_asked = is_missing;
+            member.asked_at_ms = is_missing.then_some(now_ms);
             let again = Send { to: from, message: ToMember::Query { id: self.surveys } };
             return is_missing.then_some(again).into_iter().collect();
         }
-        member.is_asked = false;
+        member.asked_at_ms = None;
         member.answered = query;
         member.update(entries);
         self.no_longer_missing(now_ms, from)

@@ -17,8 +17,8 @@ pub(super) struct Member {
     pub presence: Presence,
     /// Number of the survey that it answered last.
     pub answered: u64,
-    /// It has been asked something and has not answered yet.
-    pub is_asked: bool,
+    /// When it was asked something that it has not answered yet.
+    pub asked_at_ms: Option<u64>,
     /// A frame of another call that it found, until that operation has ended.
     pub suspicion: Option<Suspicion>,
     /// The link that failed it first, and when that becomes a verdict.
@@ -85,7 +85,7 @@ impl Member {
             place,
             presence: Presence::Joined,
             answered: 0,
-            is_asked: false,
+            asked_at_ms: None,
             suspicion: None,
             failure: None,
             ended_at_ms: None,

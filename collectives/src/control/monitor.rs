@@ -18,15 +18,19 @@ use tracing::{debug, warn};
 
 use super::abort::AbortWord;
 use super::poller::{Connection, Inbox, Poller};
-use super::recorder::FlightRecorder;
+use super::recorder::{FlightRecorder, Operation};
 use super::verdict::{Death, Place, Verdict};
 use super::wire::{ToArbiter, ToMember};
 
 /// How long a process may take to end once it has been killed, before the verdict comes anyway.
 const FENCE_LIMIT: Duration = Duration::from_secs(1);
 
-/// An arbiter that runs asks or decides sooner than this when a rank cannot go on.
+/// An arbiter that runs asks or decides sooner than this when a rank cannot go on, or makes no progress: and again and
+/// again while that lasts.
 const ARBITER_LIMIT: Duration = Duration::from_millis(1500);
+
+/// An arbiter that has been silent for so long is given this much once a rank cannot go on.
+const ARBITER_LAST_LIMIT: Duration = Duration::from_millis(100);
 
 /// One communicator of this process.
 #[derive(Debug)]
@@ -144,6 +148,8 @@ struct Watched {
     grievance: Option<ToArbiter>,
     /// When the arbiter should have been heard of since then.
     arbiter_due: Option<Instant>,
+    /// The operation that makes no progress, and since when the arbiter knows it and was not heard of.
+    silence: Option<(Operation, Instant)>,
     /// A connection that has ended and is still in the poller: a child that was forked may have
     /// kept it open, and then closing it does not take it out.
     retired: Option<Connection>,
@@ -290,6 +296,7 @@ impl Watched {
             arbiter_closed: false,
             grievance: None,
             arbiter_due: None,
+            silence: None,
             retired: None,
         }
     }
@@ -322,9 +329,19 @@ impl Watched {
             return;
         }
         self.send(&message);
+        let now = Instant::now();
+        let mut due = now + ARBITER_LIMIT;
+        if let ToArbiter::Stalled { stall } = &message {
+            match self.silence {
+                Some((operation, since)) if operation == stall.operation => {
+                    due = (since + ARBITER_LIMIT).max(now + ARBITER_LAST_LIMIT);
+                }
+                _ => self.silence = Some((stall.operation, now)),
+            }
+        }
         if ends_operation(&message) {
             self.grievance = Some(message);
-            self.arbiter_due.get_or_insert_with(|| Instant::now() + ARBITER_LIMIT);
+            self.arbiter_due.get_or_insert(due);
             self.decide_alone();
         }
     }
@@ -387,6 +404,9 @@ impl Watched {
 
     fn handle(&mut self, message: ToMember) {
         self.arbiter_due = None;
+        if let Some((_, since)) = &mut self.silence {
+            *since = Instant::now();
+        }
         match message {
             ToMember::Query { id } => {
                 let entries = self.seat.recorder.history();

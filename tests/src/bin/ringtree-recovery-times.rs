@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 use ringtree_tests::clock::monotonic_ns;
+use ringtree_tests::figures::{Figure, are_kept};
 use ringtree_tests::job::{Event, Host, Job, Setup};
 
 const RANKS: usize = 4;
@@ -34,40 +35,32 @@ fn main() -> ExitCode {
     let program = program.to_str().expect("a path of text").to_owned();
     let setup = Setup::new(program.leak(), RANKS as u32, transport);
 
-    let mut figures = Figures::default();
+    let mut figures = Figures::new();
     for kill in 0..kills {
         // Every fourth time rank 0 hosts the control service, and dies.
         let host = if kill % 4 == 0 { Host::RankZero } else { Host::Launcher };
         figures.take(&setup.clone().host(host), kill % RANKS);
     }
     println!("{kills} kills of one of {RANKS} ranks over {transport}; ms, median and highest");
-    let rows = [
-        ("until every survivor has named it", &mut figures.named_ms, 20.0),
-        ("from there to the first all-reduce", &mut figures.shrunk_ms, 200.0),
-        ("from a replacement's start to its first all-reduce", &mut figures.joined_ms, 1000.0),
-    ];
-    let mut kept = true;
-    for (what, all_ms, bound_ms) in rows {
-        if all_ms.is_empty() {
-            continue;
-        }
-        all_ms.sort_by(f64::total_cmp);
-        let (median_ms, highest_ms) = (all_ms[all_ms.len() / 2], all_ms[all_ms.len() - 1]);
-        let bound_ms = bound_ms * factor;
-        kept &= median_ms <= bound_ms;
-        println!("{what:52} {median_ms:8.1} {highest_ms:8.1}   bound {bound_ms:.0}");
-    }
+    let kept = are_kept(vec![figures.named, figures.shrunk, figures.joined], factor);
     if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-#[derive(Default)]
 struct Figures {
-    named_ms: Vec<f64>,
-    shrunk_ms: Vec<f64>,
-    joined_ms: Vec<f64>,
+    named: Figure,
+    shrunk: Figure,
+    joined: Figure,
 }
 
 impl Figures {
+    fn new() -> Figures {
+        Figures {
+            named: Figure::new("until every survivor has named it", 20.0),
+            shrunk: Figure::new("from there to the first all-reduce", 200.0),
+            joined: Figure::new("from a replacement's start to its first all-reduce", 1000.0),
+        }
+    }
+
     fn take(&mut self, setup: &Setup, victim: usize) {
         let mut job = Job::start(setup, |_| SCRIPT.into());
         job.expect_all(0..RANKS, "running");
@@ -75,15 +68,15 @@ impl Figures {
         let survivors = job.others(victim);
         let named_ns = last(&job.expect_all(survivors.clone(), "error"));
         let first_ns = last(&job.expect_all(survivors.clone(), "done"));
-        self.named_ms.push(ms(named_ns - killed_ns));
-        self.shrunk_ms.push(ms(first_ns - named_ns));
+        self.named.all_ms.push(ms(named_ns - killed_ns));
+        self.shrunk.all_ms.push(ms(first_ns - named_ns));
         // A newcomer finds the job where the launcher hosts it; rank 0 is gone in the other jobs.
         if setup.host == Host::Launcher {
             let started_ns = monotonic_ns();
             let newcomer =
                 job.add(victim as u32, "all-reduce f64 sum 1000", &[("RINGTREE_JOIN", "1")]);
             let joined_ns = job.expect(newcomer, "done").at_ns;
-            self.joined_ms.push(ms(joined_ns - started_ns));
+            self.joined.all_ms.push(ms(joined_ns - started_ns));
             for member in survivors.into_iter().chain([newcomer]) {
                 assert!(job.end(member).success(), "{job}");
             }

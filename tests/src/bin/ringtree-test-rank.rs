@@ -8,6 +8,7 @@
 //! | `broadcast TYPE COUNT ROOT`, `barrier` | |
 //! | `send TYPE COUNT PEER`, `receive TYPE COUNT PEER` | |
 //! | `loop COUNT` | all-reduces of `COUNT` f32 until one fails: `running` after some, `error ...` |
+//! | `loop-computing COUNT MS` | the same with so much processor time before each: `waited MS` in the one that failed |
 //! | `loop-registered COUNT` | the same in memory that the library allocates |
 //! | `loop-gpu COUNT` | the same on GPUs that the ranks have joined, as `joined-gpus BOOL` says |
 //! | `stream COUNT` | all-reduces until rank 0 reads a line on standard input: `running`, `done` |
@@ -81,7 +82,7 @@ impl Rank {
             ["values"] => say("values", self.buffer.values()),
             ["fill"] => self.buffer.paint(),
             ["check"] => say(if self.buffer.is_painted() { "intact" } else { "touched" }, ""),
-            ["usage"] => say("usage", processor_time_us()),
+            ["usage"] => say("usage", used_us(UsageWho::RUSAGE_SELF)),
             ["rest", seconds] => {
                 std::thread::sleep(Duration::from_secs(number(seconds) as u64));
             }
@@ -136,6 +137,9 @@ impl Rank {
                 Ok(())
             }),
             ["loop", count] => self.buffer = endless(communicator, vec![0.0; number(count)]),
+            ["loop-computing", count, ms] => {
+                endless_computing(communicator, number(count), number(ms))
+            }
             ["loop-registered", count] => {
                 let memory = communicator.alloc(number(count)).expect("memory");
                 self.buffer = endless(communicator, memory);
@@ -204,6 +208,25 @@ where
         }
     }
     Box::new(buffer)
+}
+
+/// All-reduces with computing between them, until one fails.
+fn endless_computing(communicator: &Communicator, count: usize, compute_ms: usize) {
+    let mut buffer = vec![0_f32; count];
+    for turn in 0.. {
+        let until_us = used_us(UsageWho::RUSAGE_THREAD) + 1000 * compute_ms as i64;
+        while used_us(UsageWho::RUSAGE_THREAD) < until_us {
+            std::hint::spin_loop();
+        }
+        let began = Instant::now();
+        if let Err(error) = communicator.all_reduce(&mut buffer, Op::Sum) {
+            say("waited", began.elapsed().as_secs_f64() * 1e3);
+            return report(Err(error));
+        }
+        if turn == RUNNING_AFTER {
+            say("running", "");
+        }
+    }
 }
 
 /// All-reduces on GPUs until one fails.
@@ -346,8 +369,9 @@ fn describe(error: &Error) -> String {
     format!("{kind} {ranks} {error}")
 }
 
-fn processor_time_us() -> i64 {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("every process has a usage");
+/// Processor time so far.
+fn used_us(whose: UsageWho) -> i64 {
+    let usage = getrusage(whose).expect("every process has a usage");
     usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
 }
 

@@ -1,5 +1,7 @@
 //! A rank that stands still: stopped, or only late.
 
+use std::process::Command;
+
 use nix::sys::signal::Signal;
 use ringtree_tests::job::{Event, Host, Job, Setup};
 
@@ -114,4 +116,13 @@ fn be_late(setup: &Setup, before: &str, late: usize) {
     let own = job.expect(late, "error");
     assert!(errors.iter().all(|error| error.rest == own.rest), "{job}");
     assert!(job.end(late).success(), "{job}");
+}
+
+#[test]
+fn the_program_that_measures_verdicts_keeps_its_bounds() {
+    let program = env!("CARGO_BIN_EXE_ringtree-verdict-times");
+    let ended = Command::new(program).args(["--turns", "1", "--loose"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(said.matches("   bound ").count() >= 3, "{said}");
 }
