@@ -52,7 +52,7 @@ impl SlotPool {
     #[inline]
     pub(super) fn take(&mut self, way: Way, len: usize) -> Room {
         debug_assert!(!self.is_empty());
-        let room = if way == Way::AllSlots {
+        let room = if way.goes_round() {
             let behind = self.free >> self.next << self.next;
             let slot = if behind == 0 { self.free } else { behind }.trailing_zeros() as u8;
             self.next = (u32::from(slot) + 1) % u32::BITS;
