@@ -5,7 +5,8 @@
 //! two devices:
 //!
 //! - over links between GPUs: directly, or through a switch of such links;
-//! - if there is none of these: over the links of one GPU between them, which forwards (NCCL's NVB);
+//! - if there is none of these: over the links of one GPU between them, which forwards (NCCL's NVB), of many the
+//!   widest;
 //! - through bridges and processors: for each link out of the one and each into the other, the one with the
 //!   fewest links between them, of these the widest.
 //!
@@ -15,6 +16,9 @@
 use std::collections::BTreeMap;
 
 use crate::graph::{Edge, EdgeId, EdgeKind, Graph, NodeId, NodeKind};
+
+/// So many GPUs between two others forward at most: as many as eight GPUs have of them, and more.
+const MOST_FORWARDING: usize = 8;
 
 /// Everything that a search must know of a graph.
 pub(super) struct Routes {
@@ -181,7 +185,19 @@ impl Wiring {
                 forwarded.extend(both);
             }
         }
-        if near.is_empty() { forwarded } else { near }
+        if !near.is_empty() {
+            return near;
+        }
+        if forwarded.len() > MOST_FORWARDING {
+            forwarded.sort_by(|a, b| self.width(b).total_cmp(&self.width(a)));
+            forwarded.truncate(MOST_FORWARDING);
+        }
+        forwarded
+    }
+
+    /// What a list of bundles can carry alone.
+    fn width(&self, bundles: &[usize]) -> f64 {
+        bundles.iter().map(|&b| self.bundles[b].capacity).fold(f64::INFINITY, f64::min)
     }
 
     /// The nodes of the system from which a link leads to an endpoint, with that link; the endpoint itself if
