@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 
 use crate::graph::{Edge, EdgeId, EdgeKind, Graph, NodeId, NodeKind};
 
-/// So many GPUs between two others forward at most: as many as eight GPUs have of them, and more.
-const MOST_FORWARDING: usize = 8;
+/// So many GPUs between two others forward at most: all that sixteen GPUs have of them.
+const MOST_FORWARDING: usize = 14;
 
 /// Everything that a search must know of a graph.
 pub(super) struct Routes {
@@ -169,25 +169,25 @@ impl Wiring {
         let link = |bundle: &&usize| {
             matches!(self.bundles[**bundle].kind, EdgeKind::NvLink | EdgeKind::Xgmi)
         };
-        let (mut near, mut forwarded) = (Vec::new(), Vec::new());
-        for &first in self.out[from.0 as usize].iter().filter(link) {
-            let middle = self.bundles[first].to;
-            if middle == to {
-                near.push(vec![first]);
-                continue;
-            }
-            let onward = self.out[middle.0 as usize].iter().filter(link);
+        let to_end = |first: usize| {
+            let onward = self.out[self.bundles[first].to.0 as usize].iter().filter(link);
             let onward = onward.filter(|&&second| self.bundles[second].to == to);
-            let both = onward.map(|&second| vec![first, second]);
-            if switch(middle) {
-                near.extend(both);
-            } else if gpu(middle) && gpu(from) && gpu(to) {
-                forwarded.extend(both);
+            onward.map(move |&second| vec![first, second])
+        };
+        let firsts = || self.out[from.0 as usize].iter().filter(link).copied();
+        let mut near = Vec::new();
+        for first in firsts() {
+            match self.bundles[first].to {
+                middle if middle == to => near.push(vec![first]),
+                middle if switch(middle) => near.extend(to_end(first)),
+                _ => {}
             }
         }
-        if !near.is_empty() {
+        if !near.is_empty() || !(gpu(from) && gpu(to)) {
             return near;
         }
+        let to_gpus = firsts().filter(|&first| gpu(self.bundles[first].to));
+        let mut forwarded: Vec<_> = to_gpus.flat_map(to_end).collect();
         if forwarded.len() > MOST_FORWARDING {
             forwarded.sort_by(|a, b| self.width(b).total_cmp(&self.width(a)));
             forwarded.truncate(MOST_FORWARDING);
