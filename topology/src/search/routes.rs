@@ -183,7 +183,8 @@ impl Wiring {
                 _ => {}
             }
         }
-        if !near.is_empty() || !(gpu(from) && gpu(to)) {
+        let may_be_forwarded = gpu(from) && gpu(to);
+        if !near.is_empty() || !may_be_forwarded {
             return near;
         }
         let to_gpus = firsts().filter(|&first| gpu(self.bundles[first].to));
