@@ -1,5 +1,5 @@
-//! A machine's description: it is refused, or it can be used, drawn and planned with, and is the same when it was written
-//! and read again.
+//! A machine's description: it is refused, or it can be used, drawn and planned with, and is the same when it was
+//! written and read again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -90,8 +90,8 @@ impl Network {
         Some(path)
     }
 
-    /// For each node that more could flow to, the arc by which; of those that are no nearer than `until`, if that is all
-    /// that is wanted.
+    /// For each node that more could flow to, the arc by which; if only `until` is wanted, no more than it takes to
+    /// find that.
     fn reached(&self, from: usize, until: Option<usize>) -> Vec<Option<usize>> {
         let mut by = vec![None; self.out.len()];
         let mut waiting = VecDeque::from([from]);

@@ -27,8 +27,8 @@ impl<'a> Greedy<'a> {
         Greedy { routes, left, rings: Vec::new() }
     }
 
-    /// Takes one more, in the order that `cheapest_cycle` finds, and gives it with the prices' cheapest routes. `None` if
-    /// no way round is left, or little.
+    /// Takes one more, in the order that `cheapest_cycle` finds, and gives it with the cheapest routes by the prices.
+    /// `None` if no way round is left, or little.
     pub fn next(
         &mut self,
         cheapest_cycle: impl FnOnce(&Costs) -> Option<Vec<usize>>,
