@@ -36,7 +36,7 @@ pub enum TopologySource {
     #[default]
     System,
     /// By a file in NCCL's format, whatever the system tells: the GPU of a rank is that of its number on its
-    /// host.
+    /// host. Only a base file, which says where this host's GPUs are and nothing of them, is completed from the system.
     File(PathBuf),
     /// Not at all: ranks stand in the order of their hosts and numbers.
     Off,
@@ -398,6 +398,9 @@ fn detected() -> Option<&'static Detection> {
 fn from_file(path: &Path) -> Result<Machine, Error> {
     let mut machine = Machine::from_xml_file(path)
         .map_err(|error| Error::Settings(format!("RINGTREE_TOPOLOGY: {error}")))?;
+    if let Some(here) = detected().filter(|here| machine.is_base_of(&here.machine)) {
+        machine.complete_from(&here.machine);
+    }
     machine.assume_devices();
     Ok(machine)
 }

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::{
-    Graph, LinkLayer, Machine, NodeId, PathClass, PciDevice, PcieLink, PlacedDevice, PortState,
-    figures,
+    Graph, LinkLayer, Machine, NodeId, PathClass, PciDevice, PcieLink, PlacedDevice, PlacedPort,
+    PortState, figures,
 };
 
 /// How bad a finding is.
@@ -175,14 +175,36 @@ fn ports(machine: &Machine, found: &mut Vec<Finding>) {
             add(found, severity, subject, message, remedy);
             continue;
         }
-        let speeds = port.speed_mbit_per_s.zip(port.possible_speed_mbit_per_s);
-        if let Some((now, possible)) = speeds.filter(|(now, possible)| now < possible) {
-            let message = format!("{} of {} Gbit/s", now as f64 / 1e3, possible as f64 / 1e3);
-            let remedy = "see to its cable and the setting of the switch's port; a cable that has \
-                          lost lanes gives a half or a quarter";
-            add(found, Severity::Warning, subject, message, remedy);
-        }
+        let Some(now) = port.speed_mbit_per_s else { continue };
+        let gigabits = |megabits: u64| megabits as f64 / 1e3;
+        let message = match (port.possible_speed_mbit_per_s, speed_of_its_kind(machine, &placed)) {
+            (Some(possible), _) if now < possible => {
+                format!("{} of {} Gbit/s", gigabits(now), gigabits(possible))
+            }
+            (_, Some(others)) if now < others => {
+                let (now, others) = (gigabits(now), gigabits(others));
+                format!("{now} Gbit/s; others of its kind have {others}")
+            }
+            _ => continue,
+        };
+        let remedy = "see to its cable and the setting of the switch's port; a cable that has \
+                      lost lanes gives a half or a quarter";
+        add(found, Severity::Warning, subject, message, remedy);
     }
+}
+
+/// The highest speed of the InfiniBand ports that are up on cards of the same make as a port's. Ethernet ports are
+/// often slower by intent, for management or storage.
+fn speed_of_its_kind(machine: &Machine, placed: &PlacedPort) -> Option<u64> {
+    let make = |placed: &PlacedPort| {
+        let device = placed.card.as_ref()?.device;
+        let is_known = device.vendor != 0 && placed.port.link_layer == LinkLayer::InfiniBand;
+        is_known.then_some((device.vendor, device.device))
+    };
+    let own = make(placed)?;
+    let is_alike =
+        |other: &PlacedPort| other.port.state != PortState::Down && make(other) == Some(own);
+    machine.ports().iter().filter(|p| is_alike(p)).filter_map(|p| p.port.speed_mbit_per_s).max()
 }
 
 /// GPUs with fewer links than others of the same name.

@@ -1,9 +1,9 @@
 //! Files that say where devices are and not what they are: the base files that providers of virtual machines
 //! publish. NCCL completes them from the system; so does [`Machine::complete_from`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{BusId, Gpu, Machine, NetPort, Nic, PciDevice, Warning};
+use crate::{BusId, Gpu, Machine, NetPort, Nic, PciDevice, PlacedGpu, Warning};
 
 impl Machine {
     /// Fills in what this description lacks from one of the same machine as the system shows it: where a file
@@ -43,6 +43,14 @@ impl Machine {
                 self.add_unplaced(system.numa_nodes[placed.numa].id, placed.device);
             }
         }
+    }
+
+    /// Whether this is a base file's description of that machine: it names no GPU, but places at which the system has
+    /// some.
+    pub fn is_base_of(&self, system: &Machine) -> bool {
+        let places: BTreeSet<BusId> = self.devices().iter().map(|p| p.device.bus_id).collect();
+        let is_placed = |gpu: &PlacedGpu| places.contains(&gpu.place.device.bus_id);
+        self.gpus().is_empty() && system.gpus().iter().any(is_placed)
     }
 
     /// Takes devices for what their class says they are: a display controller for a GPU, a network
@@ -144,6 +152,18 @@ mod tests {
         assert_eq!(graph.path_class(gpus[1], ports[0]), PathClass::Phb);
         assert_eq!(base.warnings.len(), 1, "{:?}", base.warnings);
         assert_eq!(base.gpus()[0].place.device.link.expect("a link").gigatransfers_per_s, 8.0);
+    }
+
+    #[test]
+    fn a_base_file_is_of_the_machine_whose_gpus_it_places() {
+        let base = machine(BASE);
+        let with_gpu_at =
+            |bus_id| machine(&format!(r#"<pci busid="{bus_id}"><gpu dev="0" sm="80"/></pci>"#));
+        assert!(base.is_base_of(&with_gpu_at("0001:00:00.0")));
+        assert!(!base.is_base_of(&with_gpu_at("0007:00:00.0")), "another machine");
+        assert!(!base.is_base_of(&base), "nothing to complete it from");
+        let whole = with_gpu_at("0001:00:00.0");
+        assert!(!whole.is_base_of(&whole), "it has what it needs");
     }
 
     #[test]

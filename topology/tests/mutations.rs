@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ringtree_topology::{Graph, Machine, check, diff, table};
+use ringtree_topology::search::{assign_nics, best_tree, rings};
+use ringtree_topology::{Graph, Machine, check, diff, svg, table};
 
 const FILES: [&str; 4] = [
     include_str!("files/nvlink-pairs.xml"),
@@ -69,6 +70,14 @@ fn use_all(machine: &Machine, text: &str) {
     let (graph, _) = Graph::new(machine);
     let _ = table(machine, &graph);
     let _ = check(machine, &graph);
+    let gpus = graph.gpus();
+    let set = rings(&graph, &gpus).ok();
+    let _ = svg(machine, &graph, set.as_ref());
+    // Whoever has rings has a tree and is served.
+    if set.is_some() {
+        best_tree(&graph, &gpus).expect("a tree");
+        assign_nics(&graph, &gpus).expect("ports");
+    }
     let again = Machine::from_xml(&machine.to_xml()).expect("what was written");
     assert_eq!(Graph::new(&again), Graph::new(machine), "{text}");
     assert_eq!(diff(machine, &again), [], "{text}");

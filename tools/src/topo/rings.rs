@@ -109,6 +109,9 @@ impl Explained {
     }
 
     pub fn text(&self, graph: &Graph) -> String {
+        if self.devices.is_empty() {
+            return "neither GPUs nor NUMA nodes with processors: no rings\n".into();
+        }
         let mut text = format!("Rings of {}\n", self.devices.join(" "));
         text += &indented(&explain_rings(graph, &self.set));
         text += "\nTree\n";

@@ -141,10 +141,12 @@ impl Builder<'_> {
             format!("GPU{} {bus_id}", gpu.index)
         } else if device.nic.is_some() {
             format!("card {bus_id}")
-        } else if device.children.is_empty() {
-            format!("device {bus_id} of class 0x{:06x}", device.class)
-        } else {
+        } else if !device.children.is_empty() {
             format!("bridge {bus_id}")
+        } else if device.class == 0 {
+            format!("device {bus_id} of unknown class")
+        } else {
+            format!("device {bus_id} of class 0x{:06x}", device.class)
         };
         below.extend(device.nic.iter().flat_map(ports));
         below.extend(device.children.iter().map(|child| self.device(child)));

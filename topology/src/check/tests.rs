@@ -82,6 +82,21 @@ fn a_missing_card_makes_halves_unequal() {
 }
 
 #[test]
+fn an_infiniband_port_that_is_slower_than_its_like_is_found() {
+    let of = |layer: &str| {
+        let machine = machine(|text| {
+            text.replace("busid=\"0:2", "vendor=\"0x15b3\" device=\"0x1021\" busid=\"0:2")
+                .replace("state=\"up\"", &format!("state=\"up\" link_layer=\"{layer}\""))
+                .replacen("speed=\"400000\" max_speed=\"400000\"", "speed=\"100000\"", 1)
+        });
+        let found = check(&machine, &Graph::new(&machine).0);
+        found.into_iter().map(|f| format!("{}: {}", f.subject, f.message)).collect::<Vec<_>>()
+    };
+    assert_eq!(of("infiniband"), ["port mlx5_0: 100 Gbit/s; others of its kind have 400"]);
+    assert_eq!(of("ethernet"), [""; 0]);
+}
+
+#[test]
 fn an_ethernet_port_without_a_cable_is_no_failure() {
     let severity = |layer: &str| {
         let to = format!("state=\"down\" link_layer=\"{layer}\"");

@@ -63,17 +63,24 @@ impl<'f> Device<'_, 'f> {
         // A device in software hangs where its interface does.
         let place = device.or(partner.map(|partner| partner.place)).unwrap_or(Place::Numa(None));
         let guid = self.guid("sys_image_guid").or_else(|| self.guid("node_guid")).unwrap_or(0);
+        let link_layer = match port.text("link_layer").as_deref() {
+            Some("Ethernet") => LinkLayer::Ethernet,
+            Some("InfiniBand") => LinkLayer::InfiniBand,
+            _ => LinkLayer::Unknown,
+        };
+        let rate = port.text("rate").unwrap_or_default();
+        let speed_mbit_per_s = self.speed_mbit_per_s(&rate);
+        let is_infiniband = link_layer == LinkLayer::InfiniBand;
         let port = NetPort {
             name: self.name.clone(),
             port: number,
-            speed_mbit_per_s: self.speed_mbit_per_s(port),
+            speed_mbit_per_s,
+            possible_speed_mbit_per_s: speed_mbit_per_s
+                .filter(|_| is_infiniband)
+                .and_then(|speed| with_all_lanes(&rate, speed)),
             guid,
             gpu_direct_rdma: self.gpu_direct_rdma,
-            link_layer: match port.text("link_layer").as_deref() {
-                Some("Ethernet") => LinkLayer::Ethernet,
-                Some("InfiniBand") => LinkLayer::InfiniBand,
-                _ => LinkLayer::Unknown,
-            },
+            link_layer,
             state: state(port),
             driver: driver(&self.folder),
             partner: partner.map(|partner| partner.name.clone()).unwrap_or_default(),
@@ -107,11 +114,10 @@ impl<'f> Device<'_, 'f> {
     }
 
     /// `100 Gb/sec (4X EDR)` in megabits a second.
-    fn speed_mbit_per_s(&self, port: &Folder) -> Option<u64> {
-        let text = port.text("rate").unwrap_or_default();
-        let speed = megabits(&text);
+    fn speed_mbit_per_s(&self, rate: &str) -> Option<u64> {
+        let speed = megabits(rate);
         if speed.is_none() {
-            let message = format!("rate {text:?}: taken as unknown");
+            let message = format!("rate {rate:?}: taken as unknown");
             self.folder.files.warnings.add(&self.name, message);
         }
         speed
@@ -129,6 +135,12 @@ fn megabits(rate: &str) -> Option<u64> {
     let gigabits: f64 = number.parse().ok().filter(|_| rest.starts_with("Gb/sec"))?;
     let megabits = gigabits * 1000.0;
     (1.0..=MOST_MBIT_PER_S as f64).contains(&megabits).then_some(megabits as u64)
+}
+
+/// What a port of InfiniBand that runs on a single lane could have: its connectors and cables have four. Two may be
+/// meant, where a cable feeds two hosts (HDR100, NDR200).
+fn with_all_lanes(rate: &str, speed_mbit_per_s: u64) -> Option<u64> {
+    rate.contains("(1X ").then_some(4 * speed_mbit_per_s)
 }
 
 /// `4: ACTIVE`.

@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Bridge,
     Gpu,
     Card,
+    /// Nobody says what it is.
+    Unknown,
 }
 
 /// A line in a box.
@@ -122,7 +124,7 @@ impl Builder<'_> {
         block
     }
 
-    /// Bridges, GPUs and cards; functions of one slot are one card.
+    /// Bridges, GPUs and cards, and what may be one; functions of one slot are one card.
     fn devices(&self, devices: &[PciDevice]) -> Vec<Block> {
         let mut blocks = Vec::new();
         let mut cards: BTreeMap<BusId, usize> = BTreeMap::new();
@@ -143,6 +145,10 @@ impl Builder<'_> {
                 blocks.extend(inner);
             } else if !inner.is_empty() {
                 blocks.push(self.bridge(device, inner));
+            } else if device.class == 0 {
+                let words = [device.bus_id.to_string(), "unknown device".into()];
+                let words = words.map(|text| Words::new(text, 10.0)).into();
+                blocks.push(Block::new(Kind::Unknown, None, words));
             }
         }
         blocks

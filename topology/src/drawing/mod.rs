@@ -119,6 +119,7 @@ fn draw_block(canvas: &mut Canvas, block: &Block) {
         Kind::Bridge => ("#ffffff", "#9aa5b1"),
         Kind::Gpu => ("#e2f2d9", "#5b9140"),
         Kind::Card => ("#dfeafa", "#4a78b0"),
+        Kind::Unknown => ("#eeeeee", "#9aa5b1"),
     };
     let area = block.area;
     let plugs: f64 = block.plugs.iter().map(|plug| plug.width + 4.0).sum();

@@ -98,6 +98,19 @@ fn names_may_be_anything() {
     assert!(!drawing.contains(&"x".repeat(100)), "long texts are cut");
 }
 
+/// Some providers' base files say where devices are, and nothing else.
+#[test]
+fn devices_of_which_nobody_says_what_they_are_have_a_box() {
+    let text = r#"<system version="1"><cpu numaid="0"><pci busid="0000:00:16.0"/></cpu>
+        <cpu numaid="1"><pci busid="0000:00:1a.0"/><pci busid="0000:00:15.0"/></cpu></system>"#;
+    let machine = Machine::from_xml(text).expect("a machine");
+    let drawing = svg(&machine, &Graph::new(&machine).0, None);
+    for name in ["NUMA0", "NUMA1", "0000:00:16.0", "0000:00:1a.0", "0000:00:15.0"] {
+        assert_eq!(drawing.matches(&format!(">{name}<")).count(), 1, "{name}: {drawing}");
+    }
+    assert_eq!(drawing.matches("<rect").count(), 1 + 2 + 3, "the ground, the nodes, the devices");
+}
+
 #[test]
 fn nothing_is_a_drawing_too() {
     let machine = Machine::default();

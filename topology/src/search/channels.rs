@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::cycle::{self, Costs, Table};
+use super::greedy::Greedy;
 use super::packing::{Packing, Uses};
 use super::routes::{Route, Routes};
 
@@ -32,6 +33,13 @@ const FIRST_RINGS: usize = 32;
 /// How much may be computed, in units of about a nanosecond of one core, so that the answer comes in time
 /// and is the same on every machine.
 pub(super) const WORK: u64 = 50_000_000;
+
+/// How much of that the rings may take that it begins with, if it can be solved.
+const FIRST_WORK: u64 = WORK / 2;
+
+/// With more constraints the program would not get anywhere in that time: one exchange takes their square. Real
+/// machines are far below; 24 GPUs with a link from each to each are not.
+const MOST_CONSTRAINTS: usize = 512;
 
 /// A ring: the order of devices from 0, and the number of the route from each to the next.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +78,8 @@ pub(super) struct Optimum {
     pub bound: f64,
     /// What each constraint is worth at the end.
     pub prices: Vec<f64>,
+    /// Whether these are rings that were taken one after the other, since the program was too large.
+    pub is_greedy: bool,
 }
 
 impl Optimum {
@@ -84,13 +94,22 @@ impl Optimum {
 pub(super) fn optimum(routes: &Routes, bound: f64, work: &mut u64) -> Option<Optimum> {
     let capacities = routes.constraints.iter().map(|c| c.capacity).collect();
     let mut search = Search::new(routes, capacities, bound, *work);
-    search.begin();
+    let is_solvable = routes.constraints.len() <= MOST_CONSTRAINTS;
+    let greedy = search.begin(if is_solvable { FIRST_WORK } else { WORK });
     if search.rings.is_empty() {
         return None;
     }
-    search.generate(f64::INFINITY);
+    if is_solvable {
+        search.generate(f64::INFINITY);
+    }
     *work = search.work;
-    Some(search.finish())
+    let solved = search.finish();
+    if solved.total() >= greedy.total() * (1.0 - TOLERANCE) {
+        return Some(solved);
+    }
+    let prices = greedy.prices();
+    let (rings, rates) = greedy.into_rings();
+    Some(Optimum { rings, rates, bound: solved.bound, prices, is_greedy: true })
 }
 
 /// The same in what is left of the capacities, beginning with these rings. It ends as soon as the sum is
@@ -173,32 +192,21 @@ impl<'a> Search<'a> {
         let rates = self.packing.rates();
         let bound = self.bound.max(rates.iter().sum());
         let prices = self.packing.prices().collect();
-        Optimum { rings: self.rings, rates, bound, prices }
+        Optimum { rings: self.rings, rates, bound, prices, is_greedy: false }
     }
 
-    /// Rings that one would take one after the other: by what is left of each capacity, as long as much is left.
-    fn begin(&mut self) {
-        let constraints = &self.routes.constraints;
-        let mut left: Vec<f64> = constraints.iter().map(|c| c.capacity).collect();
-        let mut taken = 0.0;
+    /// Rings that one would take one after the other, as long as they add something and there is time.
+    fn begin(&mut self, most_work: u64) -> Greedy<'a> {
+        let mut greedy = Greedy::new(self.routes);
         for _ in 0..FIRST_RINGS {
-            let prices: Vec<_> = left
-                .iter()
-                .zip(constraints)
-                .map(|(left, c)| if *left > 1e-6 * c.capacity { 1.0 / left } else { f64::INFINITY })
-                .collect();
-            let cheapest = Cheapest::new(self.routes, &prices);
-            let Some(order) = self.cheapest_cycle(&cheapest.costs) else { break };
-            let ring = cheapest.ring(order);
-            let uses = ring.uses(self.routes);
-            let rate = uses.iter().map(|&(c, times)| left[c] / times).fold(f64::INFINITY, f64::min);
-            uses.iter().for_each(|&(c, times)| left[c] -= rate * times);
-            taken += rate;
+            let next = greedy.next(|costs| self.cheapest_cycle(costs));
+            let Some((cheapest, ring)) = next else { break };
             self.add_both_ways(&cheapest, ring);
-            if rate < taken / 1000.0 || self.work >= WORK {
+            if self.work >= most_work {
                 break;
             }
         }
+        greedy
     }
 
     /// Exactly if that is quick.

@@ -80,7 +80,7 @@ impl Network {
     }
 
     fn shortest(&self, from: usize, to: usize) -> Option<Vec<usize>> {
-        let by = self.reached(from);
+        let by = self.reached(from, Some(to));
         let (mut path, mut at) = (Vec::new(), to);
         while at != from {
             let arc = by[at]?;
@@ -90,8 +90,9 @@ impl Network {
         Some(path)
     }
 
-    /// For each node that more could flow to, the arc by which.
-    fn reached(&self, from: usize) -> Vec<Option<usize>> {
+    /// For each node that more could flow to, the arc by which; if only `until` is wanted, no more than it takes to
+    /// find that.
+    fn reached(&self, from: usize, until: Option<usize>) -> Vec<Option<usize>> {
         let mut by = vec![None; self.out.len()];
         let mut waiting = VecDeque::from([from]);
         while let Some(node) = waiting.pop_front() {
@@ -101,6 +102,9 @@ impl Network {
                 let full = self.rest[arc] <= 1e-12 * self.capacity[arc].max(self.capacity[arc ^ 1]);
                 if to != from && by[to].is_none() && !full {
                     by[to] = Some(arc);
+                    if until == Some(to) {
+                        return by;
+                    }
                     waiting.push_back(to);
                 }
             }
@@ -110,7 +114,7 @@ impl Network {
 
     /// The edges from what can still be reached to what cannot, after the greatest flow.
     fn cut(&self, graph: &Graph, from: usize) -> Vec<EdgeId> {
-        let by = self.reached(from);
+        let by = self.reached(from, None);
         let inside = |node: usize| node == from || by[node].is_some();
         let edges = (0..graph.edges.len()).filter(|edge| {
             let arc = 2 * edge;

@@ -19,8 +19,10 @@ struct Load {
 /// The last means another search, without the links that bound: as long as [`rings`] takes.
 pub fn explain_rings(graph: &Graph, set: &RingSet) -> String {
     let mut text = String::new();
-    if set.channels.is_empty() {
-        return "One device: there is nothing to send.\n".into();
+    match set.devices.len() {
+        0 => return "No device: there is nobody to send anything.\n".into(),
+        1 => return "One device: there is nothing to send.\n".into(),
+        _ => {}
     }
     let loads = loads(graph, &set.channels);
     for (i, channel) in set.channels.iter().enumerate() {

@@ -22,6 +22,10 @@ const TRIED: usize = 8;
 
 /// Rings with rates, the fastest first, that carry as much as the solution, or nearly.
 pub(super) fn few(routes: &Routes, optimum: &Optimum, work: &mut u64) -> Vec<(Ring, f64)> {
+    if optimum.is_greedy {
+        // Each has used up something; there are no better rates for them to be found in time.
+        return support(&optimum.rings, &optimum.rates, optimum.total());
+    }
     let rings = dive(routes, optimum, work);
     let dived = without_idle(routes, rings, optimum.total());
     let support = optimum.rings.iter().zip(&optimum.rates);

@@ -13,7 +13,7 @@
 //!
 //! - `routes`: the ways between two devices, and what they share.
 //! - `channels`: the program; `packing` solves it, `cycle` finds the cheapest ring, `cut` bounds it, `few`
-//!   makes few channels of it.
+//!   makes few channels of it. `greedy` is where it begins, and what is taken where it is too large.
 //! - `single`, `tree`: the best ring alone, the best tree alone.
 //! - `nics`, `cluster`: which port serves which device, and rings through all hosts (`inside` of each).
 //! - `explain`: all that in words.
@@ -24,6 +24,7 @@ mod cut;
 mod cycle;
 mod explain;
 mod few;
+mod greedy;
 mod inside;
 mod nics;
 mod packing;

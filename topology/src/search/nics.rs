@@ -23,8 +23,8 @@ const NARROW: i64 = 50;
 /// What an uneven share costs: more than any distance.
 const UNEVEN: i64 = 1_000_000;
 
-/// A port with less than this part of the fastest port's speed is not used: it would carry little, and is
-/// there for something else.
+/// A port with less than this part of the usual speed is not used: it would carry little, and is there for something
+/// else.
 const LEAST_SPEED: f64 = 0.5;
 
 /// Which ports are used, and by whom.
@@ -32,7 +32,7 @@ const LEAST_SPEED: f64 = 0.5;
 pub struct NicAssignment {
     /// What is served.
     pub devices: Vec<NodeId>,
-    /// Ports that are up and not much slower than the fastest, in the order of their numbers.
+    /// Ports that are up and not much slower than most of them are, in the order of their numbers.
     pub ports: Vec<NodeId>,
     /// For each device the places of its ports in `ports`, the nearest first; at least one if there are any.
     pub ports_of: Vec<Vec<usize>>,
@@ -104,7 +104,7 @@ pub(super) fn port_speed(graph: &Graph, port: NodeId) -> f64 {
     edges.map(|edge| edge.bandwidth_bytes_per_s).fold(0.0, f64::max)
 }
 
-/// Ports that are up, reach a device and are not much slower than the fastest.
+/// Ports that are up, reach a device and are not much slower than the usual speed.
 fn usable_ports(graph: &Graph, devices: &[NodeId]) -> Vec<NodeId> {
     let up = graph.ports().into_iter().filter(|&port| port_speed(graph, port) > 0.0);
     let ports: Vec<NodeId> = up.collect();
@@ -117,9 +117,18 @@ fn usable_ports(graph: &Graph, devices: &[NodeId]) -> Vec<NodeId> {
     };
     let reached = (0..ports.len()).filter(|&port| reaches(port));
     let reached: Vec<_> = reached.map(|port| ports[port]).collect();
-    let fastest = reached.iter().map(|&port| port_speed(graph, port)).fold(0.0, f64::max);
-    let fast = reached.into_iter().filter(|&port| port_speed(graph, port) >= LEAST_SPEED * fastest);
-    fast.collect()
+    let speeds = reached.iter().map(|&port| port_speed(graph, port));
+    let least = LEAST_SPEED * usual_speed(speeds.collect());
+    reached.into_iter().filter(|&port| port_speed(graph, port) >= least).collect()
+}
+
+/// The speed at which ports carry most together if all that are as fast go at it: so neither a slow port among fast
+/// ones counts, nor a single fast one among many. 0 without ports.
+fn usual_speed(mut speeds: Vec<f64>) -> f64 {
+    speeds.sort_by(|a, b| b.total_cmp(a));
+    let together = |place: usize| (place + 1) as f64 * speeds[place];
+    let more = |best, place| if together(place) > together(best) { place } else { best };
+    (0..speeds.len()).reduce(more).map_or(0.0, |best| speeds[best])
 }
 
 /// How far a port is.
@@ -230,7 +239,8 @@ fn shares(graph: &Graph, routes: &Routes, ports_of: &[Vec<usize>]) -> Vec<f64> {
             let speeds = route.edges.iter().map(|&edge| graph.edge(edge));
             let net = speeds.filter(|edge| edge.kind == EdgeKind::Net);
             let speed = net.map(|edge| edge.bandwidth_bytes_per_s).fold(f64::INFINITY, f64::min);
-            wishes.push((device, route, speed.min(routes.bottleneck(route)) / users(port)));
+            let wish = (speed / users(port)).min(routes.bottleneck(route));
+            wishes.push((device, route, wish));
         }
     }
     let mut loads = vec![0.0; routes.constraints.len()];
@@ -273,6 +283,19 @@ mod tests {
             }
         }
         best
+    }
+
+    #[test]
+    fn the_usual_speed_is_that_of_most() {
+        let usual = |speeds: &[f64]| usual_speed(speeds.to_vec());
+        assert_eq!(usual(&[]), 0.0);
+        assert_eq!(usual(&[400.0, 400.0, 10.0]), 400.0, "a slow one is for something else");
+        assert_eq!(
+            usual(&[180.0, 400.0, 180.0, 180.0]),
+            180.0,
+            "one that is faster changes nothing"
+        );
+        assert_eq!(usual(&[25.0, 100.0]), 100.0);
     }
 
     #[test]

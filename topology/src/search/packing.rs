@@ -18,7 +18,7 @@ pub(super) struct Packing {
     columns: Vec<Uses>,
     /// For each row the variable that it determines: a slack if below the number of rows, else a column.
     basis: Vec<usize>,
-    /// Rows of the inverse, one after the other.
+    /// Rows of the inverse, one after the other; none before the first exchange.
     inverse: Vec<f64>,
     /// Of the basis' variables.
     values: Vec<f64>,
@@ -32,13 +32,11 @@ impl Packing {
     pub fn new(capacities: &[f64]) -> Packing {
         let rows = capacities.len();
         let scale = capacities.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-        let mut inverse = vec![0.0; rows * rows];
-        (0..rows).for_each(|i| inverse[i * rows + i] = 1.0);
         Packing {
             scale,
             columns: Vec::new(),
             basis: (0..rows).collect(),
-            inverse,
+            inverse: Vec::new(),
             values: capacities.iter().map(|capacity| capacity / scale).collect(),
             prices: vec![0.0; rows],
             rows,
@@ -53,6 +51,11 @@ impl Packing {
 
     /// Improves the solution until it is the best, in at most so many exchanges. Returns how many it made.
     pub fn solve(&mut self, most: usize) -> usize {
+        let rows = self.rows;
+        if self.inverse.is_empty() {
+            self.inverse = vec![0.0; rows * rows];
+            (0..rows).for_each(|i| self.inverse[i * rows + i] = 1.0);
+        }
         for exchange in 0..most {
             let Some((entering, gain)) = self.entering() else { return exchange };
             let direction = self.direction(entering);

@@ -5,7 +5,8 @@
 //! two devices:
 //!
 //! - over links between GPUs: directly, or through a switch of such links;
-//! - if there is none of these: over the links of one GPU between them, which forwards (NCCL's NVB);
+//! - if there is none of these: over the links of one GPU between them, which forwards (NCCL's NVB), of many the
+//!   widest;
 //! - through bridges and processors: for each link out of the one and each into the other, the one with the
 //!   fewest links between them, of these the widest.
 //!
@@ -15,6 +16,9 @@
 use std::collections::BTreeMap;
 
 use crate::graph::{Edge, EdgeId, EdgeKind, Graph, NodeId, NodeKind};
+
+/// So many GPUs between two others forward at most: all that sixteen GPUs have of them.
+const MOST_FORWARDING: usize = 14;
 
 /// Everything that a search must know of a graph.
 pub(super) struct Routes {
@@ -165,23 +169,36 @@ impl Wiring {
         let link = |bundle: &&usize| {
             matches!(self.bundles[**bundle].kind, EdgeKind::NvLink | EdgeKind::Xgmi)
         };
-        let (mut near, mut forwarded) = (Vec::new(), Vec::new());
-        for &first in self.out[from.0 as usize].iter().filter(link) {
-            let middle = self.bundles[first].to;
-            if middle == to {
-                near.push(vec![first]);
-                continue;
-            }
-            let onward = self.out[middle.0 as usize].iter().filter(link);
+        let to_end = |first: usize| {
+            let onward = self.out[self.bundles[first].to.0 as usize].iter().filter(link);
             let onward = onward.filter(|&&second| self.bundles[second].to == to);
-            let both = onward.map(|&second| vec![first, second]);
-            if switch(middle) {
-                near.extend(both);
-            } else if gpu(middle) && gpu(from) && gpu(to) {
-                forwarded.extend(both);
+            onward.map(move |&second| vec![first, second])
+        };
+        let firsts = || self.out[from.0 as usize].iter().filter(link).copied();
+        let mut near = Vec::new();
+        for first in firsts() {
+            match self.bundles[first].to {
+                middle if middle == to => near.push(vec![first]),
+                middle if switch(middle) => near.extend(to_end(first)),
+                _ => {}
             }
         }
-        if near.is_empty() { forwarded } else { near }
+        let may_be_forwarded = gpu(from) && gpu(to);
+        if !near.is_empty() || !may_be_forwarded {
+            return near;
+        }
+        let to_gpus = firsts().filter(|&first| gpu(self.bundles[first].to));
+        let mut forwarded: Vec<_> = to_gpus.flat_map(to_end).collect();
+        if forwarded.len() > MOST_FORWARDING {
+            forwarded.sort_by(|a, b| self.width(b).total_cmp(&self.width(a)));
+            forwarded.truncate(MOST_FORWARDING);
+        }
+        forwarded
+    }
+
+    /// What a list of bundles can carry alone.
+    fn width(&self, bundles: &[usize]) -> f64 {
+        bundles.iter().map(|&b| self.bundles[b].capacity).fold(f64::INFINITY, f64::min)
     }
 
     /// The nodes of the system from which a link leads to an endpoint, with that link; the endpoint itself if

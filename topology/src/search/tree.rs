@@ -21,6 +21,9 @@ const MOST_STEPS: u32 = 50_000;
 const MOST_STEPS_OF_FEW: u32 = 3_000_000;
 const EXACT_UP_TO: usize = 8;
 
+/// With more devices there would be too many pairs of a route there and another one back.
+const MIXED_UP_TO: usize = 16;
+
 const EQUAL: f64 = 1e-9;
 
 /// A tree, and the rate at which data can go up and down it at the same time.
@@ -67,12 +70,15 @@ struct Pair {
     load: f64,
 }
 
-/// All pairs that have routes both ways, each with every choice of routes; the widest first.
+/// All pairs that have routes both ways, each with every choice of routes (with more than [`MIXED_UP_TO`] devices,
+/// with those that are the same in number there and back); the widest first.
 fn pairs(routes: &Routes) -> Vec<Pair> {
     let mut pairs = Vec::new();
+    let is_mixed = routes.count <= MIXED_UP_TO;
     for (a, b) in (0..routes.count).flat_map(|a| (a + 1..routes.count).map(move |b| (a, b))) {
         for (i, there) in routes.between(a, b).iter().enumerate() {
-            for (j, back) in routes.between(b, a).iter().enumerate() {
+            let back = routes.between(b, a).iter().enumerate();
+            for (j, back) in back.filter(|(j, _)| is_mixed || *j == i) {
                 let constraints = [&there.constraints[..], &back.constraints[..]].concat();
                 let capacity = |c: &usize| routes.constraints[*c].capacity;
                 let bottleneck = routes.bottleneck(there).min(routes.bottleneck(back));
@@ -129,7 +135,12 @@ impl<'a> Search<'a> {
         let (mut rate, mut load) = (f64::INFINITY, 0.0);
         while self.chosen.len() + 1 < self.routes.count {
             let mut next: Option<(f64, usize)> = None;
-            for i in 0..self.pairs.len() {
+            for (i, pair) in self.pairs.iter().enumerate() {
+                // They are in the order of what they carry: none that follows does better.
+                let most = rate.min(pair.bottleneck);
+                if next.is_some_and(|(best, _)| most <= best * (1.0 + EQUAL)) {
+                    break;
+                }
                 if self.fits(i) {
                     let rate = self.with(i, rate);
                     if next.is_none_or(|(best, _)| rate > best * (1.0 + EQUAL)) {

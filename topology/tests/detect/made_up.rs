@@ -444,6 +444,30 @@ fn roce_cards_with_two_ports_and_virtual_functions() {
 }
 
 #[test]
+fn an_infiniband_port_on_a_single_lane_could_have_four() {
+    let tree = Tree::new(&["0-3"]);
+    for (slot, rate, layer) in [
+        (1, "25 Gb/sec (1X EDR)", "InfiniBand"),
+        (2, "100 Gb/sec (2X HDR)", "InfiniBand"),
+        (3, "25 Gb/sec (1X EDR)", "Ethernet"),
+    ] {
+        let card = tree.function(&format!("pci0000:00/0000:00:0{slot}.0"), CONNECTX).node("0");
+        card.rdma(&format!("mlx5_{slot}"), 1, rate, "4: ACTIVE", layer);
+    }
+    let found = machine(&tree);
+    let speeds = |name| {
+        let (port, ..) = port(&found, name);
+        (port.speed_mbit_per_s, port.possible_speed_mbit_per_s)
+    };
+    assert_eq!(speeds("mlx5_1"), (Some(25_000), Some(100_000)));
+    assert_eq!(speeds("mlx5_2"), (Some(100_000), None), "two lanes may be meant");
+    assert_eq!(speeds("mlx5_3"), (Some(25_000), None));
+    let (graph, _) = ringtree_topology::Graph::new(&found);
+    let findings = ringtree_topology::check(&found, &graph);
+    assert!(findings.iter().any(|f| f.message == "25 of 100 Gbit/s"), "{findings:?}");
+}
+
+#[test]
 fn made_interfaces_count_where_there_is_no_other() {
     let tree = Tree::new(&["0-3", "4-7"]);
     for (name, kind) in [("lo", "772"), ("eth0", "1"), ("docker0", "1")] {

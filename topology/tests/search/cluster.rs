@@ -101,6 +101,38 @@ fn a_slow_port_and_one_that_is_down_are_left_out() {
     assert_eq!(nics.ports, machine.ports[..4]);
 }
 
+/// One GPU beside the port, two behind a link of 16 GB/s: the port's speed is divided by three, and that link by two.
+#[test]
+fn a_narrow_link_is_shared_by_those_behind_it() {
+    let mut machine = Machine::default();
+    let sockets = [machine.numa(), machine.numa()];
+    machine.link(sockets[0], sockets[1], EdgeKind::Socket, 16.0);
+    machine.gpu(sockets[0], 30.0);
+    machine.gpu(sockets[1], 30.0);
+    machine.gpu(sockets[1], 30.0);
+    machine.port(sockets[0], 30.0, 25.0);
+    let nics = assign_nics(&machine.graph, &machine.gpus).unwrap();
+    let shares: Vec<_> = nics.share_bytes_per_s.iter().map(|share| share / GB).collect();
+    for (share, expected) in shares.iter().zip([25.0 / 3.0, 8.0, 8.0]) {
+        assert!((share - expected).abs() < 1e-6, "{shares:?}");
+    }
+}
+
+#[test]
+fn one_port_that_is_faster_does_not_put_the_others_out_of_use() {
+    let mut machine = dgx(8, 450.0, 64.0, 20.0);
+    let faster = machine.ports[3];
+    for edge in &mut machine.graph.edges {
+        if edge.kind == EdgeKind::Net && [edge.from, edge.to].contains(&faster) {
+            edge.bandwidth_bytes_per_s = 50.0 * GB;
+        }
+    }
+    let nics = assign_nics(&machine.graph, &machine.gpus).unwrap();
+    assert_eq!(nics.ports, machine.ports);
+    let sum: f64 = nics.share_bytes_per_s.iter().sum();
+    assert!((sum / GB - 190.0).abs() < 1e-6, "{nics:?}");
+}
+
 #[test]
 fn equal_hosts_run_on_rails_at_the_speed_of_all_ports() {
     let machine = dgx(8, 450.0, 64.0, 50.0);

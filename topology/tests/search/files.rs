@@ -1,12 +1,13 @@
 //! Rings, trees and ports of real machines, from the files of a folder: RINGTREE_TEST_TOPOLOGIES, or `shared/topologies`
 //! beside the checkout. Without it these tests say that they were skipped.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use ringtree_topology::search::{
     Cluster, HostGraph, assign_nics, best_tree, cluster_plan, explain_cluster, explain_rings, rings,
 };
-use ringtree_topology::{EdgeKind, Graph, Machine, NodeId, PathClass};
+use ringtree_topology::{EdgeId, EdgeKind, Graph, Machine, NodeId, PathClass};
 
 use crate::machines::GB;
 use crate::real::folder;
@@ -97,13 +98,29 @@ fn a_port_is_used_by_ways_over_several_sockets() {
     assert!(plan.total_bytes_per_s > 20.0 * GB, "{}", plan.total_bytes_per_s / GB);
 }
 
+/// Every link between GPUs helps, and is used up.
 #[test]
 fn links_between_gpus_of_amd_are_used() {
+    for (name, links) in [("rccl-8p6l-2nic.xml", 24), ("rccl-8p-rome-n4.xml", 8)] {
+        let Some(graph) = read(name) else { return };
+        let set = rings(&graph, &graph.gpus()).unwrap();
+        let mut left: BTreeMap<EdgeId, f64> = BTreeMap::new();
+        for (id, edge) in graph.edges.iter().enumerate() {
+            if edge.kind == EdgeKind::Xgmi {
+                left.insert(EdgeId(id as u32), edge.bandwidth_bytes_per_s);
+            }
+        }
+        assert_eq!(left.len(), 2 * links, "{name}");
+        for channel in &set.channels {
+            for edge in channel.hops.iter().flatten() {
+                left.entry(*edge).and_modify(|left| *left -= channel.rate_bytes_per_s);
+            }
+        }
+        for (edge, left) in left {
+            assert!(left < 1e-6 * GB, "{name}: {left} of {:?} are unused", graph.edge(edge));
+        }
+    }
     let Some(graph) = read("rccl-8p6l-2nic.xml") else { return };
-    let set = rings(&graph, &graph.gpus()).unwrap();
-    let single = set.single.as_ref().unwrap();
-    let widest = graph.edges.iter().filter(|edge| edge.kind == EdgeKind::Xgmi);
-    let widest = widest.map(|edge| edge.bandwidth_bytes_per_s).fold(0.0, f64::max);
-    println!("{} of {}", single.rate_bytes_per_s / GB, widest / GB);
+    let single = rings(&graph, &graph.gpus()).unwrap().single.unwrap();
     assert!(single.hops.iter().flatten().all(|&edge| graph.edge(edge).kind == EdgeKind::Xgmi));
 }

@@ -13,6 +13,7 @@ use crate::machines::{
 
 /// What must hold for any answer.
 pub fn check(graph: &Graph, set: &RingSet) {
+    assert!(!set.channels.is_empty());
     let mut loads = vec![0.0; graph.edges.len()];
     for channel in &set.channels {
         check_channel(graph, &set.devices, channel);
@@ -189,7 +190,7 @@ fn all_equal_what_listing_all_cycles_gives() {
         let best = brute::best_total(&machine.graph, &machine.gpus);
         let (bound, total) = (set.bound_bytes_per_s / best, set.total_bytes_per_s / best);
         assert!((bound - 1.0).abs() < 1e-5, "{i} {name}: bound {bound} of the optimum");
-        assert!(total > 0.99 && total < 1.0 + 1e-5, "{i} {name}: total {total} of the optimum");
+        assert!((total - 1.0).abs() < 1e-5, "{i} {name}: total {total} of the optimum");
     }
 }
 
@@ -199,7 +200,7 @@ fn eight_devices_equal_what_listing_all_cycles_gives() {
         let set = found(&machine);
         let best = brute::best_total(&machine.graph, &machine.gpus);
         assert!((set.bound_bytes_per_s / best - 1.0).abs() < 1e-5);
-        assert!(set.total_bytes_per_s / best > 0.99);
+        assert!((set.total_bytes_per_s / best - 1.0).abs() < 1e-5);
     }
 }
 
@@ -251,6 +252,23 @@ fn more_devices_still_get_an_answer() {
         assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     }
     assert_total(&found(&nvswitch(72, 900.0)), 900.0);
+}
+
+/// With a link from each to each of many GPUs the program is too large to be solved; rings that are taken one after the
+/// other carry much all the same.
+#[test]
+fn many_links_between_many_devices_get_an_answer_in_time() {
+    for (gpus, rings) in [(24, 15), (32, 15), (64, 6), (128, 3)] {
+        let machine = xgmi(gpus, 40.0, &[(0, 1), (2, 9)]);
+        let start = std::time::Instant::now();
+        let set = found(&machine);
+        let took = start.elapsed();
+        println!("{gpus} devices: {took:?}, gap {}, {} rings", set.gap(), set.channels.len());
+        let total = set.total_bytes_per_s / GB;
+        assert!(total >= 40.0 * f64::from(rings), "{gpus} devices: {total}");
+        assert!(set.bound_bytes_per_s / GB >= 40.0 * (gpus - 2) as f64);
+        assert!(took.as_secs() < 10, "{gpus} devices: {took:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use ringtree_topology::search::{Tree, best_tree, explain_tree};
 use ringtree_topology::{EdgeKind, Graph};
 
 use crate::brute;
-use crate::machines::{GB, Machine, Scattered, dgx1v, nvswitch, pairs, pcie_tree, scattered};
+use crate::machines::{GB, Machine, Scattered, dgx1v, nvswitch, pairs, pcie_tree, scattered, xgmi};
 
 /// It is a tree, nobody has more than two children, and its rate is what its links allow.
 fn check(graph: &Graph, tree: &Tree) {
@@ -87,6 +87,16 @@ fn a_tree_of_eight_equals_the_best_of_all_trees() {
     for (number, machine) in machines.iter().enumerate() {
         let best = brute::best_tree(&machine.graph, &machine.gpus) / GB;
         assert!((found(machine) - best).abs() < 1e-6 * best, "machine {number}: {best}");
+    }
+}
+
+#[test]
+fn many_devices_get_a_tree_in_time() {
+    for machine in [nvswitch(128, 300.0), xgmi(128, 40.0, &[(0, 1)]), scattered(128, 5)] {
+        let start = std::time::Instant::now();
+        assert!(found(&machine) > 0.0);
+        println!("{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     }
 }
 
