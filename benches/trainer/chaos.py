@@ -109,9 +109,9 @@ class Run:
         watch.wait_beyond(50)
         while program.poll() is None:
             what, disturb = self.choose(chance)
-            at = time.monotonic()
+            at, step = time.monotonic(), watch.step
             disturb()
-            if not watch.wait_for_change():
+            if not watch.wait_for_change(step):
                 break
             windows.append((at - began, what, time.monotonic() - at))
             print(f"{at - began:7.1f} s  {what}", flush=True)
@@ -198,10 +198,9 @@ class Watch:
         with self.changed:
             self.changed.wait_for(lambda: self.step > step or self.program.poll() is not None, 120)
 
-    def wait_for_change(self):
-        """Until ranks have changed, and have made a step since; false where the run has ended instead."""
+    def wait_for_change(self, before):
+        """Until ranks have changed behind that step, and have made another since; false where the run has ended instead."""
         with self.changed:
-            before = self.step
             done = lambda: self.events >= before and self.step > self.events or self.program.poll() is not None
             self.changed.wait_for(done, 120)
             return self.program.poll() is None
