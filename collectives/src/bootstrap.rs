@@ -19,7 +19,7 @@ use ringtree_transport::secure::{Job, Secret};
 use ringtree_transport::shm::{Attach, Board};
 use ringtree_transport::wait::{Sleeper, WaitPolicy, usable_processors};
 
-use crate::control::{AbortWord, Control, FlightRecorder, Member, Membership, Roster};
+use crate::control::{AbortWord, Control, FlightRecorder, Member, Membership, Place, Roster};
 use crate::digest::fnv1a;
 use crate::driver::Driver;
 use crate::engine::{Engine, Wiring};
@@ -29,7 +29,7 @@ use crate::network::{self, NetworkFigures, RankPorts};
 use crate::regroup;
 use crate::rendezvous::{self, Found, is_told_in_file};
 use crate::selection::Shape;
-use crate::settings::{Settings, Source};
+use crate::settings::{self, Settings, Source};
 use crate::topology::{self, Found as FoundTopology, RankOrder, Site, TopologySource};
 use crate::tuning::{Links, MeasuredOn};
 use crate::{Costs, Error, Tuned, Tuning};
@@ -87,7 +87,7 @@ struct Introduction {
     host: u64,
     /// Number of the process on its host.
     process: u32,
-    /// Equal for processes that count processes alike.
+    /// As [`Place::process_space`].
     process_space: u64,
     ranks: u32,
     /// How many processors this rank may use.
@@ -185,7 +185,7 @@ pub(crate) fn meet_as(
         },
         host: host_id(),
         process: std::process::id(),
-        process_space: process_space(),
+        process_space: Place::here().process_space,
         ranks: settings.ranks,
         processors: usable_processors() as u32,
         processor_set: processor_set(),
@@ -230,6 +230,7 @@ pub(crate) fn meet_as(
             ranks,
             lineage: lineage.clone(),
             epoch: roster.epoch,
+            terms: settings.terms(),
             processes: all.iter().map(|introduction| introduction.member.process).collect(),
         },
         recorder.clone(),
@@ -237,7 +238,8 @@ pub(crate) fn meet_as(
         deadline,
     )?);
     for (other, theirs) in (0..).zip(&all) {
-        if theirs.process_space == mine.process_space && theirs.process != mine.process {
+        let counts_alike = mine.process_space != 0 && theirs.process_space == mine.process_space;
+        if counts_alike && theirs.process != mine.process {
             // Without it that rank's end is noticed otherwise, and is less certain.
             let witnessed = control.witness_process(other, theirs.process);
             let _ = witnessed.inspect_err(|error| tracing::debug!("rank {other}: {error}"));
@@ -537,13 +539,6 @@ fn host_id() -> u64 {
     fnv1a(boot.into_iter().chain(network.into_os_string().into_vec()))
 }
 
-/// A number that processes have in common if and only if they share a kernel and count processes alike.
-fn process_space() -> u64 {
-    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    fnv1a(boot.into_iter().chain(space.into_os_string().into_vec()))
-}
-
 /// The host of each rank; they count from 0 in the order in which they appear.
 fn hosts(all: &[Introduction]) -> Vec<u32> {
     let mut numbers: HashMap<u64, u32> = HashMap::new();
@@ -586,9 +581,8 @@ fn introductions(values: &[Vec<u8>], mine: &Introduction) -> Result<Vec<Introduc
         let other = Introduction::decode(value)
             .ok_or_else(|| Error::Settings(format!("rank {rank}'s introduction is malformed")))?;
         let expects = |one: &Introduction| {
-            let mode = if one.reproducible { ", reproducible" } else { "" };
-            let checksums = if one.checksums { ", with checksums" } else { "" };
-            format!("{} ranks over {}{mode}{checksums}", one.ranks, one.transports)
+            let terms = settings::terms(one.transports, one.reproducible, one.checksums);
+            format!("{} ranks {terms}", one.ranks)
         };
         if expects(&other) != expects(mine) {
             return Err(Error::Settings(format!(

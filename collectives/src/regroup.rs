@@ -125,7 +125,9 @@ pub(crate) fn come_in(settings: &Settings, lineage: &str) -> Result<Joined, Erro
         process: process_number()?,
         standby: standby.as_ref().map_or(String::new(), |standby| standby.address().to_owned()),
     };
-    let (roster, visit) = control::knock(&service, &settings.job, lineage, &member, deadline)?;
+    let terms = settings.terms();
+    let job = &settings.job;
+    let (roster, visit) = control::knock(&service, job, lineage, &member, &terms, deadline)?;
     let way = Way {
         settings,
         lineage,

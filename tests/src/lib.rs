@@ -28,3 +28,4 @@ pub mod strangers;
 pub mod traffic;
 pub mod values;
 pub mod varied;
+pub mod verdicts;

@@ -2,7 +2,8 @@
 //!
 //! Whatever happens, every rank ends with a result or an error within a bound on virtual time, a
 //! result is the right one, nobody suspects another of a call that it did not make, nothing is left
-//! behind, and the same seed gives the same again. Without a fault everyone succeeds.
+//! behind, and the same seed gives the same again. Without a fault everyone succeeds. What the ranks then report leads
+//! to one verdict at most, the same for all ([`crate::verdicts`]).
 
 use std::any::Any;
 use std::ops::AddAssign;
@@ -17,6 +18,7 @@ use ringtree_transport::sim::{Config, FrameEffect, Match, Network, OperationEffe
 use crate::live_bytes::live_bytes;
 use crate::random::Random;
 use crate::simulation::{AT_ONCE, Case, Incident, ONE_ROUND, Outcome, exact};
+use crate::verdicts::Hearing;
 
 /// How long a rank waits without progress: far longer than any run without a fault takes.
 const TIMEOUT_NS: u64 = 10_000_000_000;
@@ -53,6 +55,8 @@ pub struct Tally {
     pub link_errors: u64,
     /// Ranks whose deadline passed.
     pub time_outs: u64,
+    /// Seeds with a verdict.
+    pub verdicts: u64,
 }
 
 impl AddAssign for Tally {
@@ -62,6 +66,7 @@ impl AddAssign for Tally {
         self.results += other.results;
         self.link_errors += other.link_errors;
         self.time_outs += other.time_outs;
+        self.verdicts += other.verdicts;
     }
 }
 
@@ -124,6 +129,7 @@ fn attempt(seed: u64) -> Result<Tally, String> {
             return Err("a second run ends in another way".to_owned());
         }
     }
+    let verdict = Hearing::new(seed, &outcomes).run()?;
     let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count() as u64;
     let results = count(|outcome| !outcome.is_error());
     Ok(Tally {
@@ -132,6 +138,7 @@ fn attempt(seed: u64) -> Result<Tally, String> {
         results,
         link_errors: count(|outcome| matches!(outcome, Outcome::Link(_))),
         time_outs: count(|outcome| matches!(outcome, Outcome::TimedOut { .. })),
+        verdicts: verdict.is_some().into(),
     })
 }
 

@@ -20,6 +20,6 @@ fn every_seed_ends_well() {
     // Else the faults miss what they are meant to hit.
     assert_eq!(tally.seeds, SEEDS);
     let often = SEEDS / 10;
-    let met = [tally.survived, tally.results, tally.link_errors, tally.time_outs];
+    let met = [tally.survived, tally.results, tally.link_errors, tally.time_outs, tally.verdicts];
     assert!(met.iter().all(|met| *met > often), "{tally:?}");
 }

@@ -30,7 +30,7 @@ const GOODBYE_GRACE_MS: u64 = 20;
 
 /// Decides for one communicator. Times are milliseconds of any clock that never goes back.
 #[derive(Debug)]
-pub(super) struct Arbiter {
+pub struct Arbiter {
     ranks: u32,
     members: BTreeMap<u32, Member>,
     survey: Survey,
@@ -42,7 +42,7 @@ pub(super) struct Arbiter {
 
 /// Something to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Send {
+pub struct Send {
     /// To this rank.
     pub to: u32,
     /// This.
@@ -51,13 +51,33 @@ pub(super) struct Send {
 
 /// Why a rank may not join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub enum Refusal {
+    /// The ranks do not agree how many they are.
     #[error("rank {rank} says that there are {said} ranks, others say {ranks}")]
-    Ranks { rank: u32, said: u32, ranks: u32 },
+    Ranks {
+        /// The rank that may not join.
+        rank: u32,
+        /// What it says.
+        said: u32,
+        /// What the first one said.
+        ranks: u32,
+    },
+    /// There is no such rank.
     #[error("rank {rank} is not one of {ranks} ranks")]
-    Rank { rank: u32, ranks: u32 },
+    Rank {
+        /// The rank that may not join.
+        rank: u32,
+        /// How many there are.
+        ranks: u32,
+    },
+    /// There is one already.
     #[error("rank {rank} has joined already, as {place}")]
-    Twice { rank: u32, place: Place },
+    Twice {
+        /// The rank.
+        rank: u32,
+        /// Who it is.
+        place: Place,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +92,7 @@ enum Survey {
 
 impl Arbiter {
     /// For a communicator of so many ranks.
-    pub(super) fn new(ranks: u32) -> Arbiter {
+    pub fn new(ranks: u32) -> Arbiter {
         Arbiter {
             ranks,
             members: BTreeMap::new(),
@@ -83,13 +103,11 @@ impl Arbiter {
         }
     }
 
-    /// A rank joins. If there is a verdict, it is told.
-    pub(super) fn join(
-        &mut self,
-        rank: u32,
-        ranks: u32,
-        place: Place,
-    ) -> Result<Vec<Send>, Refusal> {
+    /// A rank joins. If there is a verdict, it is told; if the others are being asked, it is, too.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn join(&mut self, rank: u32, ranks: u32, place: Place) -> Result<Vec<Send>, Refusal> {
         if ranks != self.ranks {
             return Err(Refusal::Ranks { rank, said: ranks, ranks: self.ranks });
         }
@@ -99,12 +117,21 @@ impl Arbiter {
         if let Some(member) = self.members.get(&rank) {
             return Err(Refusal::Twice { rank, place: member.place.clone() });
         }
-        self.members.insert(rank, Member::new(place));
-        Ok(self.verdict_to(rank))
+        let mut member = Member::new(place);
+        let mut sends = Vec::new();
+        if let (Survey::Running { missing, .. }, None) = (&mut self.survey, &self.verdict) {
+            // Else it would be taken for one that does not answer.
+            missing.insert(rank);
+            member.is_asked = true;
+            sends.push(Send { to: rank, message: ToMember::Query { id: self.surveys } });
+        }
+        self.members.insert(rank, member);
+        sends.extend(self.verdict_to(rank));
+        Ok(sends)
     }
 
     /// A message came from a rank that has joined.
-    pub(super) fn handle(&mut self, now_ms: u64, from: u32, message: ToArbiter) -> Vec<Send> {
+    pub fn handle(&mut self, now_ms: u64, from: u32, message: ToArbiter) -> Vec<Send> {
         let Some(member) = self.members.get_mut(&from) else { return Vec::new() };
         if let ToArbiter::Goodbye { entries } = message {
             member.leave(entries);
@@ -136,7 +163,7 @@ impl Arbiter {
     }
 
     /// The connection of a rank is gone.
-    pub(super) fn connection_lost(&mut self, rank: u32) -> Vec<Send> {
+    pub fn connection_lost(&mut self, rank: u32) -> Vec<Send> {
         let Some(member) = self.members.get_mut(&rank) else { return Vec::new() };
         if member.presence == Presence::Left {
             return Vec::new();
@@ -150,7 +177,7 @@ impl Arbiter {
     }
 
     /// The time that [`Arbiter::next_timeout_ms`] named has come.
-    pub(super) fn handle_timeout(&mut self, now_ms: u64) -> Vec<Send> {
+    pub fn handle_timeout(&mut self, now_ms: u64) -> Vec<Send> {
         if self.verdict.is_some() {
             return Vec::new();
         }
@@ -171,7 +198,7 @@ impl Arbiter {
     }
 
     /// When to call [`Arbiter::handle_timeout`].
-    pub(super) fn next_timeout_ms(&self) -> Option<u64> {
+    pub fn next_timeout_ms(&self) -> Option<u64> {
         if self.verdict.is_some() {
             return None;
         }
@@ -187,16 +214,16 @@ impl Arbiter {
     }
 
     /// A rank will not join any more.
-    pub(super) fn never_joins(&mut self, rank: u32) -> Vec<Send> {
+    pub fn never_joins(&mut self, rank: u32) -> Vec<Send> {
         match self.members.get(&rank) {
             Some(member) if member.presence == Presence::Joined => Vec::new(),
             _ => self.died(rank, Death::ConnectionLost),
         }
     }
 
-    /// A process of a host has ended.
-    pub(super) fn process_ended_at(&mut self, now_ms: u64, host: &Place, pid: u32) -> Vec<Send> {
-        let ranks = self.ranks_at(|place| place.host == host.host && place.pid == pid);
+    /// A process has ended that has this number at a place.
+    pub fn process_ended_at(&mut self, now_ms: u64, at: &Place, pid: u32) -> Vec<Send> {
+        let ranks = self.ranks_at(|place| place.counts_as(at) && place.pid == pid);
         ranks.into_iter().flat_map(|rank| self.process_ended(now_ms, rank)).collect()
     }
 

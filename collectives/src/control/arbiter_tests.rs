@@ -151,7 +151,7 @@ impl Scene {
 }
 
 fn place(rank: u32) -> Place {
-    Place { host: format!("node-{rank}"), pid: 100 + rank }
+    Place { host: format!("node-{rank}"), pid: 100 + rank, process_space: 1 + u64::from(rank) }
 }
 
 fn stalled(operation: Operation, waiting_for: &[u32], deadline_passed: bool) -> ToArbiter {
@@ -244,6 +244,26 @@ fn a_rank_that_joins_after_the_verdict_is_told() {
     assert_eq!(arbiter.connection_lost(1).len(), 1);
     let sends = arbiter.join(2, 3, place(2)).unwrap();
     assert!(matches!(&sends[..], [Send { to: 2, message: ToMember::Verdict { .. } }]));
+}
+
+#[test]
+fn a_rank_that_joins_during_a_survey_is_not_taken_for_one_that_is_stopped() {
+    let mut arbiter = Arbiter::new(2);
+    arbiter.join(0, 2, place(0)).unwrap();
+    arbiter.handle(1000, 0, stalled(collective(0, barrier()), &[1], true));
+    let asked = arbiter.handle_timeout(1000 + GATHER_MS);
+    assert!(matches!(&asked[..], [Send { to: 0, message: ToMember::Query { .. } }]));
+    let asked = arbiter.join(1, 2, place(1)).unwrap();
+    let [Send { to: 1, message: ToMember::Query { id } }] = asked[..] else { panic!("{asked:?}") };
+    for rank in [1, 0] {
+        let answer = ToArbiter::Answer { query: id, entries: Vec::new() };
+        let sends = arbiter.handle(1100, rank, answer);
+        let is_late = |send: &Send| {
+            matches!(&send.message, ToMember::Verdict { verdict: Verdict::Late { rank: 1, .. } })
+        };
+        assert!(sends.iter().all(is_late), "{sends:?}");
+        assert_eq!(sends.len(), if rank == 0 { 2 } else { 0 });
+    }
 }
 
 #[test]

@@ -170,7 +170,7 @@ pub(super) use fields;
 
 fields!(Operation { stream, sequence, record });
 fields!(Entry { operation, state, steps, waiting_for });
-fields!(Place { host, pid });
+fields!(Place { host, pid, process_space });
 fields!(Awaited { by, operation });
 fields!(Side { rank, stream, record });
 

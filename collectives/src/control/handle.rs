@@ -50,6 +50,8 @@ pub struct Membership {
     pub lineage: String,
     /// How many such changes there were.
     pub epoch: u64,
+    /// Settings that all ranks must have in common, in words: a newcomer with others is not let in.
+    pub terms: String,
     /// Number of each rank's process; nobody's is that of the service where it is empty.
     pub processes: Vec<u64>,
 }
@@ -103,6 +105,16 @@ pub enum ControlError {
         /// The service's address.
         address: String,
     },
+    /// The members of a job have other settings than this process, which wants to be let in.
+    #[error(
+        "this process would communicate {own}, the members of the job do {theirs}: start it with the same settings"
+    )]
+    OtherTerms {
+        /// This process's.
+        own: String,
+        /// The members'.
+        theirs: String,
+    },
     /// The system has no descriptors or threads left.
     #[error("the monitor could not be started: {}", described(.0))]
     Monitor(#[source] std::io::Error),
@@ -122,9 +134,10 @@ impl Control {
         abort: Arc<AbortWord>,
         deadline: Instant,
     ) -> Result<Control, ControlError> {
-        let Membership { communicator, rank, ranks, lineage, epoch, processes } = member;
-        let Place { host, pid } = Place::here();
-        let join = Join { communicator, rank, ranks, pid, host, lineage, epoch };
+        let Membership { communicator, rank, ranks, lineage, epoch, terms, processes } = member;
+        let place = Place::here();
+        let pid = place.pid;
+        let join = Join { communicator, rank, ranks, place, lineage, epoch, terms };
         let mut connection = call(address, job, &Hello::Join { join }, deadline)?;
         let (arbiter, arbiter_place) = match connection.receive_until(deadline)? {
             Some(ToMember::Joined { arbiter, place }) => (arbiter, place),

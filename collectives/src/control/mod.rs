@@ -36,10 +36,11 @@ mod visit;
 mod wire;
 
 pub use abort::AbortWord;
+pub use arbiter::{Arbiter, Refusal, Send};
 pub use handle::{Control, ControlError, Membership};
 pub use recorder::{Entry, FlightRecorder, Operation, RECORDER_ENTRIES, State, Stream, Ticket};
 pub use regroup::{Ballot, Member, Progress, Roster, Without};
 pub use service::ControlService;
 pub use verdict::{Awaited, Death, Place, Side, Verdict};
 pub(crate) use visit::{Answer, Missing, Visit, Visitor, knock};
-pub use wire::{LinkFailure, Stall, Suspicion};
+pub use wire::{LinkFailure, Stall, Suspicion, ToArbiter, ToMember};

@@ -8,7 +8,7 @@ use ringtree_transport::rendezvous::MemoryStore;
 use tracing::debug;
 
 use super::poller::{Connection, Poller};
-use super::regroup::{Effect, Founder, Member, Roster, ToFounder, ToVoter};
+use super::regroup::{Effect, Founder, MAX_MEMBERS, Member, Roster, ToFounder, ToVoter};
 
 /// How long the decision of an epoch is remembered that nobody asks about any more.
 const REMEMBER_MS: u64 = 60_000;
@@ -106,6 +106,10 @@ impl Regroups {
 
     /// A communicator of this epoch has come about.
     pub(super) fn note_epoch(&mut self, lineage: &str, epoch: u64) {
+        // Nobody is left behind before the members have changed, as those of most communicators never do.
+        if epoch == 0 {
+            return;
+        }
         match self.latest.get_mut(lineage) {
             Some(latest) => *latest = epoch.max(*latest),
             None => {
@@ -136,12 +140,24 @@ impl Regroups {
         pid: Option<u32>,
     ) -> Vec<Outcome> {
         if let Some(pid) = pid {
-            self.newcomers.push(Newcomer { id: member.id, pid, has_ended: false });
+            self.note_newcomer(member.id, pid);
         }
         let guest = Guest { connection, id: member.id, lineage: lineage.clone(), epoch: None };
         self.guests.insert(key, guest);
         self.waiting.push(Waiting { lineage: lineage.clone(), member, key });
         self.waiting_changed(lineage)
+    }
+
+    fn note_newcomer(&mut self, id: u64, pid: u32) {
+        // No roster has more members, so that older ones are in none.
+        let surplus = (self.newcomers.len() + 1).saturating_sub(MAX_MEMBERS);
+        self.newcomers.drain(..surplus);
+        self.newcomers.push(Newcomer { id, pid, has_ended: false });
+    }
+
+    /// A process of this host is a rank of a communicator: from now on that knows where it is.
+    pub(super) fn newcomer_joined(&mut self, pid: u32) {
+        self.newcomers.retain(|newcomer| newcomer.pid != pid);
     }
 
     /// A process of this host has ended.
@@ -215,7 +231,7 @@ impl Regroups {
             return Vec::new();
         }
         let (roster, communicator) = (arrival.roster.clone(), arrival.communicator);
-        let mut outcomes = self.tell_earlier(now_ms, &name.0, &roster);
+        let mut outcomes = self.tell_earlier(now_ms, &name.0, id, &roster);
         let is_over = self.latest.get(&name.0).is_some_and(|latest| *latest > epoch);
         if is_over && !self.epochs.contains_key(&name) {
             let reason =
@@ -255,10 +271,16 @@ impl Regroups {
     }
 
     /// Those who are still in an earlier epoch hear of a later one.
-    fn tell_earlier(&mut self, now_ms: u64, lineage: &str, roster: &Roster) -> Vec<Outcome> {
+    fn tell_earlier(
+        &mut self,
+        now_ms: u64,
+        lineage: &str,
+        from: u64,
+        roster: &Roster,
+    ) -> Vec<Outcome> {
         let is_earlier = |name: &&EpochName| name.0 == lineage && name.1 < roster.epoch;
         let earlier: Vec<EpochName> = self.epochs.keys().filter(is_earlier).cloned().collect();
-        let tell = |name| self.with(&name, |founder| founder.learn(now_ms, roster));
+        let tell = |name| self.with(&name, |founder| founder.learn(now_ms, from, roster));
         earlier.into_iter().flat_map(tell).collect()
     }
 
@@ -317,6 +339,10 @@ impl Regroups {
         let mut outcomes = Vec::new();
         if self.waiting.len() < waited {
             outcomes.extend(self.waiting_changed(guest.lineage.clone()));
+            let names: Vec<EpochName> = self.epochs.keys().cloned().collect();
+            for name in names.iter().filter(|name| name.0 == guest.lineage) {
+                outcomes.extend(self.with(name, |it| it.lost_newcomer(now_ms, guest.id)));
+            }
         }
         let Some(epoch) = guest.epoch else { return outcomes };
         let name = (guest.lineage, epoch);
@@ -424,4 +450,25 @@ impl Epoch {
 fn ranks(roster: &Roster, ids: &[u64]) -> Vec<u32> {
     let ranks = (0..).zip(&roster.members).filter(|(_, member)| ids.contains(&member.id));
     ranks.map(|(rank, _)| rank).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_epochs_and_newcomers_leave_nothing_behind() {
+        let mut regroups = Regroups::new(0);
+        for number in 0..10 * MAX_MEMBERS as u32 {
+            // One joins, one ends before it has.
+            regroups.note_newcomer(number.into(), 2 * number);
+            regroups.newcomer_joined(2 * number);
+            regroups.note_newcomer(number.into(), 2 * number + 1);
+            regroups.newcomer_ended(0, 2 * number + 1);
+            regroups.note_epoch("communicator/1", number.into());
+            regroups.note_epoch(&format!("communicator/{number}"), 0);
+        }
+        assert_eq!(regroups.newcomers.len(), MAX_MEMBERS);
+        assert_eq!(regroups.latest.len(), 1);
+    }
 }

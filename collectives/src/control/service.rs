@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use super::arbiter::{Arbiter, Send};
 use super::poller::{Connection, Inbox, Poller};
+use super::regroup::ToVoter;
 use super::regroups::{Known, Outcome, Regroups};
 use super::verdict::{Place, Verdict};
 use super::wire::{self, Hello, Join, ToArbiter, ToMember};
@@ -166,7 +167,7 @@ impl LatestVerdict {
 struct Server {
     poller: Poller<Work>,
     here: Place,
-    /// Processes of this host that have ended, and whose numbers no rank has had since.
+    /// Processes of this host that have ended, as far as they are ranks of communicators that are remembered.
     ended_pids: HashSet<u32>,
     regroups: Regroups,
     /// The answer to whoever may join.
@@ -182,6 +183,8 @@ struct Server {
 struct Communicator {
     arbiter: Arbiter,
     lineage: String,
+    /// Settings that whoever comes in must have, too.
+    terms: String,
     epoch: u64,
     /// Key of each rank's connection.
     seats: BTreeMap<u32, u64>,
@@ -230,9 +233,14 @@ impl Server {
                 self.regroups.add_member(key, connection, lineage, epoch, member);
                 self.count_members();
             }
-            Ok(Hello::Knock { lineage, member, place }) => {
+            Ok(Hello::Knock { lineage, member, place, terms }) => {
+                let mut joined = self.communicators.values().filter(|it| it.lineage == lineage);
+                if let Some(other) = joined.find(|it| it.terms != terms) {
+                    connection.send(&ToVoter::OtherTerms { terms: other.terms.clone() });
+                    return;
+                }
                 let Some(key) = self.watch_guest(&connection) else { return };
-                let pid = (place.host == self.here.host).then_some(place.pid);
+                let pid = place.counts_as(&self.here).then_some(place.pid);
                 pid.map(|pid| self.ended_pids.remove(&pid));
                 let outcomes = self.regroups.add_newcomer(key, connection, lineage, member, pid);
                 self.carry_out(outcomes);
@@ -258,19 +266,21 @@ impl Server {
     }
 
     fn join(&mut self, mut connection: Connection, join: Join) {
-        let Join { communicator: id, rank, ranks, pid, host, lineage, epoch } = join;
+        let Join { communicator: id, rank, ranks, place, lineage, epoch, terms } = join;
         let now_ms = self.now_ms();
-        if host == self.here.host {
-            self.ended_pids.remove(&pid);
+        if place.counts_as(&self.here) {
+            self.ended_pids.remove(&place.pid);
+            self.regroups.newcomer_joined(place.pid);
         }
         let communicator = self.communicators.entry(id).or_insert_with(|| Communicator {
             arbiter: Arbiter::new(ranks),
             lineage: lineage.clone(),
+            terms,
             epoch,
             seats: BTreeMap::new(),
             unused_since_ms: Some(now_ms),
         });
-        let sends = match communicator.arbiter.join(rank, ranks, Place { host, pid }) {
+        let sends = match communicator.arbiter.join(rank, ranks, place) {
             Ok(sends) => sends,
             Err(refusal) => {
                 self.forget_if_unused(id);
@@ -336,7 +346,9 @@ impl Server {
     }
 
     fn process_ended(&mut self, pid: u32) {
-        self.ended_pids.insert(pid);
+        if self.is_of_a_rank(pid) {
+            self.ended_pids.insert(pid);
+        }
         let now_ms = self.now_ms();
         let outcomes = self.regroups.newcomer_ended(now_ms, pid);
         self.carry_out(outcomes);
@@ -349,6 +361,12 @@ impl Server {
             let outcomes = self.regroups.miss(now_ms, id, &known);
             self.carry_out(outcomes);
         }
+    }
+
+    /// Whether a process of this host is, or was, a rank of a communicator that is remembered.
+    fn is_of_a_rank(&self, pid: u32) -> bool {
+        let is_it = |place: &Place| place.counts_as(&self.here) && place.pid == pid;
+        self.communicators.values().any(|it| !it.arbiter.ranks_at(is_it).is_empty())
     }
 
     /// Everything that has come on a connection.
@@ -439,6 +457,9 @@ impl Server {
         let unused = communicator.forget_at_ms().is_some_and(|at_ms| at_ms <= self.now_ms());
         if unused {
             self.communicators.remove(&id);
+            let mut ended = std::mem::take(&mut self.ended_pids);
+            ended.retain(|pid| self.is_of_a_rank(*pid));
+            self.ended_pids = ended;
             self.count_members();
         }
     }
@@ -485,7 +506,7 @@ fn known(
     id: u64,
 ) -> Known {
     let Some(communicator) = communicators.get(&id) else { return Known::default() };
-    let has_ended = |place: &Place| place.host == here.host && ended_pids.contains(&place.pid);
+    let has_ended = |place: &Place| place.counts_as(here) && ended_pids.contains(&place.pid);
     let arbiter = &communicator.arbiter;
     Known { lost: arbiter.lost_ranks(), ended: arbiter.ranks_at(has_ended) }
 }

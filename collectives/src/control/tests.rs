@@ -55,14 +55,19 @@ impl Host {
 
     /// A rank that has joined but does nothing by itself, as if it were stopped.
     fn joins_silently(&self, rank: u32, ranks: u32) -> Connection {
+        let place = Place { host: "elsewhere".into(), pid: 1, process_space: 0 };
+        self.joins_silently_from(place, rank, ranks)
+    }
+
+    fn joins_silently_from(&self, place: Place, rank: u32, ranks: u32) -> Connection {
         let join = Join {
             communicator: 7,
             rank,
             ranks,
-            pid: 1,
-            host: "elsewhere".into(),
+            place,
             lineage: String::new(),
             epoch: 0,
+            terms: String::new(),
         };
         let stream = TcpStream::connect(self.server.address()).unwrap();
         let hello = wire::encode(&Hello::Join { join });
@@ -164,6 +169,23 @@ fn a_process_that_ends_is_reported_though_its_connection_stays_open() {
         assert!(member.abort.unfenced_ranks().is_empty());
     }
     child.wait().unwrap();
+}
+
+#[test]
+fn a_process_that_ends_is_none_of_another_container_of_the_same_name() {
+    let host = Host::new(None);
+    let here = Place::here();
+    let container = Place { process_space: here.process_space ^ 1, ..here.clone() };
+    let _inside = host.joins_silently_from(container, 0, 3);
+    let _beside = host.joins_silently_from(here.clone(), 1, 3);
+    let member = host.joins(2, 3);
+    host.service.process_ended(here.pid);
+    // Rank 1 and this test's own one: the lowest of both is named.
+    let verdict = member.verdict();
+    assert!(
+        matches!(verdict, Verdict::Died { rank: 1, how: Death::ProcessEnded, .. }),
+        "{verdict}"
+    );
 }
 
 #[test]
@@ -274,7 +296,7 @@ fn joins_mute_service(arbiter: Option<u64>) -> (Member, Connection) {
         let (stream, _) = listener.accept().unwrap();
         let accepted = secure::accept(Arc::new(stream), &job(), soon(), |_, _| Ok(()));
         let mut connection = Connection::new(accepted.unwrap().0);
-        let place = Place { host: "a".into(), pid: 5 };
+        let place = Place { host: "a".into(), pid: 5, process_space: 0 };
         connection.send(&ToMember::Joined { arbiter, place });
         connection
     });
@@ -284,7 +306,7 @@ fn joins_mute_service(arbiter: Option<u64>) -> (Member, Connection) {
 }
 
 fn died_with_the_service(how: Death) -> Verdict {
-    let place = Some(Place { host: "a".into(), pid: 5 });
+    let place = Some(Place { host: "a".into(), pid: 5, process_space: 0 });
     Verdict::Died { rank: 0, place, how, operation: None }
 }
 

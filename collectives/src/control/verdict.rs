@@ -1,8 +1,10 @@
 //! What the arbiter decided: who, what, and what to do about it.
 
 use std::fmt;
+use std::os::unix::ffi::OsStringExt;
 
 use super::recorder::{Entry, Operation, State, Stream};
+use crate::digest::fnv1a;
 use crate::record::CallRecord;
 
 /// Why a communicator has ended. Every survivor gets the same one, and only one.
@@ -101,6 +103,9 @@ pub struct Place {
     pub host: String,
     /// Its process there.
     pub pid: u32,
+    /// Equal for processes that share a kernel and count processes alike; 0 where that is not known. Names of hosts do
+    /// not tell: containers may share one, and a host may have several.
+    pub process_space: u64,
 }
 
 /// Who waits, and in which operation.
@@ -154,8 +159,21 @@ impl Place {
     pub fn here() -> Place {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = if host.trim().is_empty() { "an unnamed host" } else { host.trim() };
-        Place { host: host.to_owned(), pid: std::process::id() }
+        let (pid, process_space) = (std::process::id(), process_space().unwrap_or(0));
+        Place { host: host.to_owned(), pid, process_space }
     }
+
+    /// Whether a process number means the same process at both.
+    pub fn counts_as(&self, other: &Place) -> bool {
+        self.process_space != 0 && self.process_space == other.process_space
+    }
+}
+
+/// `None` where the kernel does not tell.
+fn process_space() -> Option<u64> {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let space = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(fnv1a(boot.into_iter().chain(space.into_os_string().into_vec())))
 }
 
 impl fmt::Display for Verdict {

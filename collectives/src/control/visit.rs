@@ -117,10 +117,14 @@ impl Visitor<'_> {
                 Some(ToVoter::Prepare { ballot }) => voter.prepare(ballot),
                 Some(ToVoter::Propose { ballot, roster }) => voter.propose(ballot, roster),
                 Some(ToVoter::Decided { roster }) => {
+                    connection.send(&ToFounder::Heard {});
                     return Answer::Decided(roster, Visit { connection });
                 }
                 Some(ToVoter::LeftOut { reason }) => return Answer::LeftOut(reason),
                 Some(ToVoter::NoQuorum { reason }) => return Answer::NoQuorum(reason),
+                Some(ToVoter::OtherTerms { .. }) => {
+                    return Answer::Gone(format!("{address} takes this member for a newcomer"));
+                }
             };
             if let Some(reply) = reply {
                 connection.send(&reply);
@@ -132,19 +136,24 @@ impl Visitor<'_> {
 /// Asks at the service to be let into a job, and waits until its members do so.
 ///
 /// # Errors
-/// The service cannot be reached or is lost, or nobody lets this process in by the deadline.
+/// The service cannot be reached or is lost, nobody lets this process in by the deadline, or the members have other
+/// settings than `terms`.
 pub(crate) fn knock(
     address: &str,
     job: &Job,
     lineage: &str,
     member: &Member,
+    terms: &str,
     deadline: Instant,
 ) -> Result<(Roster, Visit), ControlError> {
     let (lineage, member) = (lineage.to_owned(), member.clone());
-    let hello = Hello::Knock { lineage, member, place: Place::here() };
+    let hello = Hello::Knock { lineage, member, place: Place::here(), terms: terms.to_owned() };
     let mut connection = handle::call(address, job, &hello, deadline)?;
     match connection.receive_until(deadline)? {
         Some(ToVoter::Decided { roster }) => Ok((roster, Visit { connection })),
+        Some(ToVoter::OtherTerms { terms: theirs }) => {
+            Err(ControlError::OtherTerms { own: terms.to_owned(), theirs })
+        }
         Some(_) => {
             let reason = "a newcomer is asked what only members know".to_owned();
             Err(ControlError::Protocol { reason })

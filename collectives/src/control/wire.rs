@@ -9,7 +9,7 @@ use super::regroup::Member;
 use super::verdict::{Place, Verdict};
 
 /// Version of the messages; peers of another version refuse each other.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The first message on a control connection: whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub(super) enum Hello {
     Join { join: Join },
     /// A member of an epoch that wants to go on; its arrival follows.
     Regroup { lineage: String, epoch: u64, member: u64 },
-    /// A newcomer that wants to come in, from its process.
-    Knock { lineage: String, member: Member, place: Place },
+    /// A newcomer that wants to come in, from its process, with its settings as in [`Join::terms`].
+    Knock { lineage: String, member: Member, place: Place, terms: String },
 }
 
 /// A rank joins its communicator.
@@ -32,50 +32,89 @@ pub(super) struct Join {
     /// How many ranks there are.
     pub ranks: u32,
     /// Its process.
-    pub pid: u32,
-    /// Its host's name.
-    pub host: String,
+    pub place: Place,
     /// Name of the first communicator from which this one comes by changes of the members.
     pub lineage: String,
     /// How many such changes there were.
     pub epoch: u64,
+    /// Settings that all ranks must have in common, in words.
+    pub terms: String,
 }
 
 /// What a monitor says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ToArbiter {
+pub enum ToArbiter {
     /// An operation has made no progress for a while.
-    Stalled { stall: Stall },
+    Stalled {
+        /// Which one, and what it waits for.
+        stall: Stall,
+    },
     /// A frame of another call was found.
-    SuspectMismatch { suspicion: Suspicion },
+    SuspectMismatch {
+        /// The frame.
+        suspicion: Suspicion,
+    },
     /// The link to a peer ended.
-    LinkFailed { failure: LinkFailure },
+    LinkFailed {
+        /// How.
+        failure: LinkFailure,
+    },
     /// A peer's process ended.
-    ProcessEnded { peer: u32 },
+    ProcessEnded {
+        /// The peer.
+        peer: u32,
+    },
     /// The user gave up.
-    Abort { reason: String },
-    /// The rank leaves; `entries` are its last operations.
-    Goodbye { entries: Vec<Entry> },
-    /// Answer to a query: the rank's last operations.
-    Answer { query: u64, entries: Vec<Entry> },
+    Abort {
+        /// Why.
+        reason: String,
+    },
+    /// The rank leaves.
+    Goodbye {
+        /// Its last operations.
+        entries: Vec<Entry>,
+    },
+    /// Answer to a query.
+    Answer {
+        /// Number of the query.
+        query: u64,
+        /// The rank's last operations.
+        entries: Vec<Entry>,
+    },
 }
 
 /// What the arbiter says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ToMember {
-    /// The rank has joined; `arbiter` is the number of the process that hosts the arbiter, if it is a
-    /// rank's, and `place` is that process.
-    Joined { arbiter: Option<u64>, place: Place },
+pub enum ToMember {
+    /// The rank has joined.
+    Joined {
+        /// Number of the process that hosts the arbiter, if it is a rank's.
+        arbiter: Option<u64>,
+        /// That process.
+        place: Place,
+    },
     /// The rank may not join.
-    Refused { reason: String },
+    Refused {
+        /// Why.
+        reason: String,
+    },
     /// What are you doing?
-    Query { id: u64 },
+    Query {
+        /// Number of the question.
+        id: u64,
+    },
     /// The communicator has ended.
-    Verdict { verdict: Verdict },
+    Verdict {
+        /// Why.
+        verdict: Verdict,
+    },
     /// The control service ends in good order; there is no verdict.
     Closing {},
-    /// So many newcomers wait to be let in.
-    Knocking { count: u32 },
+    /// Newcomers wait to be let in.
+    Knocking {
+        /// So many.
+        count: u32,
+    },
 }
 
 /// An operation that has made no progress for a while.
@@ -141,7 +180,7 @@ impl Message for Hello {}
 impl Message for ToArbiter {}
 impl Message for ToMember {}
 
-fields!(Join { communicator, rank, ranks, pid, host, lineage, epoch });
+fields!(Join { communicator, rank, ranks, place, lineage, epoch, terms });
 fields!(Stall { operation, waiting_for, stalled_ms, deadline_passed });
 fields!(Suspicion { operation, peer, peer_sequence, peer_digest });
 fields!(LinkFailure { peer, reason, operation });
@@ -168,7 +207,7 @@ variants!(ToMember {
 variants!(Hello {
     1 => Join { join },
     2 => Regroup { lineage, epoch, member },
-    3 => Knock { lineage, member, place },
+    3 => Knock { lineage, member, place, terms },
 });
 
 variants!(Verdict {
@@ -268,22 +307,26 @@ mod tests {
         check::<ToMember>(bytes);
     }
 
+    fn place(host: &str) -> Place {
+        Place { host: host.into(), pid: 4, process_space: 1 << 50 }
+    }
+
     fn hellos() -> [Hello; 3] {
         let lineage = String::from("communicator/1");
         let join = Join {
             communicator: 9,
             rank: 1,
             ranks: 2,
-            pid: 77,
-            host: "höst".into(),
+            place: place("höst"),
             lineage: lineage.clone(),
             epoch: 3,
+            terms: "over tcp".into(),
         };
         let member = Member { id: 1, process: 2, standby: "127.0.0.1:9".into() };
         [
             Hello::Join { join },
             Hello::Regroup { lineage: lineage.clone(), epoch: 4, member: 1 },
-            Hello::Knock { lineage, member, place: Place { host: "b".into(), pid: 4 } },
+            Hello::Knock { lineage, member, place: place("b"), terms: "over any".into() },
         ]
     }
 
@@ -311,7 +354,7 @@ mod tests {
     fn messages_to_member() -> Vec<ToMember> {
         let operation = operation(Stream::Collective, 7, barrier());
         let entry = Some(entry(operation, State::Running, None));
-        let place = Some(Place { host: "a".into(), pid: 3 });
+        let place = Some(place("a"));
         let awaited = Awaited { by: 1, operation };
         let a = Side { rank: 0, stream: Stream::Collective, record: Some(barrier()) };
         let b = Side { rank: 1, stream: Stream::ReceiveFrom(0), record: None };
@@ -330,8 +373,12 @@ mod tests {
             Verdict::Aborted { by: 3, reason: "why".into() },
             Verdict::ArbiterLost { reason: "gone".into() },
         ];
+
         let mut messages = vec![
-            ToMember::Joined { arbiter: Some(1 << 40), place: Place { host: "b".into(), pid: 4 } },
+            ToMember::Joined {
+                arbiter: Some(1 << 40),
+                place: Place { host: "b".into(), pid: 4, process_space: 0 },
+            },
             ToMember::Refused { reason: "no".into() },
             ToMember::Query { id: 9 },
             ToMember::Closing {},

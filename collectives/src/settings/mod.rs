@@ -315,6 +315,18 @@ impl Settings {
     pub(crate) fn bounded_timeout(&self) -> Duration {
         self.timeout.min(LONGEST_TIMEOUT)
     }
+
+    /// What all ranks must have in common, in words.
+    pub(crate) fn terms(&self) -> String {
+        terms(self.transports, self.reproducible, self.checksums)
+    }
+}
+
+/// As [`Settings::terms`].
+pub(crate) fn terms(transports: Transports, reproducible: bool, checksums: bool) -> String {
+    let mode = if reproducible { ", reproducible" } else { "" };
+    let checksums = if checksums { ", with checksums" } else { "" };
+    format!("over {transports}{mode}{checksums}")
 }
 
 /// Whether all of `ranks` can find each other there.

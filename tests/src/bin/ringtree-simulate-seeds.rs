@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ringtree_tests::live_bytes::Counting;
 use ringtree_tests::seeds::{Simulation, message, search, simulate};
+use ringtree_tests::verdicts::Hearing;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -55,6 +56,11 @@ fn show(seed: u64) {
             for (rank, outcome) in outcomes.iter().enumerate() {
                 println!("rank {rank}: {outcome:?}");
             }
+            let mut hearing = Hearing::new(seed, &outcomes).with_log();
+            let verdict = hearing.run();
+            println!("\nwhat the arbiter hears and says:");
+            hearing.log().iter().for_each(|line| println!("{line}"));
+            println!("{verdict:?}\n");
         }
         Err(panic) => println!("{}", message(panic)),
     }

@@ -204,6 +204,21 @@ fn a_replacement_comes_in_after_a_death() {
 }
 
 #[test]
+fn a_newcomer_with_other_settings_is_refused_and_harms_nobody() {
+    let mut job = Job::start(&setup(2, "tcp"), |_| "wait; all-reduce f64 sum 100; values".into());
+    job.expect_all(0..2, "waiting");
+    let other = [("RINGTREE_JOIN", "1"), ("RINGTREE_CHECKSUMS", "1")];
+    let newcomer = job.add(0, "all-reduce f64 sum 100", &other);
+    let failed = job.expect(newcomer, "failed");
+    assert!(failed.rest.contains("over tcp, with checksums, the members of the job do over tcp:"));
+    (0..2).for_each(|member| job.go_on(member));
+    for member in 0..2 {
+        assert_eq!(job.expect(member, "values").rest, "11", "{job}");
+        assert!(job.end(member).success(), "{job}");
+    }
+}
+
+#[test]
 fn a_newcomer_that_dies_half_way_harms_nobody() {
     let mut job = Job::start(&setup(2, "shm"), |_| {
         "newcomer; wait; admit; all-reduce f64 sum 100; values".into()

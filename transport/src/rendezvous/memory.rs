@@ -1,12 +1,15 @@
 //! The store itself, in memory. The server answers from it, too.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::wire::{Reply, Request};
+
+/// Gathers that were abandoned and are remembered. Whoever comes to an older one waits until its deadline.
+const ABANDONED_LIMIT: usize = 256;
 
 /// A store in this process, for ranks that are threads of it.
 #[derive(Debug, Default)]
@@ -24,8 +27,8 @@ struct State {
     stopped: bool,
     values: HashMap<String, Value>,
     gathers: HashMap<String, Gather>,
-    /// Prefixes of gathers that will never be complete.
-    abandoned: HashSet<String>,
+    /// Prefixes of gathers that will never be complete: the last [`ABANDONED_LIMIT`], the newest at the end.
+    abandoned: VecDeque<String>,
 }
 
 #[derive(Debug)]
@@ -72,7 +75,13 @@ impl MemoryStore {
         let mut state = self.lock();
         let goes = |gather: &String| is_below(gather, prefix);
         state.gathers.retain(|gather, it| !goes(gather) || it.complete.is_some());
-        state.abandoned.insert(prefix.to_owned());
+        if state.abandoned.len() == ABANDONED_LIMIT
+            && let Some(oldest) = state.abandoned.pop_front()
+        {
+            // Whoever has not taken the values of a complete one by now never will.
+            state.gathers.retain(|gather, _| !is_below(gather, &oldest));
+        }
+        state.abandoned.push_back(prefix.to_owned());
         self.gathered.notify_all();
     }
 
@@ -239,4 +248,27 @@ fn wait<'a>(
 ) -> Result<MutexGuard<'a, State>, StoreError> {
     let (state, _) = changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
     if state.stopped { Err(StoreError::Stopped) } else { Ok(state) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_abandoned_gathers_only_the_last_ones_are_remembered() {
+        let store = MemoryStore::new();
+        let publish = |prefix: &str, rank| store.publish(prefix, rank, 2, Vec::new());
+        for epoch in 0..10 * ABANDONED_LIMIT {
+            let prefix = format!("communicator/1+{epoch}");
+            // Complete, and taken by nobody.
+            assert_eq!((publish(&prefix, 0), publish(&prefix, 1)), (Ok(()), Ok(())));
+            assert_eq!(publish(&format!("{prefix}/topology"), 0), Ok(()));
+            store.abandon(&prefix);
+            let abandoned = StoreError::Abandoned { prefix: prefix.clone() };
+            assert_eq!(publish(&prefix, 0), Err(abandoned));
+        }
+        let state = store.lock();
+        assert_eq!(state.abandoned.len(), ABANDONED_LIMIT);
+        assert!(state.gathers.len() <= ABANDONED_LIMIT, "{}", state.gathers.len());
+    }
 }

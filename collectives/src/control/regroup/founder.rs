@@ -56,7 +56,20 @@ enum Phase {
     /// Has proposed.
     Proposing { ballot: Ballot, roster: Roster, accepts: BTreeSet<u64>, until_ms: u64 },
     /// The next epoch's members make their communicator.
-    Decided { roster: Roster, standing: BTreeSet<u64>, until_ms: u64, is_abandoned: bool },
+    Decided(Decision),
+}
+
+#[derive(Debug)]
+struct Decision {
+    roster: Roster,
+    /// Members that know of it.
+    heard: BTreeSet<u64>,
+    /// Newcomers that are yet to hear of it: see [`Founder::let_in`].
+    untold: BTreeSet<u64>,
+    /// Those that are ranks of the new communicator.
+    standing: BTreeSet<u64>,
+    until_ms: u64,
+    is_abandoned: bool,
 }
 
 impl Founder {
@@ -106,21 +119,31 @@ impl Founder {
                 let (ballot, roster) = (*ballot, roster.clone());
                 Some(send(member, ToVoter::Propose { ballot, roster }))
             }
-            Phase::Decided { roster, .. } => Some(self.verdict_for(member, roster)),
+            Phase::Decided(decision) => Some(self.verdict_for(member, &decision.roster)),
             Phase::Gathering => None,
         };
         told.into_iter().chain(self.advance(now_ms)).collect()
     }
 
-    /// The epoch was decided elsewhere: some of the next one, or of a later one, are here.
-    pub(in crate::control) fn learn(&mut self, now_ms: u64, roster: &Roster) -> Vec<Effect> {
-        if roster.epoch <= self.epoch || matches!(self.phase, Phase::Decided { .. }) {
+    /// A member of the next epoch, or of a later one, has come for that one's decision.
+    pub(in crate::control) fn learn(
+        &mut self,
+        now_ms: u64,
+        from: u64,
+        roster: &Roster,
+    ) -> Vec<Effect> {
+        if roster.epoch <= self.epoch {
             return Vec::new();
         }
+        if matches!(self.phase, Phase::Decided(_)) {
+            // Unless it stood, it could not make the communicator: the others need not wait for it.
+            return self.abandon(from);
+        }
+        // The epoch was decided elsewhere.
         let mut effects = self.decide(now_ms, roster.clone());
         // They are beyond it already.
-        if let Phase::Decided { is_abandoned, .. } = &mut self.phase
-            && !std::mem::replace(is_abandoned, true)
+        if let Phase::Decided(decision) = &mut self.phase
+            && !std::mem::replace(&mut decision.is_abandoned, true)
         {
             effects.push(Effect::Abandon { roster: roster.clone(), absent: Vec::new() });
         }
@@ -150,8 +173,11 @@ impl Founder {
             {
                 accepts.insert(from);
             }
-            (ToFounder::Standing {}, Phase::Decided { standing, .. }) => {
-                standing.insert(from);
+            (ToFounder::Heard {}, Phase::Decided(decision)) => {
+                decision.heard.insert(from);
+            }
+            (ToFounder::Standing {}, Phase::Decided(decision)) => {
+                decision.standing.insert(from);
             }
             // Of a ballot that is over.
             _ => {}
@@ -176,15 +202,25 @@ impl Founder {
     pub(in crate::control) fn lost(&mut self, now_ms: u64, id: u64) -> Vec<Effect> {
         self.here.remove(&id);
         self.gone.insert(id);
-        if let Phase::Decided { roster, standing, is_abandoned, .. } = &mut self.phase
-            && !*is_abandoned
-            && !standing.contains(&id)
-            && roster.members.iter().any(|member| member.id == id)
-        {
-            *is_abandoned = true;
-            return vec![Effect::Abandon { roster: roster.clone(), absent: vec![id] }];
+        let abandoned = self.abandon(id);
+        if abandoned.is_empty() { self.advance(now_ms) } else { abandoned }
+    }
+
+    /// The new communicator does not come about if it needs this one, which does not come.
+    fn abandon(&mut self, absent: u64) -> Vec<Effect> {
+        let Phase::Decided(decision) = &mut self.phase else { return Vec::new() };
+        let is_needed = decision.roster.members.iter().any(|member| member.id == absent);
+        if decision.is_abandoned || decision.standing.contains(&absent) || !is_needed {
+            return Vec::new();
         }
-        self.advance(now_ms)
+        decision.is_abandoned = true;
+        vec![Effect::Abandon { roster: decision.roster.clone(), absent: vec![absent] }]
+    }
+
+    /// The connection of somebody is gone that waited to be let in.
+    pub(in crate::control) fn lost_newcomer(&mut self, now_ms: u64, id: u64) -> Vec<Effect> {
+        let Phase::Decided(decision) = &mut self.phase else { return Vec::new() };
+        if decision.untold.remove(&id) { self.lost(now_ms, id) } else { Vec::new() }
     }
 
     /// The time that [`Founder::next_timeout_ms`] named has come.
@@ -196,11 +232,9 @@ impl Founder {
             Phase::Proposing { accepts, until_ms, .. } if *until_ms <= now_ms => {
                 self.here.keys().filter(|id| !accepts.contains(id)).copied().collect()
             }
-            Phase::Decided { roster, standing, until_ms, is_abandoned: false }
-                if *until_ms <= now_ms =>
-            {
-                let ids = roster.members.iter().map(|member| member.id);
-                ids.filter(|id| !standing.contains(id)).collect()
+            Phase::Decided(decision) if decision.due_ms().is_some_and(|at_ms| at_ms <= now_ms) => {
+                let ids = decision.roster.members.iter().map(|member| member.id);
+                ids.filter(|id| !decision.standing.contains(id)).collect()
             }
             _ => return self.advance(now_ms),
         };
@@ -223,26 +257,21 @@ impl Founder {
             Phase::Preparing { until_ms, .. } | Phase::Proposing { until_ms, .. } => {
                 Some(*until_ms)
             }
-            Phase::Decided { is_abandoned: false, standing, until_ms, roster }
-                if standing.len() < roster.members.len() =>
-            {
-                Some(*until_ms)
-            }
-            Phase::Decided { .. } => None,
+            Phase::Decided(decision) => decision.due_ms(),
         }
     }
 
     /// The new communicator will not come about as it was decided; `None` while it may.
     pub(in crate::control) fn abandoned(&self) -> Option<&Roster> {
         match &self.phase {
-            Phase::Decided { roster, is_abandoned: true, .. } => Some(roster),
+            Phase::Decided(decision) if decision.is_abandoned => Some(&decision.roster),
             _ => None,
         }
     }
 
     /// Whether a member has become a rank of the new communicator.
     pub(in crate::control) fn has_stood(&self, id: u64) -> bool {
-        matches!(&self.phase, Phase::Decided { standing, .. } if standing.contains(&id))
+        matches!(&self.phase, Phase::Decided(decision) if decision.standing.contains(&id))
     }
 
     /// Goes on as far as what is known allows.
@@ -277,7 +306,7 @@ impl Founder {
                 }
                 Vec::new()
             }
-            Phase::Decided { .. } => Vec::new(),
+            Phase::Decided(_) => self.let_in(),
         }
     }
 
@@ -350,22 +379,42 @@ impl Founder {
     }
 
     fn decide(&mut self, now_ms: u64, roster: Roster) -> Vec<Effect> {
-        let is_newcomer = |id: &u64| self.newcomers.iter().any(|newcomer| newcomer.id == *id);
+        let waits = |id: &u64| self.newcomers.iter().any(|newcomer| newcomer.id == *id);
         let ids = roster.members.iter().map(|member| member.id);
         let (reached, absent): (Vec<u64>, Vec<u64>) =
-            ids.partition(|id| self.here.contains_key(id) || is_newcomer(id));
-        let newcomers = reached.iter().filter(|id| !self.here.contains_key(id));
-        let told: BTreeSet<u64> = self.here.keys().chain(newcomers).copied().collect();
+            ids.partition(|id| self.here.contains_key(id) || waits(id));
+        let untold = reached.into_iter().filter(|id| !self.here.contains_key(id)).collect();
         let mut effects: Vec<Effect> =
-            told.into_iter().map(|id| self.verdict_for(id, &roster)).collect();
+            self.here.keys().map(|id| self.verdict_for(*id, &roster)).collect();
         let is_abandoned = !absent.is_empty();
         if is_abandoned {
             effects.push(Effect::Abandon { roster: roster.clone(), absent });
         }
         let patience_ms = self.here.values().map(|arrival| arrival.patience_ms).max();
-        let until_ms = now_ms + patience_ms.unwrap_or_default();
-        self.phase = Phase::Decided { roster, standing: BTreeSet::new(), until_ms, is_abandoned };
+        self.phase = Phase::Decided(Decision {
+            roster,
+            heard: BTreeSet::new(),
+            untold,
+            standing: BTreeSet::new(),
+            until_ms: now_ms + patience_ms.unwrap_or_default(),
+            is_abandoned,
+        });
+        effects.extend(self.let_in());
         effects
+    }
+
+    /// Newcomers hear of the decision when every other member has heard of it or has ended. Before, one that has not
+    /// heard of it might find all others to have ended, and decide otherwise by itself.
+    fn let_in(&mut self) -> Vec<Effect> {
+        let Phase::Decided(decision) = &mut self.phase else { return Vec::new() };
+        let Decision { roster, heard, untold, .. } = decision;
+        let before = roster.members.len().saturating_sub(roster.newcomers as usize);
+        let knows = |member: &Member| heard.contains(&member.id) || self.ended.contains(&member.id);
+        if !roster.members.iter().take(before).all(knows) {
+            return Vec::new();
+        }
+        let tell = |id| send(id, ToVoter::Decided { roster: roster.clone() });
+        std::mem::take(untold).into_iter().map(tell).collect()
     }
 
     fn verdict_for(&self, id: u64, roster: &Roster) -> Effect {
@@ -408,6 +457,14 @@ impl Founder {
             ranks(&is_here),
             ranks(&may_live),
         )
+    }
+}
+
+impl Decision {
+    /// When those that have not come are given up.
+    fn due_ms(&self) -> Option<u64> {
+        let is_awaited = !self.is_abandoned && self.standing.len() < self.roster.members.len();
+        is_awaited.then_some(self.until_ms)
     }
 }
 

@@ -102,6 +102,8 @@ pub(in crate::control) enum ToFounder {
     Accept {
         ballot: Ballot,
     },
+    /// It knows the decision.
+    Heard {},
     /// It is a rank of the new communicator.
     Standing {},
 }
@@ -127,6 +129,10 @@ pub(in crate::control) enum ToVoter {
     /// Those that are here may not go on.
     NoQuorum {
         reason: String,
+    },
+    /// A newcomer cannot come in: the members have these settings.
+    OtherTerms {
+        terms: String,
     },
 }
 
@@ -157,6 +163,7 @@ variants!(ToFounder {
     3 => Promise { ballot, accepted },
     4 => Accept { ballot },
     5 => Standing {},
+    6 => Heard {},
 });
 
 variants!(ToVoter {
@@ -165,6 +172,7 @@ variants!(ToVoter {
     3 => Decided { roster },
     4 => LeftOut { reason },
     5 => NoQuorum { reason },
+    6 => OtherTerms { terms },
 });
 
 #[cfg(test)]
@@ -203,6 +211,7 @@ mod tests {
             ToFounder::Missed { ended: vec![1, 2], gone: vec![3] },
             ToFounder::Promise { ballot, accepted },
             ToFounder::Accept { ballot },
+            ToFounder::Heard {},
             ToFounder::Standing {},
         ];
         for message in said {
@@ -214,6 +223,7 @@ mod tests {
             ToVoter::Decided { roster: roster(3, &[]) },
             ToVoter::LeftOut { reason: "late".into() },
             ToVoter::NoQuorum { reason: "alone".into() },
+            ToVoter::OtherTerms { terms: "over tcp".into() },
         ];
         for message in answers {
             assert_eq!(decode::<ToVoter>(&encode(&message)), Ok(message));

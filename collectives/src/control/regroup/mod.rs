@@ -8,6 +8,7 @@
 //!     |<--- Propose -----|----- Propose --->|           is the roster of the next one
 //!     |---- Accept ----->|<---- Accept -----|
 //!     |<--- Decided -----|----- Decided --->|
+//!     |---- Heard ------>|<---- Heard ------|           now newcomers hear of it, too
 //!     |        they make the communicator   |
 //!     |---- Standing --->|<---- Standing ---|
 //! ```
@@ -37,7 +38,8 @@ pub(crate) const MAX_MEMBERS: usize = super::codec::MAX_LIST;
 /// of them with the one of the lowest rank; or if every other one is known to have ended.
 ///
 /// Two parts that may both decide have a member in common, or one of them has nobody left: two majorities share a
-/// member; and whoever is known to have ended decides nothing any more, nor knows anything that anybody acts on.
+/// member; and whoever is known to have ended decides nothing any more, nor knows anything that anybody acts on. For
+/// that, nobody else may hear of a decision before all that live have: see `Founder::let_in`.
 pub(crate) fn may_decide(
     members: &[Member],
     is_here: impl Fn(u64) -> bool,
@@ -77,6 +79,45 @@ mod tests {
                 may_decide(&members(count), |id| here.contains(&id), |id| ended.contains(&id));
             assert_eq!(decides, expected, "{here:?} of {count}, {ended:?} have ended");
         }
+    }
+
+    #[test]
+    fn who_could_not_make_the_communicator_keeps_nobody_waiting_for_it() {
+        let roster = Roster {
+            epoch: 0,
+            name: "c".into(),
+            members: members(2),
+            newcomers: 0,
+            progress: None,
+        };
+        let mut founder = Founder::new(1, "c".into(), &roster);
+        let ballot = Ballot { round: 1, founder: 1 };
+        let arrival = Arrival {
+            roster: roster.clone(),
+            communicator: 0,
+            progress: None,
+            promised: None,
+            accepted: None,
+            ended: vec![],
+            gone: vec![],
+            without: None,
+            patience_ms: 1000,
+        };
+        let said = [
+            ToFounder::Arrive { arrival: Box::new(arrival) },
+            ToFounder::Promise { ballot, accepted: None },
+            ToFounder::Accept { ballot },
+            ToFounder::Heard {},
+        ];
+        for message in said {
+            founder.handle(0, 0, message.clone());
+            founder.handle(0, 1, message);
+        }
+        // It comes for the next decision, and has not stood.
+        let next = Roster { epoch: 1, name: "c+1.1.1".into(), ..roster.clone() };
+        let abandoned = founder.learn(0, 1, &next);
+        assert!(matches!(&abandoned[..], [Effect::Abandon { absent, .. }] if *absent == [1]));
+        assert_eq!(founder.learn(0, 1, &next), []);
     }
 
     #[test]
