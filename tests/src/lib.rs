@@ -27,3 +27,4 @@ pub mod strangers;
 pub mod traffic;
 pub mod values;
 pub mod varied;
+pub mod verbs;

@@ -151,7 +151,7 @@ unsafe impl Send for Registration {}
 unsafe impl Sync for Registration {}
 
 /// How an RDMA device gets at a memory.
-pub(crate) enum Backing {
+pub(crate) enum Backing<'a> {
     /// By its addresses in this process.
     Mapped,
     /// By a descriptor, from an offset on.
@@ -161,6 +161,8 @@ pub(crate) enum Backing {
         /// Of the first byte.
         offset: u64,
     },
+    /// By a descriptor that the GPU's driver makes of it.
+    Device(&'a DeviceMemory),
 }
 
 impl Registration {
@@ -189,7 +191,8 @@ impl Registration {
         Registration::of(Kind::DmaBuf { descriptor, offset, address, len_bytes })
     }
 
-    /// Registers memory of a GPU, which lives at least as long: for the GPUs of this host that can reach it.
+    /// Registers memory of a GPU, which lives at least as long: for the GPUs of this host that can reach it, and for the
+    /// RDMA devices, where they and the GPU's driver can do that.
     pub fn of_device(memory: Arc<DeviceMemory>) -> Arc<Registration> {
         Registration::of(Kind::Device(memory))
     }
@@ -232,12 +235,13 @@ impl Registration {
         }
     }
 
-    pub(crate) fn backing(&self) -> Backing {
+    pub(crate) fn backing(&self) -> Backing<'_> {
         match &self.memory {
             Kind::DmaBuf { descriptor, offset, .. } => {
                 Backing::DmaBuf { descriptor: descriptor.as_raw_fd(), offset: *offset }
             }
-            Kind::Shared(_) | Kind::Plain { .. } | Kind::Device(_) => Backing::Mapped,
+            Kind::Device(memory) => Backing::Device(memory),
+            Kind::Shared(_) | Kind::Plain { .. } => Backing::Mapped,
         }
     }
 
