@@ -8,4 +8,5 @@ esac
 test=$(readlink -f "$1")
 shift
 program=$(dirname "$(dirname "$test")")/ringtree
-exec bash "$(dirname "$0")/run.sh" -a "$test" -a "$program" "$(printf '%q ' "$test" --test-threads=1 "$@")"
+driver=$(dirname "$test")/libringtree_cuda_standin.so
+exec bash "$(dirname "$0")/run.sh" -a "$test" -a "$program" -a "$driver" "$(printf '%q ' "$test" --test-threads=1 "$@")"

@@ -1,5 +1,6 @@
 //! GPUs for tests: those of the stand-in for the CUDA driver, or with `RINGTREE_TEST_GPU=real` the machine's own.
 
+use std::ffi::{CStr, CString, c_void};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -32,6 +33,19 @@ pub fn stand_in() -> PathBuf {
     let beside = test.with_file_name("libringtree_cuda_standin.so");
     assert!(beside.exists(), "{} is not there: build the whole workspace", beside.display());
     beside
+}
+
+/// A function that a stand-in's library has for tests in the same process.
+pub fn function_of(library: PathBuf, function: &CStr) -> *mut c_void {
+    let name = CString::new(library.into_os_string().into_encoded_bytes()).expect("a path");
+    // SAFETY: the names end with zeros, and the library is one that may be opened.
+    let found = unsafe {
+        let library = libc::dlopen(name.as_ptr(), libc::RTLD_NOW);
+        assert!(!library.is_null(), "{name:?} opens");
+        libc::dlsym(library, function.as_ptr())
+    };
+    assert!(!found.is_null(), "{name:?} has {function:?}");
+    found
 }
 
 /// Runs a test in a process of its own, since a driver is a process's, with settings of the stand-in; on the real driver,

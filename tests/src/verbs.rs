@@ -1,9 +1,11 @@
 //! RDMA for tests on machines without devices: the stand-in for libibverbs.
 
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::path::PathBuf;
 
 use ringtree_transport::rdma::{Rdma, RdmaConfig};
+
+use crate::gpu::function_of;
 
 /// The stand-in, which cargo puts beside this test.
 pub fn stand_in() -> PathBuf {
@@ -21,15 +23,12 @@ pub fn open() {
 
 /// How many bytes of GPUs' memory this process's devices have sent, and written because they were sent to it.
 pub fn dma_buf_bytes() -> (u64, u64) {
-    let name = CString::new(stand_in().into_os_string().into_encoded_bytes()).expect("a path");
+    let found = function_of(stand_in(), c"ringtree_verbs_standin_dma_buf_bytes");
     let (mut read, mut written) = (0, 0);
-    // SAFETY: the library is open, and its function is as its documentation says.
+    // SAFETY: the function is as the stand-in's documentation says.
     unsafe {
-        let library = libc::dlopen(name.as_ptr(), libc::RTLD_NOW);
-        let function = libc::dlsym(library, c"ringtree_verbs_standin_dma_buf_bytes".as_ptr());
-        assert!(!function.is_null(), "the stand-in counts");
         let function: extern "C" fn(*mut u64, *mut u64) =
-            std::mem::transmute::<*mut c_void, _>(function);
+            std::mem::transmute::<*mut c_void, _>(found);
         function(&raw mut read, &raw mut written);
     }
     (read, written)

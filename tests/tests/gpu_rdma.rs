@@ -1,9 +1,12 @@
 //! Memory of GPUs over RDMA, by the stand-ins for the CUDA driver and for libibverbs: RDMA devices send from it and write
 //! to it themselves, where they and the driver can; elsewhere it goes by slots of the host. The bits are the host's.
 
+use std::ffi::{c_int, c_void};
+
 use ringtree::device::DeviceCounters;
 use ringtree::{Algorithm, Communicator, Op, Settings, Transports};
-use ringtree_tests::gpu::{Gpu, alone, alone_in, communicators_with};
+use ringtree_cuda_standin::Counters;
+use ringtree_tests::gpu::{Gpu, alone, alone_in, communicators_with, function_of, stand_in};
 use ringtree_tests::gpu_checks::{bits, check_all, check_every_type, values};
 use ringtree_tests::ranks::each;
 use ringtree_tests::verbs;
@@ -13,6 +16,26 @@ const COUNTS: [usize; 5] = [0, 1, 300, 5_003, 70_001];
 
 /// No device registers memory of GPUs, as soft-RoCE.
 const REFUSING: (&str, &str) = ("RINGTREE_VERBS_STANDIN_NO_DMA_BUF", "1");
+
+/// Over one queue pair, on which all comes in the order in which it was sent.
+fn over_one_port(settings: &mut Settings) {
+    over_rdma(settings);
+    settings.rdma.devices = Some("standin0".into());
+}
+
+/// How often what network adapters have written was flushed, in this process.
+fn flushes() -> u64 {
+    let found = function_of(stand_in(), c"ringtree_standin_counters");
+    let mut counters = Counters::default();
+    // SAFETY: the function is as the stand-in's documentation says.
+    let code = unsafe {
+        let function: extern "C" fn(*mut Counters) -> c_int =
+            std::mem::transmute::<*mut c_void, _>(found);
+        function(&raw mut counters)
+    };
+    assert_eq!(code, 0);
+    counters.remote_write_flushes
+}
 
 fn over_rdma(settings: &mut Settings) {
     settings.transports = Transports::Rdma;
@@ -130,9 +153,11 @@ fn rdma_devices_send_from_the_memory_of_gpus_and_nothing_is_copied_first() {
     alone(name, &[], || {
         let mut straight = 0;
         for ranks in 2..=3 {
-            for (algorithm, count) in
-                [(Algorithm::Ring, 10_007), (Algorithm::Ring, 500_003), (Algorithm::TwoShot, 60_000)]
-            {
+            for (algorithm, count) in [
+                (Algorithm::Ring, 10_007),
+                (Algorithm::Ring, 500_003),
+                (Algorithm::TwoShot, 60_000),
+            ] {
                 let (work, copied) = work_of(ranks, algorithm, count, |_| {});
                 let bound = bound_bytes(ranks, count);
                 let what = format!("{algorithm}, {ranks} ranks, {count} elements: {work:?}");
@@ -177,6 +202,49 @@ fn what_has_checksums_passes_the_host() {
     });
 }
 
+/// What is offered a round ahead is there in time, since each rank must have the other's part of a round to go on.
+#[test]
+fn what_is_reduced_arrives_in_the_memory_of_the_gpu() {
+    let name = "what_is_reduced_arrives_in_the_memory_of_the_gpu";
+    for remote_writes in ["ordered", "flushed", "unordered"] {
+        let is_inside = alone(name, &[("REMOTE_WRITES", remote_writes)], || {
+            let remote_writes = std::env::var("RINGTREE_STANDIN_REMOTE_WRITES").expect("a setting");
+            let (lands, is_flushed) = match remote_writes.as_str() {
+                "ordered" => (true, false),
+                "flushed" => (true, true),
+                _ => (false, false),
+            };
+            // Four rounds of half a mebibyte of each block, on two lanes.
+            let count = 4 * (512 << 10) / 4;
+            let works = each(communicators_with(2, over_one_port), |communicator| {
+                let gpu = Gpu::of(&communicator);
+                let by = communicator.using(Algorithm::Ring);
+                let own = values::<f32>(8, communicator.rank(), 2 * count);
+                let mut expected = vec![0.0; count];
+                by.reduce_scatter_into(&own, &mut expected, Op::Sum).expect("on the host");
+                let input = gpu.memory(&communicator, &own);
+                let mut output = gpu.memory(&communicator, &vec![0_f32; count]);
+                let queued = by.on(&gpu.stream).reduce_scatter_into(&input, &mut output, Op::Sum);
+                queued.and_then(|queued| queued.wait()).expect("a sum");
+                assert_eq!(bits(&gpu.elements(&output)), bits(&expected));
+                communicator.device_counters()
+            });
+            for work in works {
+                let bytes = 4 * count as u64;
+                assert_eq!(work.from_host_bytes + work.from_wire_bytes, bytes, "{work:?}");
+                // All but the first round of each lane.
+                let least = if lands { bytes / 2 } else { 0 };
+                assert!(work.from_wire_bytes >= least, "{work:?}");
+                assert!(lands || work.from_wire_bytes == 0, "{work:?}");
+            }
+            assert_eq!(flushes() > 0, is_flushed);
+        });
+        if is_inside {
+            return;
+        }
+    }
+}
+
 /// Memory is registered once for all links, and no longer than it lives.
 #[test]
 fn registrations_end_with_their_memory() {
@@ -186,7 +254,8 @@ fn registrations_end_with_their_memory() {
             let registered = |c: &Communicator| c.rdma_counters().registered;
             let all_reduce = |c: &Communicator, count: usize| {
                 let mut memory = gpu.memory(c, &vec![1_i32; count]);
-                let queued = c.using(Algorithm::Ring).on(&gpu.stream).all_reduce(&mut memory, Op::Sum);
+                let queued =
+                    c.using(Algorithm::Ring).on(&gpu.stream).all_reduce(&mut memory, Op::Sum);
                 queued.and_then(|queued| queued.wait()).expect("a sum");
                 (registered(c), memory)
             };

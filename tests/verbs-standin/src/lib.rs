@@ -36,7 +36,7 @@ mod completion;
 mod device;
 #[allow(dead_code, missing_docs)]
 #[path = "../../../transport/src/rdma/ffi.rs"]
-mod ffi;
+pub mod ffi;
 mod memory;
 mod queue_pair;
 mod requester;

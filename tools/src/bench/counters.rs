@@ -61,7 +61,8 @@ impl GpuWork {
             own.bounced_bytes,
         ];
         communicator.reduce(&mut sums, Op::Sum, 0)?;
-        let [kernels, copies, from_host_bytes, from_peers_bytes, to_host_bytes, to_wire_bytes, ..] = sums;
+        let [kernels, copies, from_host_bytes, from_peers_bytes, to_host_bytes, to_wire_bytes, ..] =
+            sums;
         let [.., from_wire_bytes, bounced_bytes] = sums;
         let work = GpuWork {
             kernels,
