@@ -37,7 +37,9 @@ fn flushes() -> u64 {
     counters.remote_write_flushes
 }
 
+/// Over all ports, on the stand-ins, whatever GPUs there are: that for libibverbs knows no memory of theirs.
 fn over_rdma(settings: &mut Settings) {
+    settings.cuda_library = Some(stand_in());
     settings.transports = Transports::Rdma;
     settings.rdma.library = Some(verbs::stand_in());
 }
