@@ -89,7 +89,6 @@ impl Operation {
         let variant = self.lanes[lane].variant;
         for index in 0..self.offers[variant].len() {
             let offer = self.offers[variant][index];
-            // Scratch belongs to the round in hand; a part of the output to one round alone.
             let is_ahead = offer.may_be_ahead() && link(links, offer.peer).offers_ahead();
             for &later in self.lanes[lane].rounds_to_offer(is_ahead) {
                 self.offer_round(lane, offer, later, links)?;
