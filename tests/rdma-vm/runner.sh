@@ -9,4 +9,6 @@ test=$(readlink -f "$1")
 shift
 program=$(dirname "$(dirname "$test")")/ringtree
 driver=$(dirname "$test")/libringtree_cuda_standin.so
-exec bash "$(dirname "$0")/run.sh" -a "$test" -a "$program" -a "$driver" "$(printf '%q ' "$test" --test-threads=1 "$@")"
+programs=(-a "$test" -a "$program")
+[ ! -e "$driver" ] || programs+=(-a "$driver")
+exec bash "$(dirname "$0")/run.sh" "${programs[@]}" "$(printf '%q ' "$test" --test-threads=1 "$@")"
