@@ -72,7 +72,7 @@ pub const ATTRIBUTE_DMA_BUF: c_int = 124;
 pub const ATTRIBUTE_FLUSH_REMOTE_WRITES: c_int = 117;
 /// `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING`.
 pub const ATTRIBUTE_REMOTE_WRITES_ORDERING: c_int = 118;
-/// `CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER`, which is less than that for all devices.
+/// `CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER`; the number for all devices is higher.
 pub const ORDERED_FOR_OWNER: c_int = 100;
 /// `CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX`.
 pub const FLUSH_OF_CURRENT_CONTEXT: c_int = 0;

@@ -14,8 +14,8 @@ use super::RdmaError;
 use super::device::{Device, Region};
 use super::rails::{MAX_RAILS, Rail};
 use crate::Home;
-use crate::cuda::CudaError;
-use crate::memory::{Backing, Registration};
+use crate::cuda::{CudaError, DmaBuf};
+use crate::memory::Registration;
 
 /// Memories that are registered at once at most: each takes entries of the device's tables.
 const MOST_REGISTERED: usize = 4096;
@@ -120,26 +120,18 @@ impl Registry {
         }
         let (start, len_bytes) = (registration.start(), registration.len_bytes());
         // The devices keep what is behind a descriptor, which may be closed then.
-        let exported = match registration.backing() {
-            Backing::Device(memory) => {
-                Some(memory.dma_buf().map_err(|error| self.no_dma_buf(&error))?)
+        let exported = registration.device_memory().map(|memory| memory.dma_buf()).transpose();
+        let exported = exported.map_err(|error| self.no_dma_buf(&error))?;
+        let register = |device: &Arc<Device>| match &exported {
+            Some(DmaBuf { descriptor, offset }) => {
+                let descriptor = descriptor.as_raw_fd();
+                device.register_dma_buf(descriptor, *offset, start as u64, len_bytes)
             }
-            Backing::DmaBuf { .. } | Backing::Mapped => None,
+            // SAFETY: the registration keeps the memory, and drops these regions before it. Peers
+            // write where they were offered room, by the links' protocol.
+            None => unsafe { device.register(start, len_bytes, true) },
         };
-        let regions: Vec<Region> = self
-            .devices
-            .iter()
-            .map(|device| {
-                let (descriptor, offset) = match (registration.backing(), &exported) {
-                    (Backing::DmaBuf { descriptor, offset }, _) => (descriptor, offset),
-                    (_, Some(exported)) => (exported.descriptor.as_raw_fd(), exported.offset),
-                    // SAFETY: the registration keeps the memory, and drops these regions before it. Peers
-                    // write where they were offered room, by the links' protocol.
-                    _ => return unsafe { device.register(start, len_bytes, true) },
-                };
-                device.register_dma_buf(descriptor, offset, start as u64, len_bytes)
-            })
-            .collect::<Result<_, _>>()?;
+        let regions: Vec<Region> = self.devices.iter().map(register).collect::<Result<_, _>>()?;
         let mut keys = ([0; MAX_RAILS], [0; MAX_RAILS]);
         for (at, region) in regions.iter().enumerate() {
             (keys.0[at], keys.1[at]) = (region.local_key(), region.remote_key());
@@ -149,9 +141,7 @@ impl Registry {
         let registry = self.number;
         Ok(Regions { registry, local_keys, remote_keys, _regions: regions, _counted: counted })
     }
-}
 
-impl Registry {
     /// Says once, of memory of the host and once more of that of GPUs, why it is not registered.
     fn warn(&self, registration: &Registration, error: &RdmaError) {
         let bytes = registration.len_bytes();
@@ -194,7 +184,7 @@ pub(super) struct OwnMemory {
     pub(super) local_keys: Keys,
     pub(super) remote_keys: Keys,
     pub(super) is_known: bool,
-    /// It is a GPU's, which the host must not touch.
+    /// Whose it is.
     pub(super) home: Home,
 }
 
