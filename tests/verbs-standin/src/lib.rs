@@ -2,8 +2,8 @@
 //! devices: what `ringtree-transport` uses of the library, and nothing else.
 //!
 //! Devices are those of the host, which all of its processes open. A queue pair is two threads: one carries out
-//! what was posted, one after the other, over a socket ([`requester`]), the other what the peer's asks for
-//! ([`responder`]). So memory is read some time after a write was posted and before it is complete, and is written
+//! what was posted, one after the other, over a socket (`requester.rs`), the other what the peer's asks for
+//! (`responder.rs`). So memory is read some time after a write was posted and before it is complete, and is written
 //! without the receiving process doing anything, as by an adapter.
 //!
 //! It is as unforgiving as one: keys, bounds, rights and protection domains are checked on both sides; what fails
