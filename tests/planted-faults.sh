@@ -42,6 +42,9 @@ plant early collectives/src/device/calls.rs 'let (rank, ranks) = (engine.rank(),
 plant lent $staged/mod.rs 'unsent.or_else(|| lane.counter.unsent(links))' \
     'unsent.or_else(|| if PLANTED { None } else { lane.counter.unsent(links) })'
 plant lent $staged/mod.rs 'reader.or(waiting)' 'reader.or(if PLANTED { None } else { waiting })'
+# A message is written to where the kernel still reads that of the round before.
+plant crowded $staged/landing.rs 'usize::from(self.lanes[lane].counter.is_odd(round))' \
+    'if PLANTED { 0 } else { usize::from(self.lanes[lane].counter.is_odd(round)) }'
 # A kernel's flag may overtake what it has put into its slot.
 plant unfenced collectives/src/device/kernels.rs 'Module::load(&self.device, ptx(data_type))' \
     'Module::load(&self.device, &if PLANTED { ptx(data_type).replace("st.release.sys", "st.relaxed.sys") } else {
@@ -56,7 +59,7 @@ plant reused collectives/src/device/board.rs '(number & 1) as usize' \
 # Flags stay as they were.
 plant stuck collectives/src/device/board.rs 'state.number = number;' 'if !PLANTED { state.number = number; }'
 
-CARGO_TARGET_DIR=$target cargo test --quiet --locked -p ringtree-tests --test gpu --test gpu_small --no-run
+CARGO_TARGET_DIR=$target cargo test --quiet --locked -p ringtree-tests --test gpu --test gpu_small --test gpu_rdma --no-run
 program() { # program NAME: the newest of the tests of this name
     find "$target/debug/deps" -name "$1-*" -type f -executable -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2
 }
@@ -81,6 +84,8 @@ check() { # check PLANTED TEST [NAME]
 cd tests
 check ready a_call_begins_when_its_stream_has_come_to_it
 check unfinished every_algorithm_runs_on_gpus
+check unfinished rdma_devices_send_from_the_memory_of_gpus_and_nothing_is_copied_first gpu_rdma
+check crowded what_is_reduced_arrives_in_the_memory_of_the_gpu gpu_rdma
 check early a_call_begins_when_its_stream_has_come_to_it
 check lent memory_that_is_lent_stays_as_it_is_until_it_has_been_read
 for fault in unfenced unheard reused stuck; do

@@ -8,4 +8,7 @@ esac
 test=$(readlink -f "$1")
 shift
 program=$(dirname "$(dirname "$test")")/ringtree
-exec bash "$(dirname "$0")/run.sh" -a "$test" -a "$program" "$(printf '%q ' "$test" --test-threads=1 "$@")"
+driver=$(dirname "$test")/libringtree_cuda_standin.so
+programs=(-a "$test" -a "$program")
+[ ! -e "$driver" ] || programs+=(-a "$driver")
+exec bash "$(dirname "$0")/run.sh" "${programs[@]}" "$(printf '%q ' "$test" --test-threads=1 "$@")"

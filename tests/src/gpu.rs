@@ -1,10 +1,11 @@
 //! GPUs for tests: those of the stand-in for the CUDA driver, or with `RINGTREE_TEST_GPU=real` the machine's own.
 
+use std::ffi::{CStr, CString, c_void};
 use std::path::PathBuf;
 use std::process::Command;
 
 use ringtree::device::{Device, DeviceMemory, Stream};
-use ringtree::{Communicator, Element, Transports};
+use ringtree::{Communicator, Element, Settings, Transports};
 
 /// GPUs of the stand-in.
 const DEVICES: u32 = 4;
@@ -34,12 +35,38 @@ pub fn stand_in() -> PathBuf {
     beside
 }
 
+/// A function that a stand-in's library has for tests in the same process.
+pub fn function_of(library: PathBuf, function: &CStr) -> *mut c_void {
+    let name = CString::new(library.into_os_string().into_encoded_bytes()).expect("a path");
+    // SAFETY: the names end with zeros, and the library is one that may be opened.
+    let found = unsafe {
+        let library = libc::dlopen(name.as_ptr(), libc::RTLD_NOW);
+        assert!(!library.is_null(), "{name:?} opens");
+        libc::dlsym(library, function.as_ptr())
+    };
+    assert!(!found.is_null(), "{name:?} has {function:?}");
+    found
+}
+
 /// Runs a test in a process of its own, since a driver is a process's, with settings of the stand-in; on the real driver,
 /// without. `name` is the test's. Returns whether this is that process, which has nothing else to do.
 ///
 /// # Panics
 /// If the test fails, or does not end.
 pub fn alone(name: &str, settings: &[(&str, &str)], test: impl FnOnce()) -> bool {
+    alone_in(name, settings, &[], test)
+}
+
+/// As [`alone`], with other variables of the environment, too.
+///
+/// # Panics
+/// As [`alone`].
+pub fn alone_in(
+    name: &str,
+    settings: &[(&str, &str)],
+    environment: &[(&str, &str)],
+    test: impl FnOnce(),
+) -> bool {
     if std::env::var(ALONE).as_deref() == Ok(name) {
         // SAFETY: it ends this process, in which only the test runs, should it hang.
         unsafe { libc::alarm(LIMIT_S) };
@@ -50,12 +77,14 @@ pub fn alone(name: &str, settings: &[(&str, &str)], test: impl FnOnce()) -> bool
     let mut command = Command::new(this);
     command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, name);
     command.env("RINGTREE_STANDIN_DEVICES", DEVICES.to_string());
+    command.envs(environment.iter().copied());
     for (key, value) in settings {
         command.env(format!("RINGTREE_STANDIN_{key}"), value);
     }
     let output = command.output().expect("a process");
     let [printed, said] =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let settings = (settings, environment);
     assert!(output.status.success(), "{name}, {settings:?}: {}\n{printed}\n{said}", output.status);
     assert!(printed.contains("1 passed"), "{name} is no test of this file:\n{printed}");
     false
@@ -63,10 +92,15 @@ pub fn alone(name: &str, settings: &[(&str, &str)], test: impl FnOnce()) -> bool
 
 /// The communicators of `ranks` ranks of this process, which know the driver.
 pub fn communicators(ranks: u32, transports: Transports) -> Vec<Communicator> {
+    communicators_with(ranks, |settings| settings.transports = transports)
+}
+
+/// As [`communicators`], with other settings.
+pub fn communicators_with(ranks: u32, set: impl Fn(&mut Settings)) -> Vec<Communicator> {
     let driver = driver();
     Communicator::in_process_with(ranks, |settings| {
-        settings.transports = transports;
         settings.cuda_library = driver.clone();
+        set(settings);
     })
     .expect("communicators of this process")
 }

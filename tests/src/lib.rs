@@ -29,3 +29,4 @@ pub mod traffic;
 pub mod values;
 pub mod varied;
 pub mod verdicts;
+pub mod verbs;

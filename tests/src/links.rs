@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::verbs;
 use ringtree_transport::rdma::{Rdma, RdmaConfig, RdmaLink};
 use ringtree_transport::secure::{self, FrameKeys, Job, Purpose, Secret};
 use ringtree_transport::shm::{Attach, Board, ShmLink};
@@ -109,6 +110,23 @@ pub fn shm() -> Pair {
 /// `tests/rdma-vm`.
 pub fn rdma() -> Pair {
     rdma_over("rxe1", "rxe2", 1)
+}
+
+/// RDMA by the stand-in for libibverbs.
+pub fn rdma_standin() -> Pair {
+    verbs::open();
+    rdma_over("standin0", "standin1", 1)
+}
+
+/// RDMA by the stand-in over two pairs of ports, with two queue pairs for each.
+pub fn rdma_standin_rails() -> Pair {
+    verbs::open();
+    rdma_over("standin0,standin1", "standin0,standin1", 2)
+}
+
+/// RDMA by the stand-in, with checksums.
+pub fn rdma_standin_checked() -> Pair {
+    rdma_standin().with_checksums()
 }
 
 /// RDMA over two pairs of ports, with two queue pairs for each.

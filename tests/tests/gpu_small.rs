@@ -1,7 +1,7 @@
 //! Small calls on GPUs that have been joined: one kernel a rank, by the stand-in for the CUDA driver or on real GPUs
 //! (`tests/src/gpu.rs`), with the bits that the host gives.
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use ringtree::control::Verdict;
 use ringtree::device::{DeviceCounters, Stream};
 use ringtree::{Communicator, Error, Op, Transports};
 use ringtree_cuda_standin::Counters;
-use ringtree_tests::gpu::{Gpu, alone, driver};
+use ringtree_tests::gpu::{Gpu, alone, driver, function_of};
 use ringtree_tests::gpu_checks::{check_all, check_every_type, values};
 use ringtree_tests::ranks::each;
 
@@ -48,15 +48,12 @@ const SOON: Duration = Duration::from_secs(10);
 /// Copies that the stand-in has made so far, of whatever kind; none on the real driver, which does not tell.
 fn copies() -> u64 {
     let Some(library) = driver() else { return 0 };
-    let name = CString::new(library.into_os_string().into_encoded_bytes()).expect("a path");
+    let found = function_of(library, c"ringtree_standin_counters");
     let mut counters = Counters::default();
-    // SAFETY: the library is open, and its function is as its documentation says.
+    // SAFETY: the function is as the stand-in's documentation says.
     let code = unsafe {
-        let library = libc::dlopen(name.as_ptr(), libc::RTLD_NOW);
-        let function = libc::dlsym(library, c"ringtree_standin_counters".as_ptr());
-        assert!(!function.is_null(), "the stand-in counts");
         let function: extern "C" fn(*mut Counters) -> c_int =
-            std::mem::transmute::<*mut c_void, _>(function);
+            std::mem::transmute::<*mut c_void, _>(found);
         function(&raw mut counters)
     };
     assert_eq!(code, 0);

@@ -3,6 +3,7 @@
 use std::process::{Command, Output, Stdio};
 
 use ringtree_tests::gpu::stand_in;
+use ringtree_tests::verbs;
 use serde_json::Value;
 
 /// What is offered on GPUs.
@@ -125,6 +126,39 @@ fn a_timeline_has_what_every_rank_did() {
             assert!(of_rank("").iter().all(is_ordered), "{events:#?}");
         }
     }
+}
+
+/// Two processes, by the stand-in for libibverbs.
+#[test]
+fn over_rdma_memory_of_gpus_is_sent_and_received_as_it_is() {
+    let library = verbs::stand_in().display().to_string();
+    let driver = stand_in().display().to_string();
+    let line = format!(
+        "bench all-reduce --memory device --cuda-library {driver} --ranks 2 --transport rdma --sizes 20000,1000004 -n 3 -w 1"
+    );
+    let library = ("RINGTREE_RDMA_LIBRARY", library.as_str());
+    let output = ringtree(&line, &[library]);
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:#?}");
+    assert_eq!(text(&output.stderr), "");
+    assert!(table.contains("\n# Out of bounds values : 0 OK\n"), "{table}");
+    // Nothing was copied to hosts to be sent.
+    assert!(table.contains("\n# GPUs: 0 bytes to the hosts, "), "{table}");
+    assert!(table.contains("\n# RDMA: senders copied 0.0 % of the messages first; "), "{table}");
+    let straight =
+        table.lines().find(|line| line.contains(" bytes sent by RDMA straight from their memory"));
+    let sent = straight.and_then(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    // Six calls at least, in which each of two ranks gives all that it has once.
+    assert!(sent.is_some_and(|bytes| bytes >= 6 * 2 * 1_000_004), "{table}");
+
+    let refusing = ("RINGTREE_VERBS_STANDIN_NO_DMA_BUF", "1");
+    let output = ringtree(&line, &[library, refusing]);
+    let (table, log) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{output:#?}");
+    assert!(table.contains("\n# Out of bounds values : 0 OK\n"), "{table}");
+    assert!(!table.contains("straight from their memory"), "{table}");
+    let refusals = log.lines().filter(|line| line.contains("of a GPU goes through slots"));
+    assert_eq!((refusals.count(), log.lines().count()), (2, 2), "one line of each rank: {log}");
 }
 
 #[test]

@@ -29,6 +29,6 @@ pub mod wait;
 
 pub use checksum::Damage;
 pub use link::{
-    Arrival, CHANNELS, Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, MAX_LANES, POINT_TO_POINT,
-    Slot, SlotMemory, Tag, TransportKind,
+    Arrival, CHANNELS, Channel, Home, LEAST_IN_PLACE_BYTES, Link, LinkError, MAX_LANES,
+    POINT_TO_POINT, Slot, SlotMemory, Tag, TransportKind,
 };

@@ -64,8 +64,19 @@ pub struct Arrival {
     pub last: bool,
     /// Which operation it belongs to.
     pub tag: Tag,
-    /// `data` is an address of a GPU's memory, which the host must not touch. Only after [`Link::use_device`].
-    pub on_device: bool,
+    /// Whose memory `data` is an address of.
+    pub home: Home,
+}
+
+/// In whose memory an arrival is. The host must not touch that of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// This host's.
+    Host,
+    /// A GPU of the peer's, which lends it. Only after [`Link::use_device`].
+    PeerGpu,
+    /// A GPU of this rank's, where room was offered for it by [`Link::offer_device`].
+    OwnGpu,
 }
 
 impl Arrival {
@@ -345,11 +356,15 @@ impl Link {
     /// Whether [`Link::lend_device`] may lend this range of a GPU's memory on a channel: as of [`Link::lends`].
     #[inline]
     pub fn lends_device(&self, channel: Channel, address: DeviceAddress, len: usize) -> bool {
-        matches!(self, Link::Shm(link) if link.lends_device(channel, address, len))
+        match self {
+            Link::Shm(link) => link.lends_device(channel, address, len),
+            Link::Rdma(link) => link.lends_device(address, len),
+            Link::Tcp(_) | Link::Sim(_) => false,
+        }
     }
 
-    /// As [`Link::lend`], for memory of a GPU, which the peer's GPU reads in place: all that was to be written there
-    /// has been.
+    /// As [`Link::lend`], for memory of a GPU, which the peer's GPU or an RDMA device of this host reads in place: all
+    /// that was to be written there has been, as an event of the GPU has told.
     pub fn lend_device(
         &mut self,
         channel: Channel,
@@ -360,7 +375,8 @@ impl Link {
     ) -> Result<bool, LinkError> {
         match self {
             Link::Shm(link) => link.lend_device(channel, tag, address, len, last),
-            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => Ok(false),
+            Link::Rdma(link) => link.lend_device(channel, tag, address, len, last).map(|()| true),
+            Link::Tcp(_) | Link::Sim(_) => Ok(false),
         }
     }
 
@@ -387,6 +403,26 @@ impl Link {
             // SAFETY: likewise.
             Link::Rdma(link) => unsafe { link.offer(channel, tag, ahead, into, len) },
             Link::Tcp(_) | Link::Sim(_) => Ok(()),
+        }
+    }
+
+    /// As [`Link::offer`], for room in memory of a GPU, which an RDMA device of this host writes. Before a kernel reads
+    /// what has come there, it must be settled, on devices that need that ([`RemoteWrites`](crate::cuda::RemoteWrites)).
+    ///
+    /// # Safety
+    /// As [`Link::offer`], with addresses of the GPU.
+    pub unsafe fn offer_device(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        ahead: u32,
+        into: DeviceAddress,
+        len: usize,
+    ) -> Result<(), LinkError> {
+        match self {
+            // SAFETY: the caller's promise is passed on.
+            Link::Rdma(link) => unsafe { link.offer(channel, tag, ahead, into as *mut u8, len) },
+            Link::Shm(_) | Link::Tcp(_) | Link::Sim(_) => Ok(()),
         }
     }
 

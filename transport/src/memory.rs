@@ -141,7 +141,6 @@ pub struct Registration {
 enum Kind {
     Shared(Arc<SharedMemory>),
     Plain { start: NonNull<u8>, len_bytes: usize },
-    DmaBuf { descriptor: OwnedFd, offset: u64, address: u64, len_bytes: usize },
     Device(Arc<DeviceMemory>),
 }
 
@@ -149,19 +148,6 @@ enum Kind {
 unsafe impl Send for Registration {}
 // SAFETY: as above.
 unsafe impl Sync for Registration {}
-
-/// How an RDMA device gets at a memory.
-pub(crate) enum Backing {
-    /// By its addresses in this process.
-    Mapped,
-    /// By a descriptor, from an offset on.
-    DmaBuf {
-        /// The descriptor.
-        descriptor: RawFd,
-        /// Of the first byte.
-        offset: u64,
-    },
-}
 
 impl Registration {
     /// Registers `memory`, which lives at least as long.
@@ -178,18 +164,8 @@ impl Registration {
         Registration::of(Kind::Plain { start, len_bytes })
     }
 
-    /// Registers the memory behind a dma-buf descriptor, as of a GPU, which is used at `address` in calls.
-    /// Devices that cannot do that say so in the log, and it goes through slots.
-    pub fn of_dma_buf(
-        descriptor: OwnedFd,
-        offset: u64,
-        address: u64,
-        len_bytes: usize,
-    ) -> Arc<Registration> {
-        Registration::of(Kind::DmaBuf { descriptor, offset, address, len_bytes })
-    }
-
-    /// Registers memory of a GPU, which lives at least as long: for the GPUs of this host that can reach it.
+    /// Registers memory of a GPU, which lives at least as long: for the GPUs of this host that can reach it, and for the
+    /// RDMA devices, where they and the GPU's driver can do that.
     pub fn of_device(memory: Arc<DeviceMemory>) -> Arc<Registration> {
         Registration::of(Kind::Device(memory))
     }
@@ -202,7 +178,7 @@ impl Registration {
     pub fn shared_memory(&self) -> Option<&SharedMemory> {
         match &self.memory {
             Kind::Shared(memory) => Some(memory),
-            Kind::Plain { .. } | Kind::DmaBuf { .. } | Kind::Device(_) => None,
+            Kind::Plain { .. } | Kind::Device(_) => None,
         }
     }
 
@@ -210,7 +186,7 @@ impl Registration {
     pub fn device_memory(&self) -> Option<&Arc<DeviceMemory>> {
         match &self.memory {
             Kind::Device(memory) => Some(memory),
-            Kind::Shared(_) | Kind::Plain { .. } | Kind::DmaBuf { .. } => None,
+            Kind::Shared(_) | Kind::Plain { .. } => None,
         }
     }
 
@@ -219,7 +195,6 @@ impl Registration {
         match &self.memory {
             Kind::Shared(memory) => memory.start(),
             Kind::Plain { start, .. } => start.as_ptr(),
-            Kind::DmaBuf { address, .. } => *address as *mut u8,
             Kind::Device(memory) => memory.address() as *mut u8,
         }
     }
@@ -227,17 +202,8 @@ impl Registration {
     pub(crate) fn len_bytes(&self) -> usize {
         match &self.memory {
             Kind::Shared(memory) => memory.len_bytes(),
-            Kind::Plain { len_bytes, .. } | Kind::DmaBuf { len_bytes, .. } => *len_bytes,
+            Kind::Plain { len_bytes, .. } => *len_bytes,
             Kind::Device(memory) => memory.len_bytes(),
-        }
-    }
-
-    pub(crate) fn backing(&self) -> Backing {
-        match &self.memory {
-            Kind::DmaBuf { descriptor, offset, .. } => {
-                Backing::DmaBuf { descriptor: descriptor.as_raw_fd(), offset: *offset }
-            }
-            Kind::Shared(_) | Kind::Plain { .. } | Kind::Device(_) => Backing::Mapped,
         }
     }
 

@@ -15,6 +15,10 @@ pub struct DeviceCounters {
     pub from_peers_bytes: u64,
     /// Bytes that they have brought to the host's memory.
     pub to_host_bytes: u64,
+    /// Bytes that RDMA devices have sent straight from the GPU's memory.
+    pub to_wire_bytes: u64,
+    /// Bytes that they have written straight there.
+    pub from_wire_bytes: u64,
     /// Bytes that a processor has copied, because the GPU could not reach them where they had come.
     pub bounced_bytes: u64,
 }
@@ -28,6 +32,8 @@ impl DeviceCounters {
             from_host_bytes: self.from_host_bytes - earlier.from_host_bytes,
             from_peers_bytes: self.from_peers_bytes - earlier.from_peers_bytes,
             to_host_bytes: self.to_host_bytes - earlier.to_host_bytes,
+            to_wire_bytes: self.to_wire_bytes - earlier.to_wire_bytes,
+            from_wire_bytes: self.from_wire_bytes - earlier.from_wire_bytes,
             bounced_bytes: self.bounced_bytes - earlier.bounced_bytes,
         }
     }
@@ -40,6 +46,8 @@ impl AddAssign for DeviceCounters {
         self.from_host_bytes += other.from_host_bytes;
         self.from_peers_bytes += other.from_peers_bytes;
         self.to_host_bytes += other.to_host_bytes;
+        self.to_wire_bytes += other.to_wire_bytes;
+        self.from_wire_bytes += other.from_wire_bytes;
         self.bounced_bytes += other.bounced_bytes;
     }
 }

@@ -144,8 +144,26 @@ impl Engine {
         if call.stream == Sequence::Collective {
             self.connect(&peers, None)?;
             self.pin(at, &peers);
+            self.provide_landing(at, call)?;
         }
         Ok(())
+    }
+
+    /// Sees to it that there is memory of a GPU where RDMA devices write what a call folds.
+    fn provide_landing(&mut self, at: usize, call: &Call) -> Result<(), Error> {
+        let DeviceEngine { prepared, gear, .. } = &mut self.devices[at];
+        let operation = prepared.get(call).and_then(|entry| entry.operation.as_ref());
+        let Some(operation) = operation else { return Ok(()) };
+        let len_bytes = operation.landing_bytes(gear, &self.wiring.links);
+        match gear.provide_landing(len_bytes) {
+            Ok(None) => Ok(()),
+            Ok(Some(registration)) => {
+                self.wiring.share(&registration);
+                gear.check_landing(&self.wiring.links);
+                Ok(())
+            }
+            Err(error) => Err(self.fail_on_device(error)),
+        }
     }
 
     /// Locks the slots of links for a GPU.

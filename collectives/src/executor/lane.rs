@@ -76,9 +76,19 @@ impl Lane {
         self.round >= rounds
     }
 
-    /// Whether no round of the lane is complete.
-    pub(super) fn is_first_round(&self) -> bool {
-        self.round == self.first
+    /// For which rounds of the lane an offer is made now, as its round begins: the round itself, or where it may be made
+    /// a round ahead, the next one, so that it is there in time.
+    pub(super) fn rounds_to_offer(&self, is_ahead: bool) -> &'static [u32] {
+        match (is_ahead, self.round == self.first) {
+            (false, _) => &[0],
+            (true, true) => &[0, 1],
+            (true, false) => &[1],
+        }
+    }
+
+    /// Whether a round is one of every second of the lane.
+    pub(super) fn is_odd(&self, round: u64) -> bool {
+        (round - self.first) / self.stride % 2 == 1
     }
 
     /// The action in hand is complete.

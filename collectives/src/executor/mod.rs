@@ -17,7 +17,7 @@ pub(crate) use exchange::Exchange;
 pub use geometry::{ByteSpan, Extent, Geometry};
 pub(crate) use staged::{Gear, Staged};
 
-use ringtree_plan::{Action, Destination, Program, Source, Span};
+use ringtree_plan::{Action, Destination, Program, Source, Space, Span};
 use ringtree_transport::cuda::CudaError;
 use ringtree_transport::{Channel, LEAST_IN_PLACE_BYTES, Link, LinkError, Tag};
 
@@ -362,9 +362,24 @@ struct Offer {
     span: Span,
 }
 
-/// The messages of a round of a variant that go to one place, as it is.
+impl Offer {
+    /// Whether it may be made before its round begins: scratch belongs to the round in hand; a part of the output to one
+    /// round alone.
+    fn may_be_ahead(&self) -> bool {
+        self.span.space == Space::Output
+    }
+}
+
+/// The messages of a round of a variant that go to one place, as they are.
 fn offers(program: &Program, variant: usize) -> Vec<Offer> {
-    let mut offers = Vec::new();
+    let arrivals = arrivals(program, variant).into_iter();
+    arrivals.filter_map(|(offer, is_placed)| is_placed.then_some(offer)).collect()
+}
+
+/// All messages that arrive in a round of a variant, and whether each goes to one place as it is, which its span is then;
+/// else that has its length.
+fn arrivals(program: &Program, variant: usize) -> Vec<(Offer, bool)> {
+    let mut arrivals = Vec::new();
     let mut arrived = vec![0_u32; program.ranks as usize];
     for action in &program.actions[program.variant(variant)] {
         let Action::Move { first_source, sources, first_destination, shape, early, .. } = *action
@@ -372,22 +387,23 @@ fn offers(program: &Program, variant: usize) -> Vec<Offer> {
             continue;
         };
         let sources = &program.sources[first_source as usize..][..sources as usize];
-        if let (true, &[Source::Arrival { peer }], Destination::Own(span)) =
-            (early, sources, program.destinations[first_destination as usize])
-        {
-            debug_assert_eq!(span, shape);
-            offers.push(Offer { peer, ahead: arrived[peer as usize], a_round: 0, span });
-        }
+        let place = match (sources, program.destinations[first_destination as usize]) {
+            ([Source::Arrival { .. }], Destination::Own(span)) if early => Some(span),
+            _ => None,
+        };
+        debug_assert!(place.is_none_or(|span| span == shape));
         for source in sources {
             if let Source::Arrival { peer } = *source {
+                let (ahead, span) = (arrived[peer as usize], place.unwrap_or(shape));
+                arrivals.push((Offer { peer, ahead, a_round: 0, span }, place.is_some()));
                 arrived[peer as usize] += 1;
             }
         }
     }
-    for offer in &mut offers {
+    for (offer, _) in &mut arrivals {
         offer.a_round = arrived[offer.peer as usize];
     }
-    offers
+    arrivals
 }
 
 /// Every peer of a program, in ascending order.

@@ -89,14 +89,9 @@ impl Operation {
         let variant = self.lanes[lane].variant;
         for index in 0..self.offers[variant].len() {
             let offer = self.offers[variant][index];
-            // Scratch belongs to the round in hand; a part of the output to one round alone.
-            let is_ahead =
-                offer.span.space == Space::Output && link(links, offer.peer).offers_ahead();
-            if !is_ahead || self.lanes[lane].is_first_round() {
-                self.offer_round(lane, offer, 0, links)?;
-            }
-            if is_ahead {
-                self.offer_round(lane, offer, 1, links)?;
+            let is_ahead = offer.may_be_ahead() && link(links, offer.peer).offers_ahead();
+            for &later in self.lanes[lane].rounds_to_offer(is_ahead) {
+                self.offer_round(lane, offer, later, links)?;
             }
         }
         Ok(())

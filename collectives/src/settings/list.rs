@@ -15,7 +15,7 @@ pub struct Setting {
 
 impl Setting {
     /// All there are, in the README's order.
-    pub const ALL: [Setting; 32] = [
+    pub const ALL: [Setting; 33] = [
         setting("RINGTREE_RANK", "this rank, from 0"),
         setting("RINGTREE_RANKS", "how many ranks there are"),
         setting("RINGTREE_LOCAL_RANK", "this rank's number on its host, for the program"),
@@ -69,6 +69,7 @@ impl Setting {
         )
         .or("6"),
         setting("RINGTREE_RDMA_QUEUE_PAIRS", "queue pairs of two ranks for each pair of RDMA ports; 16 in all at most").or("1"),
+        setting("RINGTREE_RDMA_LIBRARY", "the file of libibverbs; else the one that the system finds"),
         setting("RINGTREE_CUDA_LIBRARY", "the CUDA driver's library; else the one that the system finds"),
         setting("RINGTREE_ENCRYPT", "1: encrypt what goes over TCP, on all ranks alike").or("0"),
         setting(

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ringtree_transport::endpoint::Transports;
@@ -130,6 +131,7 @@ impl Variables<'_> {
         let checked = devices.map_or(Ok(()), RdmaConfig::check_devices);
         checked.map_err(|error| settings(error.to_string()))?;
         Ok(RdmaConfig {
+            library: self.get("RINGTREE_RDMA_LIBRARY").map(PathBuf::from),
             devices: devices.map(str::to_string),
             gid_index: match self.get("RINGTREE_RDMA_GID_INDEX") {
                 Some(_) => Some(self.number_in("RINGTREE_RDMA_GID_INDEX", 0..=255, 0)?),

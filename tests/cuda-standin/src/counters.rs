@@ -56,6 +56,8 @@ pub struct Counters {
     pub value_waits: u64,
     /// Writes of values by streams.
     pub value_writes: u64,
+    /// Flushes of what network adapters have written.
+    pub remote_write_flushes: u64,
     /// Live: allocations of device memory, without what was opened or imported.
     pub allocations_live: u64,
     /// Live: their bytes, in pages.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::code::{Code, Result};
 use crate::context::Context;
 use crate::initialisation::driver;
-use crate::settings::{self, Settings};
+use crate::settings::{self, RemoteWrites, Settings};
 use crate::{MAX_DEVICES, event, host_memory, module, stream};
 
 /// Multiprocessors of each device.
@@ -177,10 +177,11 @@ impl Device {
             106 => BLOCKS_PER_MULTIPROCESSOR as i32,
             111 => 1024, // shared memory that the system takes of each block
             113 => settings.read_only_registration as i32,
-            115 => 1,   // memory pools
-            116 => 1,   // GPUDirect RDMA
-            117 => 1,   // flushing its writes from the host
-            118 => 100, // its writes are ordered for their owner
+            115 => 1, // memory pools
+            116 => 1, // GPUDirect RDMA
+            117 => (settings.remote_writes != RemoteWrites::Unordered) as i32, // flushing from the host
+            // Its writes are ordered for their owner.
+            118 => 100 * (settings.remote_writes == RemoteWrites::Ordered) as i32,
             124 => settings.dma_buf as i32,
             125 => settings.ipc as i32, // IPC events
             ..=0 | 151.. => return Err(Code::INVALID_VALUE),

@@ -19,6 +19,17 @@ pub enum Schedule {
     Prompt,
 }
 
+/// How kernels come to find what network adapters have written in a device's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RemoteWrites {
+    /// They do.
+    Ordered,
+    /// Once the host has flushed them.
+    Flushed,
+    /// No way that the host has.
+    Unordered,
+}
+
 /// All settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -46,6 +57,8 @@ pub struct Settings {
     pub compute_capability: (i32, i32),
     /// Whether memory can be exported as a dma-buf.
     pub dma_buf: bool,
+    /// How kernels come to find what network adapters have written.
+    pub remote_writes: RemoteWrites,
     /// Whether legacy IPC is supported.
     pub ipc: bool,
     /// Whether virtual memory management is supported.
@@ -111,6 +124,7 @@ impl Default for Settings {
             failures: Vec::new(),
             compute_capability: (8, 0),
             dma_buf: true,
+            remote_writes: RemoteWrites::Ordered,
             ipc: true,
             virtual_memory: true,
             read_only_registration: true,
@@ -174,6 +188,14 @@ impl Settings {
                     (number(major, 1, 99)? as i32, number(minor, 0, 9)? as i32);
             }
             "NO_DMA_BUF" => self.dma_buf = !flag(value)?,
+            "REMOTE_WRITES" => {
+                self.remote_writes = match value {
+                    "ordered" => RemoteWrites::Ordered,
+                    "flushed" => RemoteWrites::Flushed,
+                    "unordered" => RemoteWrites::Unordered,
+                    _ => return Err(format!("{value:?} is not ordered, flushed or unordered")),
+                }
+            }
             "NO_IPC" => self.ipc = !flag(value)?,
             "NO_VMM" => self.virtual_memory = !flag(value)?,
             "NO_READ_ONLY_REGISTRATION" => self.read_only_registration = !flag(value)?,

@@ -276,6 +276,24 @@ fn a_dma_buf_has_the_memory_in_it() {
 }
 
 #[test]
+fn what_network_adapters_write_is_ordered_or_flushed_or_neither() {
+    isolated("what_network_adapters_write_is_ordered_or_flushed_or_neither", &[], || {
+        use_device(0);
+        let attributes = || [117, 118].map(|a| get::<i32>(|to| cuDeviceGetAttribute(to, a, 0)));
+        assert_eq!(attributes(), [1, 100]);
+        ok(cuFlushGPUDirectRDMAWrites(0, 100));
+        assert_eq!(counters().remote_write_flushes, 1);
+        assert_eq!(cuFlushGPUDirectRDMAWrites(1, 100), INVALID_VALUE);
+        ok(configure("REMOTE_WRITES", "flushed"));
+        assert_eq!(attributes(), [1, 0]);
+        ok(configure("REMOTE_WRITES", "unordered"));
+        assert_eq!(attributes(), [0, 0]);
+        assert_eq!(cuFlushGPUDirectRDMAWrites(0, 100), NOT_SUPPORTED);
+        assert_eq!(counters().remote_write_flushes, 1);
+    });
+}
+
+#[test]
 fn memory_that_may_only_be_read_is_registered_as_such() {
     isolated("memory_that_may_only_be_read_is_registered_as_such", &[], || {
         use_device(0);

@@ -1,8 +1,8 @@
 //! A rank is killed, aborts or leaves: everyone else hears of it at once.
 
 use nix::sys::signal::Signal;
-use ringtree_tests::gpu;
 use ringtree_tests::job::{Host, Job, Setup};
+use ringtree_tests::{gpu, verbs};
 
 use crate::{assert_names, latencies_ms, setup};
 
@@ -34,18 +34,29 @@ fn a_rank_that_is_killed_in_a_large_call_is_named() {
 
 #[test]
 fn a_killed_rank_is_named_to_survivors_whose_gpus_wait_for_it() {
-    let driver = gpu::stand_in();
+    die_with_gpus("shm", "loop-gpu 500");
+}
+
+/// RDMA devices of the survivors read and write memory of their GPUs, and the killed rank's no longer.
+#[test]
+fn a_killed_rank_is_named_to_survivors_whose_gpus_it_writes_to() {
+    die_with_gpus("rdma", "loop-gpu 50000");
+}
+
+/// Kills one of three ranks, of which two share a GPU, some times.
+fn die_with_gpus(transport: &'static str, script: &str) {
+    let (driver, verbs) = (gpu::stand_in(), verbs::stand_in());
     let environment = [
         ("RINGTREE_CUDA_LIBRARY", driver.to_str().expect("a path")),
         ("RINGTREE_STANDIN_DEVICES", "2"),
         ("RINGTREE_STANDIN_SCHEDULE", "prompt"),
+        ("RINGTREE_RDMA_LIBRARY", verbs.to_str().expect("a path")),
     ];
-    // Two of three share a GPU.
-    let setup = setup(3, "shm");
+    let setup = setup(3, transport);
     for _ in 0..TURNS {
         let mut job = Job::empty(&setup);
         for rank in 0..3 {
-            job.add(rank, "loop-gpu 500", &environment);
+            job.add(rank, script, &environment);
         }
         for joined in job.expect_all(0..3, "joined-gpus") {
             assert_eq!(joined.rest, "true", "{job}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ringtree_tests::links::{Pair, rdma, rdma_over, wait_for};
 use ringtree_tests::random::Random;
 use ringtree_tests::traffic::{exchange, messages};
-use ringtree_transport::memory::{Registration, SharedMemory};
+use ringtree_transport::memory::Registration;
 use ringtree_transport::{LinkError, Tag, rdma::Counters};
 
 use crate::network::{Backlog, Netem};
@@ -175,25 +175,6 @@ fn a_key_that_was_withdrawn_is_refused() {
         "{error}"
     );
     assert!(into.bytes.iter().all(|&byte| byte == 0x5a));
-}
-
-/// soft-RoCE registers no dma-buf: the memory goes through slots, and the log says so once.
-#[test]
-fn memory_that_a_device_cannot_register_goes_through_slots() {
-    let memory = SharedMemory::create(LEN).expect("memory");
-    let data = Random::new(4).bytes(LEN);
-    // SAFETY: the mapping has so many bytes, and nobody else uses it.
-    let bytes = unsafe {
-        data.as_ptr().copy_to_nonoverlapping(memory.start(), LEN);
-        Vec::from(std::slice::from_raw_parts(memory.start(), LEN))
-    };
-    let descriptor = memory.descriptor().try_clone_to_owned().expect("a descriptor");
-    let registration = Registration::of_dma_buf(descriptor, 0, memory.start() as u64, LEN);
-    let mut pair = rdma();
-    let from = Buffer { bytes, registration: Some(registration) };
-    let mut into = Buffer::new(vec![0; LEN], false);
-    let counters = send(&mut pair, &from, &mut into, false);
-    assert_eq!((counters.copied_bytes, counters.registrations), (LEN as u64, 0));
 }
 
 /// Registrations end with their guards, and a link forgets them.

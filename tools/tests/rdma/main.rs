@@ -7,6 +7,7 @@
 mod allocations;
 mod failures;
 mod flipped;
+mod gpus;
 mod jobs;
 mod links;
 mod network;

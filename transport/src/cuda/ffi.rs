@@ -4,7 +4,7 @@
 //! Results are plain integers here: a newer driver may return codes that no enumeration knows. The signatures are
 //! those of `cuda.h`, under the names that the library exports, which carry the version of each function.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 
 /// `CUresult`; 0 is success.
 pub type Code = c_int;
@@ -68,6 +68,18 @@ pub const ATTRIBUTE_CAPABILITY_MAJOR: c_int = 75;
 pub const ATTRIBUTE_CAPABILITY_MINOR: c_int = 76;
 /// `CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED`.
 pub const ATTRIBUTE_DMA_BUF: c_int = 124;
+/// `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS`; bit 0: the host can do it.
+pub const ATTRIBUTE_FLUSH_REMOTE_WRITES: c_int = 117;
+/// `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING`.
+pub const ATTRIBUTE_REMOTE_WRITES_ORDERING: c_int = 118;
+/// `CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER`; the number for all devices is higher.
+pub const ORDERED_FOR_OWNER: c_int = 100;
+/// `CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX`.
+pub const FLUSH_OF_CURRENT_CONTEXT: c_int = 0;
+/// `CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER`.
+pub const FLUSH_FOR_OWNER: c_int = 100;
+/// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
+pub const RANGE_HANDLE_DMA_BUF: c_int = 1;
 /// `CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`.
 pub const ATTRIBUTE_READ_ONLY_HOST_REGISTER: c_int = 113;
 /// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`.
@@ -140,6 +152,9 @@ functions! {
     host_register: c"cuMemHostRegister_v2", fn(*mut c_void, usize, c_uint);
     host_unregister: c"cuMemHostUnregister", fn(*mut c_void);
     host_address: c"cuMemHostGetDevicePointer_v2", fn(*mut DeviceAddress, *mut c_void, c_uint);
+    range_handle: c"cuMemGetHandleForAddressRange",
+        fn(*mut c_void, DeviceAddress, usize, c_int, c_ulonglong);
+    flush_remote_writes: c"cuFlushGPUDirectRDMAWrites", fn(c_int, c_int);
     pointer_attribute: c"cuPointerGetAttribute", fn(*mut c_void, c_int, DeviceAddress);
     copy_to_device: c"cuMemcpyHtoDAsync_v2", fn(DeviceAddress, *const c_void, usize, *mut Stream);
     copy_to_host: c"cuMemcpyDtoHAsync_v2", fn(*mut c_void, DeviceAddress, usize, *mut Stream);

@@ -6,6 +6,7 @@
 
 mod capture;
 mod device;
+mod direct;
 mod driver;
 mod error;
 mod export;
@@ -19,6 +20,7 @@ mod trial;
 
 pub use capture::Relaxed;
 pub use device::Device;
+pub use direct::{DmaBuf, RemoteWrites};
 pub use driver::Driver;
 pub use error::CudaError;
 pub use export::{Exported, PeerMemory, Probe};

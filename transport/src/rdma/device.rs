@@ -1,7 +1,9 @@
 //! An open RDMA device: its protection domain, its limits, and memory that is registered with it.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
@@ -10,21 +12,41 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::RdmaError;
 use super::ffi::{self, Functions};
 
-/// The library, opened when it is first asked for.
-pub(super) fn library() -> Result<&'static Functions, RdmaError> {
-    static LIBRARY: OnceLock<Result<Functions, String>> = OnceLock::new();
-    LIBRARY
-        .get_or_init(|| {
-            let functions = Functions::load()?;
-            if let Some(fork_init) = functions.fork_init {
-                // SAFETY: nothing of the library was used before. On kernels before 5.12 a fork would take
-                // pages away that a device uses; on later ones it does nothing.
-                unsafe { fork_init() };
-            }
-            Ok(functions)
-        })
-        .as_ref()
-        .map_err(|reason| RdmaError::NoLibrary { reason: reason.clone() })
+/// What is opened unless something else is named.
+const LIBRARY: &str = "libibverbs.so.1";
+
+/// The library of this process.
+struct Library {
+    functions: Functions,
+    path: PathBuf,
+}
+
+/// The library, opened when it is first asked for: the one that is named, or the one that the system finds. A
+/// process has one, which whoever names none gets, too.
+pub(super) fn library(named: Option<&Path>) -> Result<&'static Functions, RdmaError> {
+    static OPEN: OnceLock<Result<Library, RdmaError>> = OnceLock::new();
+    let asked = named.unwrap_or(Path::new(LIBRARY));
+    let library = OPEN.get_or_init(|| Library::open(asked)).as_ref().map_err(Clone::clone)?;
+    if named.is_some() && library.path != asked {
+        let (asked, open) = (asked.to_owned(), library.path.clone());
+        return Err(RdmaError::OtherLibrary { asked, open });
+    }
+    Ok(&library.functions)
+}
+
+impl Library {
+    fn open(path: &Path) -> Result<Library, RdmaError> {
+        let name = CString::new(path.as_os_str().as_bytes());
+        let loaded =
+            name.map_err(|error| error.to_string()).and_then(|name| Functions::load(&name));
+        let functions = loaded.map_err(|reason| RdmaError::NoLibrary { reason })?;
+        if let Some(fork_init) = functions.fork_init {
+            // SAFETY: nothing of the library was used before. On kernels before 5.12 a fork would take
+            // pages away that a device uses; on later ones it does nothing.
+            unsafe { fork_init() };
+        }
+        Ok(Library { functions, path: path.to_owned() })
+    }
 }
 
 /// An open device. It is closed with the last queue pair and memory region.
@@ -55,8 +77,8 @@ struct DeviceList {
 }
 
 impl DeviceList {
-    fn get() -> Result<DeviceList, RdmaError> {
-        let functions = library()?;
+    fn get(library_path: Option<&Path>) -> Result<DeviceList, RdmaError> {
+        let functions = library(library_path)?;
         let mut count: c_int = 0;
         // SAFETY: the count is writable.
         let first = unsafe { (functions.get_device_list)(&mut count) };
@@ -88,18 +110,18 @@ impl Drop for DeviceList {
 /// The names of this host's devices, as the library sees them.
 ///
 /// # Errors
-/// [`RdmaError::NoLibrary`].
-pub fn device_names() -> Result<Vec<String>, RdmaError> {
-    Ok(DeviceList::get()?.iter().map(|(name, _)| name).collect())
+/// [`RdmaError::NoLibrary`], [`RdmaError::OtherLibrary`].
+pub fn device_names(library: Option<&Path>) -> Result<Vec<String>, RdmaError> {
+    Ok(DeviceList::get(library)?.iter().map(|(name, _)| name).collect())
 }
 
 impl Device {
-    /// Opens a device by its name.
+    /// Opens a device by its name, in the library that is open.
     ///
     /// # Errors
     /// [`RdmaError::Open`] or [`RdmaError::Call`] with what the system says.
     pub(super) fn open(name: &str) -> Result<Arc<Device>, RdmaError> {
-        let list = DeviceList::get()?;
+        let list = DeviceList::get(None)?;
         let functions = list.functions;
         let failed = |error: io::Error| RdmaError::Open {
             device: name.into(),

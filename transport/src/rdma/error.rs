@@ -1,5 +1,7 @@
 //! Why RDMA cannot be used, and what to do about it.
 
+use std::path::PathBuf;
+
 use super::ffi;
 
 /// Why this rank has no RDMA, or a part of it does not work. Each is one line that names the remedy.
@@ -8,11 +10,23 @@ pub enum RdmaError {
     /// The library is not there.
     #[error(
         "RDMA needs libibverbs, which cannot be used ({reason}): install libibverbs1 and \
-         ibverbs-providers (Debian, Ubuntu) or libibverbs (Fedora, RHEL)"
+         ibverbs-providers (Debian, Ubuntu) or libibverbs (Fedora, RHEL), or name its file with \
+         RINGTREE_RDMA_LIBRARY"
     )]
     NoLibrary {
         /// What the dynamic linker said.
         reason: String,
+    },
+    /// The process uses another one already.
+    #[error(
+        "RDMA goes by {} in this process, and cannot go by {asked}, too: let RINGTREE_RDMA_LIBRARY be the same for \
+         all of its communicators", open.display(), asked = .asked.display()
+    )]
+    OtherLibrary {
+        /// The one that was asked for.
+        asked: PathBuf,
+        /// The one that is open.
+        open: PathBuf,
     },
     /// No device at all.
     #[error("this host has no RDMA device{hint}")]

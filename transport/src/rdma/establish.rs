@@ -293,6 +293,7 @@ fn try_out(
             remote_key: remote.keys[queue.peer_device],
             immediate: None,
             signalled: true,
+            is_readable: true,
         };
         // SAFETY: the line lies in the staging arena, which is registered, and stays as it is meanwhile.
         if let Err(error) = unsafe { queue.pair.write(write) } {

@@ -339,9 +339,6 @@ pub const SEND_INLINE: c_uint = 1 << 3;
 pub const WC_SUCCESS: c_uint = 0;
 pub const WC_WR_FLUSH_ERR: c_uint = 5;
 
-/// File name of the library.
-pub const LIBRARY: &CStr = c"libibverbs.so.1";
-
 /// Declares the functions, and how they are looked up.
 macro_rules! functions {
     (
@@ -360,10 +357,10 @@ macro_rules! functions {
             ///
             /// # Errors
             /// What the dynamic linker says, or which function is missing.
-            pub fn load() -> Result<Functions, String> {
+            pub fn load(library: &CStr) -> Result<Functions, String> {
                 // SAFETY: the name ends with a zero. The library's constructors run, as they would if
                 // the program were linked with it.
-                let library = unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW) };
+                let library = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
                 if library.is_null() {
                     return Err(last_error());
                 }

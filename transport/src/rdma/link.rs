@@ -17,8 +17,9 @@ use super::receiving::{COMPLETIONS_AT_ONCE, ReceiveChannel};
 use super::send_channel::{Piece, SendChannel};
 use super::{Rdma, RdmaError};
 use crate::credit::Credits;
+use crate::cuda::DeviceAddress;
 use crate::memory::Registration;
-use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, SlotMemory, Tag, TransportKind};
+use crate::{Arrival, CHANNELS, Channel, Home, LinkError, Slot, SlotMemory, Tag, TransportKind};
 
 /// Polls in vain after which the control connection is looked at: that is a call of the kernel.
 const POLLS_A_LOOK: u32 = 256;
@@ -249,10 +250,7 @@ impl RdmaLink {
 
     /// Ranges of the memory are sent from and offered in place from now on.
     pub(crate) fn share(&mut self, registration: &Arc<Registration>) {
-        // That of GPUs goes through slots.
-        if registration.device_memory().is_none() {
-            self.owned.add(registration, &self.rdma.registry);
-        }
+        self.owned.add(registration, &self.rdma.registry);
         for id in self.owned.take_withdrawn() {
             // Where it cannot be told, the peer forgets it with the link; its key is of no use any more.
             self.control.withdraw(id);
@@ -270,10 +268,30 @@ impl RdmaLink {
         len: usize,
         last: bool,
     ) -> Result<(), LinkError> {
+        self.post_piece(channel, Piece { data, len, tag, last, home: Home::Host })
+    }
+
+    /// See [`crate::Link::lend_device`]. The memory is kept by its registration with the devices, which refuse what
+    /// is still to be sent should that end before.
+    pub(crate) fn lend_device(
+        &mut self,
+        channel: Channel,
+        tag: Tag,
+        address: DeviceAddress,
+        len: usize,
+        last: bool,
+    ) -> Result<(), LinkError> {
+        let data = address as *const u8;
+        self.post_piece(channel, Piece { data, len, tag, last, home: Home::OwnGpu })
+    }
+
+    #[inline]
+    fn post_piece(&mut self, channel: Channel, piece: Piece) -> Result<(), LinkError> {
         if let Some(end) = &self.end {
             return Err(end.clone());
         }
-        self.sends[channel].post(Piece { data, len, tag, last });
+        let Piece { len, last, .. } = piece;
+        self.sends[channel].post(piece);
         if len > 0 || last {
             self.waiting |= 1 << channel;
         }

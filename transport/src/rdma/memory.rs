@@ -6,13 +6,16 @@
 //! [`Foreign`]; the keys go over the control connection, and only once an offer needs them.
 
 use std::cell::Cell;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::RdmaError;
 use super::device::{Device, Region};
 use super::rails::{MAX_RAILS, Rail};
-use crate::memory::{Backing, Registration};
+use crate::Home;
+use crate::cuda::{CudaError, DmaBuf};
+use crate::memory::Registration;
 
 /// Memories that are registered at once at most: each takes entries of the device's tables.
 const MOST_REGISTERED: usize = 4096;
@@ -51,6 +54,7 @@ pub(super) struct Registry {
     ever: AtomicUsize,
     most: usize,
     has_warned: AtomicBool,
+    has_warned_of_gpus: AtomicBool,
 }
 
 /// One of the memories that a registry has registered.
@@ -81,6 +85,7 @@ impl Registry {
             registered: Arc::default(),
             ever: AtomicUsize::new(0),
             has_warned: AtomicBool::new(false),
+            has_warned_of_gpus: AtomicBool::new(false),
         }
     }
 
@@ -99,12 +104,7 @@ impl Registry {
         let made = registration.regions(self.number, || match self.register(registration) {
             Ok(regions) => Some(regions),
             Err(error) => {
-                let bytes = registration.len_bytes();
-                if self.has_warned.swap(true, Ordering::Relaxed) {
-                    tracing::debug!("memory of {bytes} bytes goes through slots: {error}");
-                } else {
-                    tracing::warn!("memory of {bytes} bytes goes through slots: {error}");
-                }
+                self.warn(registration, &error);
                 None
             }
         });
@@ -119,18 +119,19 @@ impl Registry {
             return Err(RdmaError::Call { device, what, reason });
         }
         let (start, len_bytes) = (registration.start(), registration.len_bytes());
-        let regions: Vec<Region> = self
-            .devices
-            .iter()
-            .map(|device| match registration.backing() {
-                Backing::DmaBuf { descriptor, offset } => {
-                    device.register_dma_buf(descriptor, offset, start as u64, len_bytes)
-                }
-                // SAFETY: the registration keeps the memory, and drops these regions before it. Peers
-                // write where they were offered room, by the links' protocol.
-                Backing::Mapped => unsafe { device.register(start, len_bytes, true) },
-            })
-            .collect::<Result<_, _>>()?;
+        // The devices keep what is behind a descriptor, which may be closed then.
+        let exported = registration.device_memory().map(|memory| memory.dma_buf()).transpose();
+        let exported = exported.map_err(|error| self.no_dma_buf(&error))?;
+        let register = |device: &Arc<Device>| match &exported {
+            Some(DmaBuf { descriptor, offset }) => {
+                let descriptor = descriptor.as_raw_fd();
+                device.register_dma_buf(descriptor, *offset, start as u64, len_bytes)
+            }
+            // SAFETY: the registration keeps the memory, and drops these regions before it. Peers
+            // write where they were offered room, by the links' protocol.
+            None => unsafe { device.register(start, len_bytes, true) },
+        };
+        let regions: Vec<Region> = self.devices.iter().map(register).collect::<Result<_, _>>()?;
         let mut keys = ([0; MAX_RAILS], [0; MAX_RAILS]);
         for (at, region) in regions.iter().enumerate() {
             (keys.0[at], keys.1[at]) = (region.local_key(), region.remote_key());
@@ -139,6 +140,25 @@ impl Registry {
         let (local_keys, remote_keys) = keys;
         let registry = self.number;
         Ok(Regions { registry, local_keys, remote_keys, _regions: regions, _counted: counted })
+    }
+
+    /// Says once, of memory of the host and once more of that of GPUs, why it is not registered.
+    fn warn(&self, registration: &Registration, error: &RdmaError) {
+        let bytes = registration.len_bytes();
+        let (of, has_warned) = match registration.device_memory() {
+            Some(_) => (" of a GPU", &self.has_warned_of_gpus),
+            None => ("", &self.has_warned),
+        };
+        if has_warned.swap(true, Ordering::Relaxed) {
+            tracing::debug!("memory of {bytes} bytes{of} goes through slots: {error}");
+        } else {
+            tracing::warn!("memory of {bytes} bytes{of} goes through slots: {error}");
+        }
+    }
+
+    fn no_dma_buf(&self, error: &CudaError) -> RdmaError {
+        let (device, reason) = (self.devices[0].name().into(), error.to_string());
+        RdmaError::Call { device, what: "registering memory of a GPU", reason }
     }
 }
 
@@ -164,6 +184,8 @@ pub(super) struct OwnMemory {
     pub(super) local_keys: Keys,
     pub(super) remote_keys: Keys,
     pub(super) is_known: bool,
+    /// Whose it is.
+    pub(super) home: Home,
 }
 
 impl OwnMemory {
@@ -180,6 +202,9 @@ impl Owned {
     /// From now on the memory may be used, until its registration is dropped.
     pub(super) fn add(&mut self, registration: &Arc<Registration>, registry: &Registry) {
         self.forget_dropped();
+        if registration.len_bytes() == 0 {
+            return;
+        }
         let Some((local_keys, remote_keys)) = registry.regions(registration) else { return };
         self.memories.push(OwnMemory {
             id: self.next_id,
@@ -189,6 +214,7 @@ impl Owned {
             local_keys,
             remote_keys,
             is_known: false,
+            home: registration.device_memory().map_or(Home::Host, |_| Home::OwnGpu),
         });
         self.next_id = self.next_id.wrapping_add(1);
     }

@@ -41,6 +41,7 @@ mod send_channel;
 mod sending;
 mod survey;
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -64,6 +65,8 @@ pub(crate) const MAX_QUEUES: usize = 16;
 /// How RDMA is used. The defaults fit most fabrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RdmaConfig {
+    /// The file of libibverbs; `None`: the one that the system finds, or that the process has opened before.
+    pub library: Option<PathBuf>,
     /// Devices and ports, as in `mlx5_0,mlx5_1:2`, the first of one rank with the first of the other and so
     /// on, at most 8; `none`: no RDMA; `None`: all ports that are up and as fast as the fastest. Those that are
     /// down when a communicator is made are left out.
@@ -90,6 +93,7 @@ pub struct RdmaConfig {
 impl Default for RdmaConfig {
     fn default() -> RdmaConfig {
         RdmaConfig {
+            library: None,
             devices: None,
             gid_index: None,
             mtu: None,

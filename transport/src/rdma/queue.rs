@@ -8,7 +8,7 @@ use super::memory::Keys;
 use super::queue_pair::{DEPTH, QueuePair, RECEIVES_AT_ONCE};
 use super::rails::Rail;
 use super::requests::SIGNALLED_BYTES;
-use crate::Channel;
+use crate::{Channel, Home};
 
 /// Receives that are posted while a link is made, so that there are always enough for all that a peer may
 /// have under way, although they are posted again in groups: slots, lines, direct writes, and the ends of the
@@ -50,6 +50,8 @@ pub(super) struct Source {
     pub(super) keys: Keys,
     /// It is a buffer of the link's, not the program's.
     pub(super) bounce: Option<u8>,
+    /// Whose memory it is.
+    pub(super) home: Home,
 }
 
 /// Memory of the peer that is written to.
@@ -163,6 +165,15 @@ impl Work {
         match *self {
             Work::Slot { len, .. } | Work::Direct { len, .. } => len,
             Work::Line { .. } | Work::Closed { .. } => 0,
+        }
+    }
+
+    /// Memory that it is written from, where that is not the link's slot.
+    pub(super) fn source(&self) -> Option<Source> {
+        match *self {
+            Work::Slot { source, .. } => source,
+            Work::Direct { source, .. } => Some(source),
+            Work::Line { .. } | Work::Closed { .. } => None,
         }
     }
 

@@ -51,6 +51,9 @@ pub(super) struct Write<'a> {
     pub(super) immediate: Option<u32>,
     /// A completion is wanted.
     pub(super) signalled: bool,
+    /// The processor may read the pieces, as it does where the work request carries them itself: not those in memory
+    /// of a GPU.
+    pub(super) is_readable: bool,
 }
 
 /// A queue pair. Dropping it ends all that it does: its device reads and writes no memory for it after
@@ -224,10 +227,10 @@ impl QueuePair {
     /// # Safety
     /// The pieces must lie in memory that is registered with the queue pair's device by the keys that they
     /// name, and stay unchanged until the write is complete, or the queue pair dropped; if all together are
-    /// at most `inline_bytes`, until this returns.
+    /// at most `inline_bytes` and readable, until this returns.
     pub(super) unsafe fn write(&mut self, write: Write<'_>) -> io::Result<()> {
         let bytes: u64 = write.pieces.iter().map(|piece| u64::from(piece.length)).sum();
-        let is_inline = bytes <= u64::from(self.inline_bytes);
+        let is_inline = write.is_readable && bytes <= u64::from(self.inline_bytes);
         let mut request = ffi::SendRequest {
             wr_id: write.id,
             next: null_mut(),

@@ -124,7 +124,7 @@ fn parse(text: Option<&str>) -> Result<Vec<Named>, RdmaError> {
 /// Why there are none; where rails are named, why one of them cannot be used.
 pub(super) fn find(config: &RdmaConfig) -> Result<Vec<Rail>, RdmaError> {
     let named = parse(config.devices.as_deref())?;
-    let present = device_names()?;
+    let present = device_names(config.library.as_deref())?;
     if present.is_empty() {
         let in_kernel = fs::read_dir(SYSFS).is_ok_and(|mut entries| entries.next().is_some());
         let hint = if in_kernel {

@@ -10,7 +10,7 @@ use super::frame::{Body, Data, Immediate, parse, take_checksums};
 use super::link::RdmaLink;
 use super::queue::{RECEIVE_ID, State};
 use crate::checksum::{self, Damage};
-use crate::{Arrival, Channel, LinkError, Tag, TransportKind};
+use crate::{Arrival, Channel, Home, LinkError, Tag, TransportKind};
 
 /// Completions that are taken by one call.
 pub(super) const COMPLETIONS_AT_ONCE: usize = 16;
@@ -58,6 +58,7 @@ struct Offered {
     into: *mut u8,
     len: usize,
     tag: Tag,
+    home: Home,
 }
 
 /// Why a write of the peer is not taken in.
@@ -76,9 +77,16 @@ impl From<&'static str> for Refusal {
 
 impl ReceiveChannel {
     /// Notes room for the message that `ahead` others come before; returns its number.
-    pub(super) fn offered(&mut self, ahead: u32, into: *mut u8, len: usize, tag: Tag) -> u32 {
+    pub(super) fn offered(
+        &mut self,
+        ahead: u32,
+        into: *mut u8,
+        len: usize,
+        tag: Tag,
+        home: Home,
+    ) -> u32 {
         let message = self.message.wrapping_add(ahead);
-        self.offered.push_back(Offered { message, into, len, tag });
+        self.offered.push_back(Offered { message, into, len, tag, home });
         message
     }
 
@@ -140,10 +148,10 @@ impl RdmaLink {
                     return Err(corrupt(self.peer, damage));
                 }
                 receive.ready.pop_front();
-                receive.current =
-                    Some(Arrival { data, len: len as usize, last, tag, on_device: false });
+                let (len, home) = (len as usize, Home::Host);
+                receive.current = Some(Arrival { data, len, last, tag, home });
                 receive.slot = Some((slot, ask));
-                receive.message_bytes += len as usize;
+                receive.message_bytes += len;
             }
             Some(Frame::Direct { len, last: true }) => {
                 receive.ready.pop_front();
@@ -155,8 +163,8 @@ impl RdmaLink {
                     );
                 };
                 let data = room.into.wrapping_add(before).cast_const();
-                receive.current =
-                    Some(Arrival { data, len, last: true, tag: room.tag, on_device: false });
+                let (tag, home) = (room.tag, room.home);
+                receive.current = Some(Arrival { data, len, last: true, tag, home });
             }
         }
         Ok(())
@@ -203,6 +211,9 @@ impl RdmaLink {
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             };
+            if arrival.home != Home::Host {
+                break;
+            }
             // SAFETY: `into` has room for `len` bytes.
             let copied = unsafe { arrival.copy_to(tag, into.add(done), len - done) };
             let Some((part, ended)) = copied else { break };

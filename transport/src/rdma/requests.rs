@@ -8,7 +8,7 @@ use super::frame::{HEADER_BYTES, Immediate};
 use super::link::RdmaLink;
 use super::queue::{Source, State, Work};
 use super::queue_pair::Write;
-use crate::Channel;
+use crate::{Channel, Home};
 
 /// Payloads from which on a completion is asked for each: it costs little beside them, and tells how the
 /// queue pair drains.
@@ -70,6 +70,7 @@ impl RdmaLink {
             remote_key,
             immediate: Some(immediate.encode()),
             signalled: queue.signals(wanted),
+            is_readable: work.source().is_none_or(|source| source.home == Home::Host),
         };
         let bytes: u64 = write.pieces.iter().map(|piece| u64::from(piece.length)).sum();
         // What was written to the slot comes before the device is told of it.
@@ -91,18 +92,13 @@ impl RdmaLink {
 
     /// A write has arrived at the peer's memory.
     pub(super) fn complete(&mut self, work: Work) {
-        let source = match work {
-            Work::Slot { channel, number, source, .. } => {
+        match work {
+            Work::Slot { channel, number, .. } | Work::Direct { channel, number, .. } => {
                 self.note_arrived(channel, number);
-                source
             }
-            Work::Direct { channel, number, source, .. } => {
-                self.note_arrived(channel, number);
-                Some(source)
-            }
-            Work::Line { .. } | Work::Closed { .. } => None,
-        };
-        if let Some(bounce) = source.and_then(|source| source.bounce) {
+            Work::Line { .. } | Work::Closed { .. } => {}
+        }
+        if let Some(bounce) = work.source().and_then(|source| source.bounce) {
             self.free_bounces |= 1 << bounce;
         }
     }
@@ -127,6 +123,7 @@ impl RdmaLink {
                 remote_key: self.remote.keys[queue.peer_device],
                 immediate: None,
                 signalled: true,
+                is_readable: true,
             };
             // SAFETY: nothing is written.
             if let Err(error) = unsafe { queue.pair.write(write) } {

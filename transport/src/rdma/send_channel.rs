@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::frame::Offer;
-use crate::Tag;
+use crate::{Home, Tag};
 
 #[derive(Debug, Default)]
 pub(super) struct SendChannel {
@@ -52,6 +52,8 @@ pub(super) struct Piece {
     pub(super) len: usize,
     pub(super) tag: Tag,
     pub(super) last: bool,
+    /// Whose memory they are in.
+    pub(super) home: Home,
 }
 
 /// Frames of a channel that may be under way, so that the receiver knows by their numbers which come first.
@@ -73,6 +75,7 @@ impl SendChannel {
             Some(open)
                 if !open.last
                     && open.tag == piece.tag
+                    && open.home == piece.home
                     && (piece.len == 0 || open.data.wrapping_add(open.len) == piece.data) =>
             {
                 open.len += piece.len;

@@ -8,7 +8,8 @@ use super::link::RdmaLink;
 use super::queue::{Source, State, Target, Work};
 use super::send_channel::Piece;
 use super::{MAX_QUEUES, SLICE_BYTES};
-use crate::{CHANNELS, Channel, LEAST_IN_PLACE_BYTES, LinkError, Slot, Tag, checksum};
+use crate::cuda::DeviceAddress;
+use crate::{CHANNELS, Channel, Home, LEAST_IN_PLACE_BYTES, LinkError, Slot, Tag, checksum};
 
 /// Direct writes that a side of a link may have under way, sent and not yet taken in.
 pub(super) const DIRECTS: usize = 64;
@@ -29,6 +30,13 @@ impl RdmaLink {
     #[inline]
     pub(crate) fn lends(&self, data: *const u8, len: usize) -> bool {
         len >= LEAST_IN_PLACE_BYTES && self.owned.find(data, len).is_some()
+    }
+
+    /// Whether a range of a GPU's memory leaves without a copy. However short it is: to have the GPU copy it to a slot
+    /// would take longer. Frames with checksums do not, since the host cannot read it.
+    #[inline]
+    pub(crate) fn lends_device(&self, address: DeviceAddress, len: usize) -> bool {
+        !self.checks && self.owned.find(address as *const u8, len).is_some()
     }
 
     /// See [`crate::Link::takes_offer`].
@@ -68,14 +76,14 @@ impl RdmaLink {
         }
         let has_room = self.owned.has_room();
         let Some(memory) = self.owned.find(into, len) else { return Ok(()) };
-        let (id, offset) = (memory.id, (into as usize - memory.start) as u64);
+        let (id, offset, home) = (memory.id, (into as usize - memory.start) as u64, memory.home);
         if !memory.is_known {
             if !has_room || !self.control.tell(memory) {
                 return Ok(());
             }
             self.owned.note_known(id);
         }
-        let message = self.receives[channel].offered(ahead, into, len, tag);
+        let message = self.receives[channel].offered(ahead, into, len, tag, home);
         let offer = Offer { message, tag, memory: id, offset, len: len as u64 };
         self.lines.push_back(Body::Offer { channel: channel as u8, offer });
         self.flush().map(drop)
@@ -204,7 +212,7 @@ impl RdmaLink {
         self.sends[channel].take_offer(tag);
         let sent = match self.sends[channel].direct {
             Some(offer) => self.send_direct(channel, offer)?,
-            None => self.send_posted(channel),
+            None => self.send_posted(channel)?,
         };
         if self.sends[channel].queue.is_empty() {
             self.waiting &= !(1 << channel);
@@ -213,21 +221,22 @@ impl RdmaLink {
     }
 
     /// Sends a slice of what is posted through a slot of the peer.
-    fn send_posted(&mut self, channel: Channel) -> bool {
-        let Some(&piece) = self.sends[channel].queue.front() else { return false };
+    fn send_posted(&mut self, channel: Channel) -> Result<bool, LinkError> {
+        let Some(&piece) = self.sends[channel].queue.front() else { return Ok(false) };
         if !self.credits.may_send(channel) {
-            return false;
+            return Ok(false);
         }
-        let Some(queue) = self.queue_with_room(KEPT) else { return false };
-        // The one that was reserved and not committed, if there is one.
-        let reserved = self.sends[channel].reserved.take();
-        let Some(slot) = reserved.or_else(|| self.take_slot()) else { return false };
+        let Some(queue) = self.queue_with_room(KEPT) else { return Ok(false) };
         let len = piece.len.min(SLICE_BYTES);
         // A short message is sooner copied than its completion awaited; not the end of a long one.
         let is_short = len < LEAST_IN_PLACE_BYTES && self.sends[channel].message_bytes == 0;
-        let source = if is_short { None } else { self.owned.find(piece.data, len) };
-        let source =
-            source.map(|memory| Source { data: piece.data, keys: memory.local_keys, bounce: None });
+        let source = match piece.home {
+            Home::Host if is_short => None,
+            _ => self.source(&piece, len)?,
+        };
+        // The one that was reserved and not committed, if there is one.
+        let reserved = self.sends[channel].reserved.take();
+        let Some(slot) = reserved.or_else(|| self.take_slot()) else { return Ok(false) };
         if source.is_none() {
             // SAFETY: whoever posted the bytes keeps them until they count as sent; the slot has room for
             // a slice, and nothing is under way from it.
@@ -237,7 +246,23 @@ impl RdmaLink {
         let last = piece.last && len == piece.len;
         self.sends[channel].take_off(len);
         self.send_slice(queue, channel, slot, source, piece.tag, len, last);
-        true
+        Ok(true)
+    }
+
+    /// Where the device reads the first `len` bytes of a piece, if it knows their memory. That of a GPU it must know: the
+    /// host cannot copy it.
+    fn source(&mut self, piece: &Piece, len: usize) -> Result<Option<Source>, LinkError> {
+        let (data, home) = (piece.data, piece.home);
+        if let Some(memory) = self.owned.find(data, len) {
+            return Ok(Some(Source { data, keys: memory.local_keys, bounce: None, home }));
+        }
+        match home {
+            Home::Host => Ok(None),
+            Home::PeerGpu | Home::OwnGpu => {
+                let error = std::io::Error::other("it was freed while it was being sent");
+                Err(self.failed("memory of the GPU", &error))
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a slice is")]
@@ -283,7 +308,7 @@ impl RdmaLink {
         let open = self.queues.iter().filter(|queue| queue.state == State::Open).count();
         let most = if open > 1 { SHARED_DIRECT_BYTES } else { DIRECT_BYTES };
         let most = most.min(self.queues[queue].rail.max_message_bytes as usize);
-        let own = self.owned.find(piece.data, piece.len.min(most)).map(|memory| memory.local_keys);
+        let own = self.source(&piece, piece.len.min(most))?;
         let mut len = piece.len.min(most);
         let done = self.sends[channel].message_bytes;
         let rest = offer.len.checked_sub(done).filter(|rest| len as u64 <= *rest);
@@ -292,7 +317,7 @@ impl RdmaLink {
             return Err(self.protocol("an offer outside the memory that it names"));
         };
         let source = match own {
-            Some(keys) => Source { data: piece.data, keys, bounce: None },
+            Some(source) => source,
             None => {
                 len = len.min(SLICE_BYTES);
                 let Some(source) = self.bounced(piece.data, len) else { return Ok(false) };
@@ -324,7 +349,8 @@ impl RdmaLink {
         // SAFETY: whoever posted the bytes keeps them; the buffer has room for a slice and is free.
         unsafe { data.copy_to_nonoverlapping(copy, len) };
         self.counters.copied_bytes += len as u64;
-        Some(Source { data: copy, keys: self.staging.keys, bounce: Some(bounce) })
+        let keys = self.staging.keys;
+        Some(Source { data: copy, keys, bounce: Some(bounce), home: Home::Host })
     }
 
     /// Sends a header alone, if fewer than `most` lines are under way and the peer will find them in order.

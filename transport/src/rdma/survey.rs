@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::device::{Device, device_names, library};
+use super::device::{Device, device_names};
 use super::rails::{self, GidChoice};
 use super::{Rail, RdmaError, RdmaLink, ffi, mtu_bytes};
 
@@ -53,9 +53,10 @@ impl RdmaLink {
     pub const LOCKED_BYTES: u64 = 2_102_272 + 2_364_416;
 }
 
-/// Looks at everything. The first entry is the library's if that cannot be used, and then the only one.
-pub fn survey() -> Vec<Finding> {
-    let names = match library().and_then(|_| device_names()) {
+/// Looks at everything, by the library that is named or found. The first entry is the library's if that cannot be
+/// used, and then the only one.
+pub fn survey(library: Option<&Path>) -> Vec<Finding> {
+    let names = match device_names(library) {
         Ok(names) => names,
         Err(error) => return vec![Finding::Unusable(error)],
     };

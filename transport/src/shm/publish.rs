@@ -7,7 +7,7 @@ use super::ShmLink;
 use super::board::{BOARD_BYTES, Label, Places};
 use crate::checksum::{self, Damage};
 use crate::memory::SharedMemory;
-use crate::{Arrival, LinkError, Tag};
+use crate::{Arrival, Home, LinkError, Tag};
 
 /// Bytes of a board's memory file.
 pub(super) const BOARD_FILE_BYTES: usize = size_of::<Places>();
@@ -113,7 +113,7 @@ impl ShmLink {
         // A damaged length must not lead out of the board; the executor refuses what is not as long
         // as the call.
         let len = (label.len as usize).min(BOARD_BYTES);
-        Ok(Some(Arrival { data, len, last: true, tag, on_device: false }))
+        Ok(Some(Arrival { data, len, last: true, tag, home: Home::Host }))
     }
 
     /// Whether the place of an exchange is as its owner has left it, be the message there yet or not.

@@ -13,7 +13,7 @@ use super::send::{
     IN_SLOT, INLINE_BYTES, LAST, LEN_MASK, LENT, OF_GPU, WRITTEN, line_checksum, unpack,
 };
 use crate::checksum::{self, Damage};
-use crate::{Arrival, Channel, LinkError, Tag};
+use crate::{Arrival, Channel, Home, LinkError, Tag};
 
 /// Bytes that are fetched from the peer's ordinary memory at once: small enough that they are still
 /// in the cache when they are reduced, large enough to be worth a call of the kernel. On a 2-core
@@ -153,7 +153,7 @@ impl ShmLink {
         }
         let receive = &mut self.receives[channel];
         receive.is_lent = meta & LENT != 0;
-        receive.current = Some(Arrival { data, len, last, tag, on_device: false });
+        receive.current = Some(Arrival { data, len, last, tag, home: Home::Host });
         Ok(())
     }
 
@@ -222,7 +222,7 @@ impl ShmLink {
         if takes {
             let data = address as *const u8;
             receive.is_lent = true;
-            receive.current = Some(Arrival { data, len, last, tag, on_device: true });
+            receive.current = Some(Arrival { data, len, last, tag, home: Home::PeerGpu });
         } else {
             receive.remote = Some(Remote { address, left, last, tag, is_of_gpu: true });
         }
@@ -240,7 +240,7 @@ impl ShmLink {
         let receive = &mut self.receives[channel];
         // It is a copy by now.
         receive.is_lent = false;
-        receive.current = Some(Arrival { data, len: part, last, tag, on_device: false });
+        receive.current = Some(Arrival { data, len: part, last, tag, home: Home::Host });
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::network::Network;
 use super::state::{EndId, State};
 use super::trace::Operation;
 use crate::checksum::Damage;
-use crate::{Arrival, CHANNELS, Channel, LinkError, Slot, Tag, TransportKind};
+use crate::{Arrival, CHANNELS, Channel, Home, LinkError, Slot, Tag, TransportKind};
 
 /// The end of a simulated link that one rank holds; made by [`Network::link`]. Its methods are
 /// [`Link`](crate::Link)'s.
@@ -186,7 +186,7 @@ impl SimLink {
             len: frame.len - own.released_bytes,
             last: frame.last,
             tag: frame.tag,
-            on_device: false,
+            home: Home::Host,
         }))
     }
 

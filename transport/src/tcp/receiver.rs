@@ -19,7 +19,7 @@ use super::socket::{self, NO_RANGE, range};
 use super::{SLICE_BYTES, SLOTS};
 use crate::checksum::{self, Damage};
 use crate::credit::Credits;
-use crate::{Arrival, CHANNELS, Channel, Tag};
+use crate::{Arrival, CHANNELS, Channel, Home, Tag};
 
 /// Bytes that one read takes in beyond a payload that is under way: enough for many small frames,
 /// and not much of a large payload, since they are copied.
@@ -188,7 +188,7 @@ impl Receiver {
             len: frame.len - frame.taken,
             last: frame.last,
             tag: frame.tag,
-            on_device: false,
+            home: Home::Host,
         })
     }
 

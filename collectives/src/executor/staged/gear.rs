@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, Event, PinnedMemory, Probe, Stream,
+    CudaError, Device, DeviceAddress, Event, PinnedMemory, Probe, RemoteWrites, Stream,
 };
 use ringtree_transport::{Channel, Link};
 
+use super::landing::LandingMemory;
 use crate::device::{Activity, Pins, Recording, Work};
 
 /// Pieces of a lane: some are filled while others are being sent.
@@ -27,7 +28,7 @@ pub(super) const ARRIVALS_BYTES: usize = 512 << 10;
 /// See the file's description.
 #[derive(Debug)]
 pub(crate) struct Gear {
-    device: Device,
+    pub(super) device: Device,
     /// Dropped before the links whose memory they lock.
     pub(crate) pins: Pins,
     /// By which peers find out whether they reach the GPU's memory.
@@ -35,6 +36,10 @@ pub(crate) struct Gear {
     pub(super) lanes: Vec<LaneGear>,
     /// What the operation in hand does and when, if that is asked for.
     pub(crate) recording: Option<Recording>,
+    /// How kernels come to find what RDMA devices write in the GPU's memory.
+    remote_writes: RemoteWrites,
+    /// For messages that they write there and that are folded with others, once there are any.
+    pub(super) landing: Option<LandingMemory>,
 }
 
 /// That of one lane.
@@ -81,7 +86,22 @@ impl Gear {
             probe: Arc::new(Probe::new(device)?),
             lanes: Vec::new(),
             recording: None,
+            remote_writes: device.remote_writes()?,
+            landing: None,
         })
+    }
+
+    /// Whether kernels find what RDMA devices write in the GPU's memory.
+    pub(super) fn shows_remote_writes(&self) -> bool {
+        self.remote_writes != RemoteWrites::Unknown
+    }
+
+    /// Has kernels that are queued from now on find what RDMA devices have written in the GPU's memory.
+    pub(super) fn settle_remote_writes(&self) -> Result<(), CudaError> {
+        match self.remote_writes {
+            RemoteWrites::Settled => self.device.settle_remote_writes(),
+            RemoteWrites::Ordered | RemoteWrites::Unknown => Ok(()),
+        }
     }
 
     /// Waits until the GPU is through with all that operations have queued.

@@ -54,6 +54,8 @@ pub(super) struct Slice {
 pub(super) struct Outgoing {
     pub(super) peer: u32,
     pub(super) len_bytes: usize,
+    /// Length of the message that they begin, if they do.
+    pub(super) begins: Option<usize>,
     pub(super) last: bool,
     pub(super) via: Via,
 }
@@ -76,6 +78,8 @@ pub(super) enum Via {
 pub(super) struct Waiting {
     pub(super) address: DeviceAddress,
     pub(super) len_bytes: usize,
+    /// Length of the message that it begins, if it does.
+    pub(super) begins: Option<usize>,
     pub(super) last: bool,
 }
 

@@ -5,13 +5,15 @@
 //! sent from, which wait for no slice. Between GPUs of one host that reach each other, messages are loans of the sender's memory, which the
 //! receiver's kernels read in place. Elsewhere, what arrives is read, and what leaves is written, by the GPU itself
 //! in the links' slots, which are locked for it ([`Pins`]); where a link has none, in pinned pieces. So each byte
-//! passes the bus once each way, and while one lane's bytes are on the wire, another's are on the bus. Frames, lanes and rounds are those of a
+//! passes the bus once each way, and while one lane's bytes are on the wire, another's are on the bus. RDMA devices that know
+//! the GPU's memory read and write it themselves (`landing.rs`). Frames, lanes and rounds are those of a
 //! host's rank, so that both may be ranks of one communicator.
 //!
 //! A slice without room to be sent from is written to the own span and waits there: as on the host, no arrival is
 //! held while a lane waits for room, since a ring would stop for ever.
 
 mod gear;
+mod landing;
 mod lane;
 mod sending;
 mod slice;
@@ -25,10 +27,11 @@ use ringtree_transport::{Channel, Link, Tag};
 
 use super::geometry::{Extent, Geometry};
 use super::moves::{Move, link};
-use super::{Fault, LinkError, Schedule, Status, is_guard, lanes, peers};
+use super::{Fault, LinkError, Offer, Schedule, Status, is_guard, lanes, offers, peers};
 use crate::device::{DeviceCounters, Fold, Kernels, MOST_OPERANDS, Recording};
 use crate::{DataType, Op};
 pub(crate) use gear::Gear;
+use landing::Landing;
 use lane::{Outgoing, StagedLane, Via, Waiting};
 
 /// Slices end at cache lines, so that the next one is aligned.
@@ -54,6 +57,9 @@ pub(crate) struct Staged {
     scratch_registration: Arc<Registration>,
     /// Peers may read this rank's memory in place: as of [`super::Operation`].
     lends: bool,
+    /// What a round of each variant of the program offers its peers when it begins.
+    offers: Vec<Vec<Offer>>,
+    landing: Landing,
     digest: u32,
     tag: Tag,
     input: DeviceAddress,
@@ -64,6 +70,8 @@ pub(crate) struct Staged {
     /// How many of these are of the host, and of peers' GPUs.
     host_sources: u64,
     peer_sources: u64,
+    /// Those that an RDMA device has written where they are.
+    landed_sources: u64,
     host_destinations: u64,
     /// What the run in hand has had the device do.
     counters: DeviceCounters,
@@ -115,10 +123,18 @@ impl Staged {
         let lanes: Vec<StagedLane> = lanes.collect();
         let scratch = DeviceMemory::alloc(device, lanes.len() * geometry.scratch_bytes())?;
         let scratch = Arc::new(scratch);
+        let lends = !program.actions.iter().any(is_guard);
+        let of_variant = |variant| if lends { offers(&program, variant) } else { Vec::new() };
+        let landing = match extent {
+            Extent::Varied => Landing::none(&program),
+            Extent::Whole(_) | Extent::Blocks(_) => Landing::new(&program, &geometry),
+        };
         Ok(Staged {
+            landing,
+            offers: (0..program.variants()).map(of_variant).collect(),
             scratch_registration: Registration::of_device(scratch.clone()),
             scratch,
-            lends: !program.actions.iter().any(is_guard),
+            lends,
             lanes,
             partial: kernels.fold(data_type, op.pass())?,
             completing: kernels.fold(data_type, op.completing_pass(program.ranks))?,
@@ -135,6 +151,7 @@ impl Staged {
             destinations: Vec::with_capacity(MOST_OPERANDS),
             host_sources: 0,
             peer_sources: 0,
+            landed_sources: 0,
             host_destinations: 0,
             counters: DeviceCounters::default(),
             program,
@@ -377,8 +394,8 @@ impl Staged {
             let outgoing = self.lanes[lane].outgoing[index];
             match (outgoing.via, slice.own) {
                 (Via::Own, Some(address)) => {
-                    let Outgoing { peer, len_bytes, last, .. } = outgoing;
-                    let waiting = Waiting { address, len_bytes, last };
+                    let Outgoing { peer, len_bytes, begins, last, .. } = outgoing;
+                    let waiting = Waiting { address, len_bytes, begins, last };
                     self.send_own(lane, peer, waiting, links, gear)?;
                 }
                 _ => self.send(lane, outgoing, links, gear)?,
@@ -407,6 +424,7 @@ impl Staged {
             if self.lanes[lane].counter.is_done(self.geometry.rounds()) {
                 return Ok(Begun::Complete);
             }
+            self.offer(lane, links, gear)?;
             match self.lanes[lane].counter.action(&self.program) {
                 None => {
                     let lane = &mut self.lanes[lane];
@@ -467,7 +485,8 @@ impl Staged {
             for index in mv.destinations.0..mv.destinations.1 {
                 if let Destination::Send { peer, .. } = self.program.destinations[index] {
                     let len_bytes = mv.total_bytes;
-                    let waiting = Waiting { address, len_bytes, last: true };
+                    let begins = Some(len_bytes);
+                    let waiting = Waiting { address, len_bytes, begins, last: true };
                     self.send_own(lane, peer, waiting, links, gear)?;
                 }
             }
@@ -488,7 +507,12 @@ impl Staged {
 
     /// First byte of a span in the lane's round.
     fn address(&self, lane: usize, span: Span) -> DeviceAddress {
-        let offset = self.geometry.bytes(self.lanes[lane].counter.round, span).offset;
+        self.address_in(self.lanes[lane].counter.round, lane, span)
+    }
+
+    /// First byte of a span in a round of the lane.
+    fn address_in(&self, round: u64, lane: usize, span: Span) -> DeviceAddress {
+        let offset = self.geometry.bytes(round, span).offset;
         // Where a call names some of the blocks only, the address is the one that block 0 would have.
         match span.space {
             Space::Input => self.input.wrapping_add(offset as u64),

@@ -1,7 +1,7 @@
 //! How messages leave: as loans of the GPU's memory, or from slots and pieces that the GPU has written.
 
-use ringtree_transport::Link;
 use ringtree_transport::cuda::DeviceAddress;
+use ringtree_transport::{Link, TransportKind};
 
 use super::super::Fault;
 use super::super::moves::link;
@@ -23,7 +23,7 @@ impl Staged {
         }
         let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
         let (channel, tag) = (lane.counter.channel, self.tag);
-        let Outgoing { peer, len_bytes, last, via } = outgoing;
+        let Outgoing { peer, len_bytes, last, via, .. } = outgoing;
         let link = link(links, peer);
         match via {
             Via::Slot => link.commit(channel, tag, len_bytes, last),
@@ -61,12 +61,12 @@ impl Staged {
         Ok(())
     }
 
-    /// Lends a part of an own span, all of which has been written, if the peer's GPU reads it in place.
+    /// Lends a part of an own span, all of which has been written, if the peer's GPU or an RDMA device reads it in place.
     fn lend(
         &mut self,
         lane: usize,
         peer: u32,
-        Waiting { address, len_bytes, last }: Waiting,
+        Waiting { address, len_bytes, begins, last }: Waiting,
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<bool, Fault> {
@@ -75,9 +75,15 @@ impl Staged {
             return Ok(false);
         }
         let counter = &mut self.lanes[lane].counter;
+        let is_rdma = link.kind() == TransportKind::Rdma;
+        if let (true, Some(message_bytes)) = (is_rdma, begins) {
+            let taken = link.takes_offer(counter.channel, self.tag, message_bytes);
+            taken.map_err(Fault::Link)?;
+        }
         let lent = link.lend_device(counter.channel, self.tag, address, len_bytes, last);
         let lent = lent.map_err(Fault::Link)?;
         if lent {
+            self.counters.to_wire_bytes += if is_rdma { len_bytes as u64 } else { 0 };
             counter.posted(link, peer, address as *const u8, len_bytes);
             if let Some(recording) = &mut gear.recording {
                 recording.posted(lane, peer, len_bytes);
@@ -94,7 +100,9 @@ impl Staged {
         len_bytes: usize,
     ) -> bool {
         let channel = self.lanes[lane].counter.channel;
-        self.lends && len_bytes > 0 && link.lends_device(channel, address, len_bytes)
+        // What an RDMA device reads, no guard of the peer's holds back.
+        let may = self.lends || link.kind() == TransportKind::Rdma;
+        may && len_bytes > 0 && link.lends_device(channel, address, len_bytes)
     }
 
     /// Sends what has been copied. Returns whether anything was.
@@ -133,9 +141,9 @@ impl Staged {
             while let Some(&waiting) = self.lanes[lane].sends[index].front() {
                 // What needs no copy must not overtake what does.
                 if self.lanes[lane].copies_for(peer).next().is_none() {
-                    let Waiting { len_bytes, last, .. } = waiting;
+                    let Waiting { len_bytes, begins, last, .. } = waiting;
                     let is_sent = if len_bytes == 0 {
-                        let nothing = Outgoing { peer, len_bytes, last, via: Via::Nothing };
+                        let nothing = Outgoing { peer, len_bytes, begins, last, via: Via::Nothing };
                         self.send(lane, nothing, links, gear)?;
                         true
                     } else {
@@ -187,11 +195,12 @@ impl Staged {
         self.counters.to_host_bytes += len_bytes as u64;
         let lane = &mut self.lanes[lane];
         lane.next_event = (event + 1) % COPIES;
-        let outgoing = Outgoing { peer, len_bytes, last, via };
+        let outgoing = Outgoing { peer, len_bytes, begins: waiting.begins, last, via };
         lane.copies.push_back(Copying { address, outgoing, event });
         let rest = lane.sends[index].front_mut().expect("looked at before");
         rest.address += len_bytes as u64;
         rest.len_bytes -= len_bytes;
+        rest.begins = None;
         if rest.len_bytes == 0 {
             lane.sends[index].pop_front();
         }

@@ -1,8 +1,8 @@
 //! A slice: as much of a move as has arrived and has room, folded in one pass by the GPU.
 
 use ringtree_plan::{Destination, Source};
-use ringtree_transport::Link;
 use ringtree_transport::cuda::DeviceAddress;
+use ringtree_transport::{Home, Link};
 
 use super::super::Fault;
 use super::super::moves::{Move, link};
@@ -71,7 +71,8 @@ impl Staged {
                 }
             };
             own_needed |= matches!(via, Via::Own);
-            let outgoing = Outgoing { peer, len_bytes: 0, last: false, via };
+            let begins = (done == 0).then_some(mv.total_bytes);
+            let outgoing = Outgoing { peer, len_bytes: 0, begins, last: false, via };
             self.lanes[lane].outgoing.push(outgoing);
         }
         let last = part == rest;
@@ -119,7 +120,7 @@ impl Staged {
                 return Err(Fault::Length { peer, expected_bytes: mv.total_bytes });
             }
             part = part.min(arrival.len);
-            let is_reached = arrival.on_device
+            let is_reached = arrival.home != Home::Host
                 || gear.pins.address_of(peer, arrival.data, arrival.len).is_some();
             unpinned += usize::from(!is_reached);
         }
@@ -142,7 +143,7 @@ impl Staged {
         let done = self.lanes[lane].counter.done_bytes;
         let mut gathered_bytes = 0;
         self.sources.clear();
-        (self.host_sources, self.peer_sources) = (0, 0);
+        (self.host_sources, self.peer_sources, self.landed_sources) = (0, 0, 0);
         for index in mv.sources.0..mv.sources.1 {
             let address = match self.program.sources[index] {
                 Source::Own(span) => self.address(lane, span) + done as u64,
@@ -155,10 +156,13 @@ impl Staged {
                     {
                         recording.arrive(lane, peer, part as u64);
                     }
-                    self.host_sources += u64::from(!arrival.on_device);
-                    self.peer_sources += u64::from(arrival.on_device);
+                    match arrival.home {
+                        Home::Host => self.host_sources += 1,
+                        Home::PeerGpu => self.peer_sources += 1,
+                        Home::OwnGpu => self.landed_sources += 1,
+                    }
                     match gear.pins.address_of(peer, data, part) {
-                        _ if arrival.on_device => data as DeviceAddress,
+                        _ if arrival.home != Home::Host => data as DeviceAddress,
                         Some(address) => address,
                         None => {
                             let address = gear.copy_arrival(lane, gathered_bytes, data, part);
@@ -171,6 +175,13 @@ impl Staged {
                 }
             };
             self.sources.push(address);
+        }
+        if let [source] = self.sources[..] {
+            // What has come to where it is wanted.
+            self.destinations.retain(|destination| *destination != source);
+        }
+        if self.landed_sources > 0 {
+            gear.settle_remote_writes().map_err(Fault::Device)?;
         }
         Ok(())
     }
@@ -186,6 +197,7 @@ impl Staged {
         let bytes = |operands: u64| operands * part as u64;
         self.counters.from_host_bytes += bytes(self.host_sources);
         self.counters.from_peers_bytes += bytes(self.peer_sources);
+        self.counters.from_wire_bytes += bytes(self.landed_sources);
         self.counters.to_host_bytes += bytes(self.host_destinations);
         let operands = (self.sources.len() + self.destinations.len()) as u64;
         let kernel = Work {
@@ -196,7 +208,7 @@ impl Staged {
         };
         let result = match (&self.sources[..], &self.destinations[..]) {
             (_, destinations) if part == 0 || destinations.is_empty() => Ok(()),
-            (&[source], &[destination]) if source != destination => {
+            (&[source], &[destination]) => {
                 self.counters.copies += 1;
                 let activity = match (self.host_sources, self.host_destinations) {
                     (0, 0) => Activity::CopyAcross,
@@ -207,7 +219,6 @@ impl Staged {
                 // SAFETY: see below.
                 gear.queue(lane, copy, |stream| unsafe { stream.copy(destination, source, part) })
             }
-            (&[source], destinations) if destinations.iter().all(|d| *d == source) => Ok(()),
             (&[_], destinations) => {
                 self.counters.kernels += 1;
                 let (copy, sources) = (&self.copy, &self.sources);

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use super::device::pool_device;
 use crate::code::{Code, Result};
 use crate::context::current;
+use crate::counters::count;
 use crate::ffi::{Out, entry_points};
 use crate::initialisation::driver;
 use crate::memory::{Allocation, Kind, PAGE_BYTES};
+use crate::settings::RemoteWrites;
 use crate::{host_memory, settings, stream};
 
 entry_points! { Initialised:
@@ -121,6 +123,19 @@ entry_points! { Initialised:
         let pinned = host_memory::covering(address as usize, 1).ok_or(Code::NOT_FOUND)?;
         base.set_if_wanted(pinned.base as u64)?;
         len_bytes.set_if_wanted(pinned.len_bytes)
+    }
+
+    fn cuFlushGPUDirectRDMAWrites(target: i32, scope: i32) {
+        current()?;
+        // For the owner of the memory, or for all devices.
+        if target != 0 || !matches!(scope, 100 | 200) {
+            return Err(Code::INVALID_VALUE);
+        }
+        if settings::get().remote_writes == RemoteWrites::Unordered {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        count(|counters| counters.remote_write_flushes += 1);
+        Ok(())
     }
 
     fn cuMemGetHandleForAddressRange(

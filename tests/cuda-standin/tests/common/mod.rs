@@ -150,6 +150,7 @@ functions! {
     fn cuMemHostUnregister(address: *mut u8);
     fn cuMemHostGetDevicePointer_v2(to: &mut u64, address: *mut u8, flags: u32);
     fn cuMemGetAddressRange_v2(base: &mut u64, len: &mut usize, address: u64);
+    fn cuFlushGPUDirectRDMAWrites(target: i32, scope: i32);
     fn cuMemGetHandleForAddressRange(to: &mut i32, address: u64, len: usize, kind: i32, flags: u64);
     fn cuPointerGetAttribute(to: *mut c_void, attribute: i32, address: u64);
     fn cuPointerGetAttributes(count: u32, attributes: *const i32, to: *const *mut c_void, address: u64);

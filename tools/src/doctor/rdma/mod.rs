@@ -112,7 +112,7 @@ impl Rdma {
         let in_kernel = system.names(SYSFS);
         let (mut seen, mut used) = (Vec::new(), Ok(Vec::new()));
         if wish.refusal.is_none() {
-            seen = rdma::survey();
+            seen = rdma::survey(wish.config.library.as_deref());
             used = rdma::Rdma::open(&wish.config).map(|open| {
                 let names = open.rails().iter().map(rdma::Rail::device_and_port);
                 names.map(|(device, port)| (device.to_owned(), port)).collect()
