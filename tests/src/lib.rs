@@ -28,5 +28,5 @@ pub mod strangers;
 pub mod traffic;
 pub mod values;
 pub mod varied;
-pub mod verdicts;
 pub mod verbs;
+pub mod verdicts;

@@ -119,10 +119,11 @@ impl Arbiter {
         }
         let mut member = Member::new(place);
         let mut sends = Vec::new();
-        if let (Survey::Running { missing, .. }, None) = (&mut self.survey, &self.verdict) {
+        if let (Survey::Running { missing, ends_ms, .. }, None) = (&mut self.survey, &self.verdict)
+        {
             // Else it would be taken for one that does not answer.
             missing.insert(rank);
-            member.is_asked = true;
+            member.asked_at_ms = Some(*ends_ms);
             sends.push(Send { to: rank, message: ToMember::Query { id: self.surveys } });
         }
         self.members.insert(rank, member);

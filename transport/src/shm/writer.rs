@@ -474,10 +474,12 @@ mod tests {
                 let mut to = vec![0xff; 1000];
                 let (from, slot) = (from[start..].as_ptr(), to[offset..].as_mut_ptr());
                 // SAFETY: both have room for the range.
-                match way {
-                    Way::PastCache => unsafe { copy_past_cache(from, slot, len) },
-                    Way::SameSlotStored => unsafe { copy_by_stores(from, slot, len) },
-                    _ => continue,
+                unsafe {
+                    match way {
+                        Way::PastCache => copy_past_cache(from, slot, len),
+                        Way::SameSlotStored => copy_by_stores(from, slot, len),
+                        _ => continue,
+                    }
                 }
                 assert_eq!(to, expected, "{len} bytes from {start} to {offset}, {way:?}");
             }
