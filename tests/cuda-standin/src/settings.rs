@@ -48,6 +48,8 @@ pub struct Settings {
     pub dma_buf: bool,
     /// Whether legacy IPC is supported.
     pub ipc: bool,
+    /// Whether other processes can open what has a handle of legacy IPC: between some containers they cannot.
+    pub ipc_opens: bool,
     /// Whether virtual memory management is supported.
     pub virtual_memory: bool,
     /// Whether memory that the process may only read can be registered.
@@ -112,6 +114,7 @@ impl Default for Settings {
             compute_capability: (8, 0),
             dma_buf: true,
             ipc: true,
+            ipc_opens: true,
             virtual_memory: true,
             read_only_registration: true,
             stream_memory_operations: true,
@@ -174,7 +177,8 @@ impl Settings {
                     (number(major, 1, 99)? as i32, number(minor, 0, 9)? as i32);
             }
             "NO_DMA_BUF" => self.dma_buf = !flag(value)?,
-            "NO_IPC" => self.ipc = !flag(value)?,
+            "NO_IPC" if value == "open" => (self.ipc, self.ipc_opens) = (true, false),
+            "NO_IPC" => (self.ipc, self.ipc_opens) = (!flag(value)?, true),
             "NO_VMM" => self.virtual_memory = !flag(value)?,
             "NO_READ_ONLY_REGISTRATION" => self.read_only_registration = !flag(value)?,
             "NO_STREAM_MEMORY_OPS" => self.stream_memory_operations = !flag(value)?,
