@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ringtree_plan::Collective;
 use ringtree_transport::TransportKind;
+use ringtree_transport::cuda::Way;
 use ringtree_transport::rdma::Counters as RdmaCounters;
 use ringtree_transport::wait::restore_slices;
 use rustc_hash::FxHashSet;
@@ -89,7 +90,7 @@ pub(crate) struct Inner {
     settings: Settings,
     origin: Origin,
     /// Calls that are ready on a GPU.
-    known_on_device: Mutex<FxHashSet<(u32, Call)>>,
+    known_on_device: Mutex<FxHashSet<(u32, Way, Call)>>,
     /// What streams of GPUs wait by, one for each.
     signals: Arc<Signals>,
     /// By which small calls on GPUs are one kernel, once all ranks have joined.
@@ -126,7 +127,7 @@ impl Inner {
         &self.engine
     }
 
-    pub(crate) fn known(&self) -> &Mutex<FxHashSet<(u32, Call)>> {
+    pub(crate) fn known(&self) -> &Mutex<FxHashSet<(u32, Way, Call)>> {
         &self.known_on_device
     }
 

@@ -2,10 +2,13 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use ringtree::device::{Device, DeviceMemory, Stream};
 use ringtree::{Communicator, Element, Settings, Transports};
+
+use crate::job::free_address;
+use crate::ranks::each;
 
 /// GPUs of the stand-in.
 const DEVICES: u32 = 4;
@@ -87,6 +90,55 @@ pub fn alone_in(
     let settings = (settings, environment);
     assert!(output.status.success(), "{name}, {settings:?}: {}\n{printed}\n{said}", output.status);
     assert!(printed.contains("1 passed"), "{name} is no test of this file:\n{printed}");
+    false
+}
+
+/// Runs a test in as many processes as there are ranks, each with a driver of its own, with settings of the stand-in;
+/// `name` is the test's. Returns whether this is one of them, which has nothing else to do.
+///
+/// # Panics
+/// If the test fails in a process, or does not end.
+pub fn processes(
+    name: &str,
+    ranks: u32,
+    transport: &str,
+    settings: &[(&str, &str)],
+    test: impl FnOnce(Communicator),
+) -> bool {
+    if std::env::var(ALONE).as_deref() == Ok(name) {
+        // SAFETY: it ends this process, in which only the test runs, should it hang.
+        unsafe { libc::alarm(LIMIT_S) };
+        test(Communicator::from_env().expect("a communicator"));
+        return true;
+    }
+    let this = std::env::current_exe().expect("this test's own file");
+    let rendezvous = free_address();
+    let start = |rank: u32| {
+        let mut command = Command::new(&this);
+        command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, name);
+        command.env("RINGTREE_STANDIN_DEVICES", DEVICES.to_string());
+        for (key, value) in settings {
+            command.env(format!("RINGTREE_STANDIN_{key}"), value);
+        }
+        command.env("RINGTREE_RANK", rank.to_string()).env("RINGTREE_RANKS", ranks.to_string());
+        command.env("RINGTREE_RENDEZVOUS", &rendezvous).env("RINGTREE_TRANSPORT", transport);
+        command.env("RINGTREE_JOB", "gpus").env("RINGTREE_SECRET", "GPUs of several processes");
+        if let Some(driver) = driver() {
+            command.env("RINGTREE_CUDA_LIBRARY", driver);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process")
+    };
+    let children: Vec<Child> = (0..ranks).map(start).collect();
+    let outputs = each(children, |child| child.wait_with_output().expect("what it said"));
+    let mut failures = String::new();
+    for (rank, output) in outputs.iter().enumerate() {
+        let [printed, said] =
+            [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        if !output.status.success() || !printed.contains("1 passed") {
+            failures += &format!("rank {rank}: {}\n{printed}\n{said}\n", output.status);
+        }
+    }
+    assert!(failures.is_empty(), "{name}, {transport}, {settings:?}:\n{failures}");
     false
 }
 

@@ -100,6 +100,29 @@ fn memory_of_the_library_is_lent_to_cudarc() {
     });
 }
 
+/// Slices are a pool's memory, which no other GPU reads: it reads copies on the GPU, and nothing passes the host.
+#[test]
+fn slices_do_not_pass_the_host() {
+    each(communicators(2, Transports::Shm), |communicator| {
+        let gpu = Gpu::of(&communicator);
+        let on = communicator.on(&gpu.stream);
+        let mut slice = gpu.theirs.clone_htod(&vec![1_i32; COUNT]).unwrap();
+        let mut sum = || {
+            let mut slice = Slice::new(&mut slice, &gpu.theirs);
+            on.all_reduce(&mut slice, Op::Sum).unwrap().wait().unwrap();
+            communicator.barrier().unwrap();
+        };
+        // Until each has found out that it reaches the other.
+        (0..3).for_each(|_| sum());
+        let before = communicator.device_counters();
+        sum();
+        let work = communicator.device_counters().since(before);
+        assert_eq!([work.from_host_bytes, work.to_host_bytes], [0; 2], "{work:?}");
+        assert!(work.from_peers_bytes >= COUNT as u64 * 4, "{work:?}");
+        assert!(gpu.theirs.clone_dtoh(&slice).unwrap().iter().all(|sum| *sum == 16));
+    });
+}
+
 /// cudarc frees behind the call: another slice, in memory that could be the same, is not written by it.
 #[test]
 fn a_slice_may_be_dropped_when_the_call_is_queued() {
@@ -171,6 +194,18 @@ fn constants_and_structures_are_those_of_the_header() {
             ffi::ATTRIBUTE_READ_ONLY_HOST_REGISTER,
             Attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED,
         ),
+        (
+            ffi::ATTRIBUTE_VIRTUAL_MEMORY,
+            Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+        ),
+        (
+            ffi::ATTRIBUTE_FILE_DESCRIPTOR,
+            Attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
+        ),
+        (
+            ffi::ATTRIBUTE_RDMA_OF_VIRTUAL_MEMORY,
+            Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED,
+        ),
     ] {
         assert_eq!(ours, theirs as i32);
     }
@@ -195,6 +230,22 @@ fn constants_and_structures_are_those_of_the_header() {
     assert_eq!(ffi::POINTER_DEVICE_ORDINAL, ordinal);
     let device = header::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
     assert_eq!(ffi::MEMORY_TYPE_DEVICE, device);
+    let pinned = header::CUmemAllocationType_enum::CU_MEM_ALLOCATION_TYPE_PINNED as i32;
+    assert_eq!(ffi::ALLOCATION_PINNED, pinned);
+    let descriptor =
+        header::CUmemAllocationHandleType_enum::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR.0 as i32;
+    assert_eq!(ffi::HANDLE_FILE_DESCRIPTOR, descriptor);
+    let location = header::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE as i32;
+    assert_eq!(ffi::LOCATION_DEVICE, location);
+    let access = header::CUmemAccess_flags_enum::CU_MEM_ACCESS_FLAGS_PROT_READWRITE as i32;
+    assert_eq!(ffi::ACCESS_READ_WRITE, access);
+    let granularity =
+        header::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM as i32;
+    assert_eq!(ffi::GRANULARITY_MINIMUM, granularity);
+    assert_eq!(
+        (size_of::<ffi::AllocationProperties>(), size_of::<ffi::AccessDescription>()),
+        (size_of::<header::CUmemAllocationProp>(), size_of::<header::CUmemAccessDesc>())
+    );
     let handle = size_of::<header::CUipcMemHandle>();
     assert_eq!((size_of::<ffi::IpcHandle>(), size_of::<ffi::DeviceAddress>()), (handle, 8));
 }

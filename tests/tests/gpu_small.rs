@@ -389,7 +389,7 @@ fn a_gpu_that_fails_ends_the_small_calls_of_all() {
 
 #[test]
 fn a_rank_without_a_board_has_all_go_on_as_before() {
-    let settings = [("FAIL", "cuMemAlloc_v2:1:801")];
+    let settings = [("FAIL", "cuMemAlloc_v2:1:801"), ("NO_VMM", "1")];
     alone("a_rank_without_a_board_has_all_go_on_as_before", &settings, || {
         each(reproducible(3, PATIENCE), |communicator| {
             let gpu = Gpu::of(&communicator);

@@ -26,6 +26,9 @@ fn gpus_are_described_and_tried() {
     assert_eq!(seen(&report, "gpu-all-reduce"), "two ranks have added up 50000 numbers on GPU 0-1");
     assert_eq!(seen(&report, "gpu-dma-buf"), "memory of GPU 0-1 can be given to RDMA devices");
     assert_eq!(seen(&report, "gpu-peers"), "each of 2 GPUs reaches all others");
+    let processes =
+        "other processes use memory: that of GPU 0-1 by handle, that of GPU 0-1 by file descriptor";
+    assert_eq!(seen(&report, "gpu-processes"), processes);
     let mut others = findings(&report).iter().filter(|one| one["check"] != "memlock");
     assert!(others.all(|one| one["level"] == "ok"), "{report}");
     assert_eq!(status, Some(0));
@@ -71,6 +74,27 @@ fn pairs_that_do_not_reach_each_other_are_named() {
     assert_eq!((&peers["level"], status), (&"note".into(), Some(0)));
     let (report, _) = doctor("doctor gpu --json", &[("DEVICES", "1")]);
     assert_eq!(seen(&report, "gpu-peers"), "there is one GPU");
+}
+
+#[test]
+fn the_ways_to_other_processes_are_named() {
+    for (settings, seen) in [
+        (&[("NO_IPC", "open")][..], Some("that of GPU 0-1 by file descriptor")),
+        (&[("NO_IPC", "1")], Some("that of GPU 0-1 by file descriptor")),
+        (&[("NO_VMM", "1")], Some("that of GPU 0-1 by handle")),
+        (&[("NO_IPC", "open"), ("NO_VMM", "1")], None),
+    ] {
+        let (report, status) = doctor("doctor gpu --json", settings);
+        let processes = finding(&report, "gpu-processes");
+        let (level, seen) = match seen {
+            Some(ways) => ("ok", format!("other processes use memory: {ways}")),
+            None => {
+                ("note", "no process uses another's memory of GPUs, which passes the host".into())
+            }
+        };
+        assert_eq!((&processes["level"], &processes["seen"]), (&level.into(), &seen.into()));
+        assert_eq!(status, Some(0));
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@
 //!
 //! The set of transports is closed, so that the inner loop is a match and not a virtual call.
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crate::checksum::Damage;
@@ -353,6 +353,20 @@ impl Link {
         }
     }
 
+    /// Hands the peer, another process of this host, a descriptor of memory under a number, by which it asks for it
+    /// with [`Link::passed_memory`]. Returns whether it was sent: only shared memory does it.
+    pub fn pass_memory(&mut self, number: u64, descriptor: BorrowedFd<'_>) -> bool {
+        matches!(self, Link::Shm(link) if link.pass_memory(number, descriptor))
+    }
+
+    /// The descriptor that the peer has handed over last, if it did so under this number.
+    pub fn passed_memory(&mut self, number: u64) -> Option<OwnedFd> {
+        match self {
+            Link::Shm(link) => link.passed_memory(number),
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => None,
+        }
+    }
+
     /// Whether [`Link::lend_device`] may lend this range of a GPU's memory on a channel: as of [`Link::lends`].
     #[inline]
     pub fn lends_device(&self, channel: Channel, address: DeviceAddress, len: usize) -> bool {
@@ -360,6 +374,21 @@ impl Link {
             Link::Shm(link) => link.lends_device(channel, address, len),
             Link::Rdma(link) => link.lends_device(address, len),
             Link::Tcp(_) | Link::Sim(_) => false,
+        }
+    }
+
+    /// Whether [`Link::lend_device`] needs nothing but a frame to lend a part of a message of `message_bytes` that is
+    /// copied to this range of a GPU's memory: what is copied there waits for no other way.
+    pub fn takes_device(
+        &mut self,
+        channel: Channel,
+        address: DeviceAddress,
+        len: usize,
+        message_bytes: usize,
+    ) -> bool {
+        match self {
+            Link::Shm(link) => link.takes_device(channel, address, len, message_bytes),
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => false,
         }
     }
 

@@ -18,22 +18,22 @@ use crate::{Element, Error, Op};
 const PACKED_MOST_BYTES: usize = 16 << 10;
 
 /// A pack is reduced when it is so long: it stays in cache while it is filled, reduced and emptied.
-const PACK_BYTES: usize = 256 << 10;
+pub(crate) const PACK_BYTES: usize = 256 << 10;
 
 /// Calls that are made as one by [`Group::run`]: see [`Communicator::group`].
 #[must_use = "nothing is called before `run`"]
 pub struct Group<'c, 'b> {
     communicator: &'c Communicator,
-    messages: Vec<Posted>,
-    collectives: Vec<Posted>,
+    messages: Vec<Posted<Place>>,
+    collectives: Vec<Posted<Place>>,
     _buffers: PhantomData<&'b mut ()>,
 }
 
 /// A call and its buffers.
-#[derive(Clone, Copy)]
-struct Posted {
-    call: Call,
-    place: Place,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Posted<P> {
+    pub(crate) call: Call,
+    pub(crate) place: P,
 }
 
 impl Communicator {
@@ -320,11 +320,13 @@ impl<'b> Group<'_, 'b> {
     }
 }
 
-impl Posted {
-    fn bytes(&self) -> usize {
+impl<P> Posted<P> {
+    pub(crate) fn bytes(&self) -> usize {
         self.call.count as usize * self.call.data_type.size_bytes()
     }
+}
 
+impl Posted<Place> {
     /// Puts what this rank gives into a pack, multiplied where it has a factor.
     ///
     /// # Safety
@@ -349,28 +351,39 @@ impl Posted {
 }
 
 /// How many of the calls, from the first on, are made as one; at least 1.
-fn packed(calls: &[Posted]) -> usize {
+pub(crate) fn packed<P>(calls: &[Posted<P>]) -> usize {
     // A factor is each rank's own: what all ranks must agree on is without it.
     let first = calls[0].call.without_factor();
-    let is_alike = |posted: &&Posted| {
+    let is_alike = |posted: &&Posted<P>| {
         let call = posted.call.without_factor();
         call.kind == CallKind::AllReduce
             && (Call { count: 0, ..call }) == (Call { count: 0, ..first })
             && posted.bytes() <= PACKED_MOST_BYTES
     };
     let mut bytes = 0;
-    let fits = |posted: &&Posted| {
+    let fits = |posted: &&Posted<P>| {
         bytes += posted.bytes();
         bytes <= PACK_BYTES
     };
     calls.iter().take_while(is_alike).take_while(fits).count().max(1)
 }
 
+/// The call that several are made as.
+pub(crate) fn packed_call<P>(calls: &[Posted<P>]) -> Call {
+    let lengths = calls.iter().flat_map(|posted| posted.call.count.to_le_bytes());
+    Call {
+        kind: CallKind::AllReduceGroup,
+        root: fold(fnv1a(lengths)),
+        count: calls.iter().map(|posted| posted.call.count).sum(),
+        ..calls[0].call.without_factor()
+    }
+}
+
 /// Reduces several buffers as one.
 ///
 /// # Safety
 /// As of [`Engine::run`], of each.
-unsafe fn run_packed(engine: &mut Engine, calls: &[Posted]) -> Result<(), Error> {
+unsafe fn run_packed(engine: &mut Engine, calls: &[Posted<Place>]) -> Result<(), Error> {
     let mut pack = engine.take_pack();
     let bytes: usize = calls.iter().map(Posted::bytes).sum();
     pack.resize(pack.len().max(bytes.div_ceil(8)), 0);
@@ -381,13 +394,7 @@ unsafe fn run_packed(engine: &mut Engine, calls: &[Posted]) -> Result<(), Error>
         unsafe { posted.pack(place) };
         place = place.wrapping_add(posted.bytes());
     }
-    let lengths = calls.iter().flat_map(|posted| posted.call.count.to_le_bytes());
-    let call = Call {
-        kind: CallKind::AllReduceGroup,
-        root: fold(fnv1a(lengths)),
-        count: calls.iter().map(|posted| posted.call.count).sum(),
-        ..calls[0].call.without_factor()
-    };
+    let call = packed_call(calls);
     // SAFETY: the pack is as long as the call says, and nothing else uses it.
     unsafe { engine.run(&call, Place::In(start)) }?;
     let mut place = start;

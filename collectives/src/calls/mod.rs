@@ -12,6 +12,7 @@ mod prepare;
 mod varied;
 
 pub use group::Group;
+pub(crate) use group::{PACK_BYTES, Posted, packed, packed_call};
 pub use prepare::{Prepared, PreparedInto};
 pub use varied::Counted;
 pub(crate) use varied::Counts;

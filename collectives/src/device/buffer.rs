@@ -72,7 +72,7 @@ struct Shared {
 impl<T: Element> DeviceMemory<T> {
     pub(crate) fn alloc(device: &Device, count: usize) -> Result<DeviceMemory<T>, Error> {
         let len_bytes = count.saturating_mul(size_of::<T>());
-        let memory = Arc::new(cuda::DeviceMemory::alloc(device, len_bytes)?);
+        let memory = Arc::new(cuda::DeviceMemory::alloc_shared(device, len_bytes)?);
         let registration = Registration::of_device(memory.clone());
         let memory = Arc::new(Shared { memory, registration });
         Ok(DeviceMemory { memory, first: 0, count, element: PhantomData })

@@ -3,8 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, PoisonError};
 
-use ringtree_transport::cuda::{CudaError, Device, Driver, Event, Relaxed, Stream, device_of};
+use ringtree_transport::cuda::{CudaError, Device, Driver, Event, Relaxed, Stream, Way, device_of};
 
+use super::group::GroupJob;
 use super::signal::Done;
 use super::{
     Boards, DeviceBuffer, DeviceCounters, DeviceMemory, DeviceSpan, KeepAlive, QueuedExchange,
@@ -70,7 +71,7 @@ impl Communicator {
 #[derive(Clone, Copy, Debug)]
 pub struct OnStream<'a> {
     pub(super) communicator: &'a Communicator,
-    stream: &'a Stream,
+    pub(super) stream: &'a Stream,
 }
 
 /// A call that was queued. It may be dropped: what goes wrong then shows at the next call, and the stream goes on.
@@ -84,6 +85,10 @@ enum Watched {
     Job(Pending<Job>),
     /// The end of a kernel.
     Exchange(Pending<Exchange>),
+    /// A group, which the progress thread carries out.
+    Group(Pending<GroupJob>),
+    /// A group of no calls.
+    Nothing,
 }
 
 impl Queued {
@@ -95,7 +100,13 @@ impl Queued {
         match self.0 {
             Watched::Job(pending) => pending.wait().map(|_| ()),
             Watched::Exchange(pending) => pending.wait().map(|_| ()),
+            Watched::Group(pending) => pending.wait().map(|_| ()),
+            Watched::Nothing => Ok(()),
         }
+    }
+
+    pub(super) fn group(pending: Option<Pending<GroupJob>>) -> Queued {
+        Queued(pending.map_or(Watched::Nothing, Watched::Group))
     }
 }
 
@@ -419,6 +430,15 @@ impl OnStream<'_> {
         Ok(span)
     }
 
+    /// Refuses a stream that calls cannot be queued in.
+    pub(super) fn check_stream(&self) -> Result<(), Error> {
+        if self.stream.is_capturing()? {
+            let what = "a stream that is being captured into a graph takes no collectives: make them outside";
+            return Err(Error::Argument(what.to_owned()));
+        }
+        Ok(())
+    }
+
     pub(super) fn queue(
         &self,
         call: Call,
@@ -427,10 +447,7 @@ impl OnStream<'_> {
         buffers: [Option<KeepAlive>; 2],
     ) -> Result<Queued, Error> {
         let (stream, device) = (self.stream, self.stream.device());
-        if stream.is_capturing()? {
-            let what = "a stream that is being captured into a graph takes no collectives: make them outside";
-            return Err(Error::Argument(what.to_owned()));
-        }
+        self.check_stream()?;
         let _relaxed = Relaxed::new(device.driver());
         if let Some(boards) = self.communicator.inner.boards().filter(|boards| boards.take(&call)) {
             return self.exchange(boards, call, place, buffers);
@@ -481,8 +498,9 @@ impl OnStream<'_> {
 
 impl Communicator {
     /// Makes a call ready, the first time that it is made: see [`Engine::prepare_call_on_device`].
-    fn prepare_on_device(&self, call: &Call, device: &Device) -> Result<(), Error> {
-        let key = (device.ordinal(), call.without_factor());
+    pub(super) fn prepare_on_device(&self, call: &Call, device: &Device) -> Result<(), Error> {
+        // What peers read changes its way once they have been found to refuse the first one.
+        let key = (device.ordinal(), Way::best(device), call.without_factor());
         let known = || self.inner.known().lock().unwrap_or_else(PoisonError::into_inner);
         if known().contains(&key) {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringtree_transport::cuda::{Device, OpenedMemory, PublicMemory, Relaxed, Told};
+use ringtree_transport::cuda::{Device, OpenedMemory, PublicMemory, Relaxed, Told, Way};
 
 use super::board::BOARD_BYTES;
 use super::{Boards, MOST_OPERANDS};
@@ -38,7 +38,7 @@ impl Communicator {
             );
             return Ok(false);
         }
-        let (rank, ranks, hosts) = (self.rank(), self.ranks(), self.shape().hosts);
+        let (ranks, hosts) = (self.ranks(), self.shape().hosts);
         if ranks == 1 || ranks as usize > MOST_OPERANDS || hosts > 1 {
             if ranks > 1 {
                 tracing::info!(
@@ -49,31 +49,53 @@ impl Communicator {
             return Ok(false);
         }
         let _relaxed = Relaxed::new(device.driver());
-        let made = PublicMemory::new(device, BOARD_BYTES);
+        let mut missed = None;
+        for way in [Way::Handle, Way::Descriptor] {
+            match self.join_by(device, way)? {
+                Ok(boards) => {
+                    self.inner.join(Arc::new(boards));
+                    return Ok(true);
+                }
+                Err(pair) => missed = missed.or(Some(pair)),
+            }
+        }
+        if let Some((at, peer)) = missed {
+            tracing::info!(
+                "small calls on GPUs pass the host: the GPU of rank {at} cannot read memory of that of rank {peer}"
+            );
+        }
+        Ok(false)
+    }
+
+    /// Tries it with boards that get to other processes by one way. All ranks learn the same: whether they reach all
+    /// boards, or two ranks that do not.
+    fn join_by(&self, device: &Device, way: Way) -> Result<Result<Boards, (u32, u32)>, Error> {
+        let (rank, ranks) = (self.rank(), self.ranks() as usize);
+        let made = PublicMemory::new(device, BOARD_BYTES, way);
         if let Err(error) = &made {
-            tracing::warn!("rank {rank} has no board for small calls on GPUs: {error}");
+            tracing::info!("rank {rank} has no board by {way:?} for small calls on GPUs: {error}");
         }
         let own = made.ok();
-        let mut told = vec![0_u8; ranks as usize * (1 + Told::BYTES)];
+        if way == Way::Descriptor {
+            self.engine().warm_up()?;
+            if let Some(own) = &own {
+                self.engine().pass_memory(own);
+            }
+        }
+        let mut told = vec![0_u8; ranks * (1 + Told::BYTES)];
         let mine = own
             .as_ref()
             .map_or(vec![0; 1 + Told::BYTES], |own| [&[1][..], &own.told().to_bytes()].concat());
         let plain = self.using(None);
         plain.all_gather_into(&mine, &mut told)?;
         let boards = self.open(device, own, &told);
-        let mut missed = vec![0; ranks as usize];
+        let mut missed = vec![0; ranks];
         let mine = boards.as_ref().map_or_else(|peer| *peer, |_| REACHES_ALL);
         plain.all_gather_into(&[mine], &mut missed)?;
-        let Some(at) = missed.iter().position(|missed| *missed != REACHES_ALL) else {
-            let boards = boards.expect("this rank has said that it reaches all");
-            self.inner.join(Arc::new(boards));
-            return Ok(true);
-        };
-        tracing::info!(
-            "small calls on GPUs pass the host: the GPU of rank {at} cannot read memory of that of rank {}",
-            missed[at]
-        );
-        Ok(false)
+        Ok(match (missed.iter().position(|missed| *missed != REACHES_ALL), boards) {
+            (Some(at), _) => Err((at as u32, missed[at])),
+            (None, boards) => boards.map_err(|peer| (rank, peer)),
+        })
     }
 
     /// Whether a collective of `count` elements on GPUs, or of so many in each block where it has blocks, is one kernel of
@@ -96,8 +118,9 @@ impl Communicator {
             }
             let opened = match told.split_first() {
                 Some((1, told)) => {
-                    let told = told.try_into().map(Told::from_bytes).map_err(|_| peer)?;
-                    own.open(&told).map_err(|error| error.to_string())
+                    let told = told.try_into().ok().and_then(Told::from_bytes).ok_or(peer)?;
+                    let descriptor = self.engine().passed_memory(peer, told.nonce());
+                    own.open(&told, descriptor).map_err(|error| error.to_string())
                 }
                 _ => Err("it has no board".to_owned()),
             };

@@ -31,6 +31,7 @@ mod calls;
 mod counters;
 #[cfg(feature = "cudarc")]
 pub mod cudarc;
+mod group;
 mod join;
 mod kernels;
 mod pins;
@@ -41,6 +42,7 @@ mod varied;
 pub use buffer::{DeviceBuffer, DeviceMemory, DevicePointer, DeviceSpan};
 pub use calls::{OnStream, Queued};
 pub use counters::DeviceCounters;
+pub use group::DeviceGroup;
 pub use ringtree_transport::cuda::{CudaError, Device, DeviceAddress, Driver, Event, Stream};
 pub use timeline::{Activity, Entry};
 

@@ -1,20 +1,22 @@
 //! How the engine carries out calls on memory of GPUs.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringtree_transport::Tag;
 use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, Stream,
+    CudaError, Device, DeviceAddress, DeviceMemory, Event, PinnedMemory, PublicMemory, Stream,
 };
 use rustc_hash::FxHashMap;
 
+use super::device_group::Pack;
 use super::{Engine, Place, drive};
 use crate::control::{Operation as Named, Stream as Sequence};
 use crate::device::{Boards, Kernels, QueuedExchange, Recording};
 use crate::driver::{OnBoards, OnDevice};
 use crate::executor::{Exchange, Fault, Gear, Geometry, Staged};
 use crate::prepared::{Blocks, Call, Part, Planned, plan, varied};
-use crate::record::CallRecord;
+use crate::record::{CallKind, CallRecord};
 use crate::reduce::Pass;
 use crate::{Error, Factor, Op};
 
@@ -26,23 +28,25 @@ const PREPARED_MOST_BYTES: usize = 64 << 20;
 /// What the engine has on one GPU.
 #[derive(Debug)]
 pub(super) struct DeviceEngine {
-    device: Device,
-    prepared: FxHashMap<Call, Entry>,
-    gear: Gear,
-    kernels: Arc<Kernels>,
+    pub(super) device: Device,
+    pub(super) prepared: FxHashMap<Call, Entry>,
+    pub(super) gear: Gear,
+    pub(super) kernels: Arc<Kernels>,
     /// For what comes before and after operations.
-    stream: Stream,
+    pub(super) stream: Stream,
     /// Where small buffers wait on the host.
     host: Option<PinnedMemory>,
+    /// Where small buffers of a group are reduced as one.
+    pub(super) pack: Option<Pack>,
 }
 
 /// A call that is ready to run on a GPU.
 #[derive(Debug)]
-struct Entry {
-    record: CallRecord,
+pub(super) struct Entry {
+    pub(super) record: CallRecord,
     part: Part,
     /// Nothing where it is carried out on the host: an exchange of so few bytes that all ranks publish at once.
-    operation: Option<Staged>,
+    pub(super) operation: Option<Staged>,
 }
 
 /// As [`Place`], with addresses of a GPU's memory.
@@ -71,6 +75,21 @@ impl Engine {
         self.check()?;
         let at = self.on_device(device)?;
         self.await_device(ready)?;
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.run_ready(call, blocks, at, place) }
+    }
+
+    /// As [`Engine::run_on_device`], on one of the devices in use, which has come to the call.
+    ///
+    /// # Safety
+    /// As there.
+    pub(super) unsafe fn run_ready(
+        &mut self,
+        call: &Call,
+        blocks: Option<&Blocks>,
+        at: usize,
+        place: DevicePlace,
+    ) -> Result<(), Error> {
         if let Some(Op::PreMulSum(factor)) = call.op
             && factor != Factor::ONE
         {
@@ -84,6 +103,22 @@ impl Engine {
     /// From now on small calls are one kernel.
     pub(crate) fn join(&mut self, boards: Arc<Boards>) {
         self.boards = Some(boards);
+    }
+
+    /// Hands memory's descriptor, if it has one, to all ranks of this host to which there are links.
+    pub(crate) fn pass_memory(&mut self, memory: &PublicMemory) {
+        let Some(descriptor) = memory.descriptor() else { return };
+        for link in self.wiring.links.iter_mut().flatten() {
+            // Who has not got it says that it does not reach the memory.
+            if !link.pass_memory(memory.told().nonce(), descriptor) {
+                tracing::debug!("rank {} was not handed a descriptor", link.peer());
+            }
+        }
+    }
+
+    /// The descriptor that a rank has handed over under a number.
+    pub(crate) fn passed_memory(&mut self, peer: u32, number: u64) -> Option<OwnedFd> {
+        self.wiring.links[peer as usize].as_mut()?.passed_memory(number)
     }
 
     /// Waits for the end of a call that one kernel of the program's stream carries out. Its deadline counts from when the
@@ -108,7 +143,7 @@ impl Engine {
     }
 
     /// Waits until the device has come to an event, however long that takes.
-    fn await_device(&mut self, event: &Event) -> Result<(), Error> {
+    pub(super) fn await_device(&mut self, event: &Event) -> Result<(), Error> {
         self.driver.await_device(event).map_err(|error| match error {
             Error::Device(error) => self.fail_on_device((*error).clone()),
             error => self.fail(error),
@@ -128,24 +163,29 @@ impl Engine {
         self.check()?;
         let at = self.on_device(device)?;
         let call = &call.without_factor();
-        if self.devices[at].prepared.contains_key(call) {
-            return Ok(());
+        if !self.devices[at].prepared.contains_key(call) {
+            match self.add_on_device(call, at) {
+                Ok(()) => {}
+                Err(CudaError::Argument(what)) => return Err(Error::Argument(what)),
+                Err(error) => return Err(self.fail_on_device(error)),
+            }
         }
-        match self.add_on_device(call, at) {
-            Ok(()) => {}
-            Err(CudaError::Argument(what)) => return Err(Error::Argument(what)),
-            Err(error) => return Err(self.fail_on_device(error)),
+        if call.kind == CallKind::AllReduceGroup {
+            let provided = self.provide_pack(at);
+            provided.map_err(|error| self.fail_on_device(error))?;
         }
-        let operation = self.devices[at].prepared[call].operation.as_ref();
-        let Some(peers) = operation.map(|operation| operation.peers().to_vec()) else {
-            return Ok(());
-        };
+        let Some(operation) = &self.devices[at].prepared[call].operation else { return Ok(()) };
+        let (peers, lanes) = (operation.peers().to_vec(), operation.lanes());
         // Of two ranks that exchange messages, one may come much later.
         if call.stream == Sequence::Collective {
             self.connect(&peers, None)?;
             self.pin(at, &peers);
             self.provide_landing(at, call)?;
         }
+        // Messages of a group are under way at once, to as many peers.
+        let groups = call.kind == CallKind::PointToPoint;
+        let lanes = if groups { self.shape.local_ranks as usize - 1 } else { lanes };
+        self.provide_pieces(at, &peers, lanes);
         Ok(())
     }
 
@@ -166,15 +206,30 @@ impl Engine {
         }
     }
 
+    /// Has so many lanes copy to memory of the GPU what peers cannot read where it is, if some of these may reach that.
+    fn provide_pieces(&mut self, at: usize, peers: &[u32], lanes: usize) {
+        let may_share = |peer: &u32| match &self.wiring.links[*peer as usize] {
+            Some(link) => link.shares_board(),
+            None => self.shape.local_ranks > 1,
+        };
+        if !peers.iter().any(may_share) {
+            return;
+        }
+        match self.devices[at].gear.provide_pieces(lanes) {
+            Ok(new) => new.iter().for_each(|registration| self.wiring.share(registration)),
+            Err(error) => tracing::info!("what GPUs cannot lend passes the host: {error}"),
+        }
+    }
+
     /// Locks the slots of links for a GPU.
-    fn pin(&mut self, at: usize, peers: &[u32]) {
+    pub(super) fn pin(&mut self, at: usize, peers: &[u32]) {
         let gear = &mut self.devices[at].gear;
         for peer in peers {
             self.wiring.links[*peer as usize].iter().for_each(|link| gear.pins.pin(link));
         }
     }
 
-    /// As [`Engine::run_on_device`], on one of the devices in use, which has come to the call.
+    /// As [`Engine::run_ready`], of a call without a factor.
     unsafe fn run_at(
         &mut self,
         call: &Call,
@@ -317,7 +372,7 @@ impl Engine {
     }
 
     /// Where the engine keeps what it has on a GPU.
-    fn on_device(&mut self, device: &Device) -> Result<usize, Error> {
+    pub(super) fn on_device(&mut self, device: &Device) -> Result<usize, Error> {
         if let Some(at) = self.devices.iter().position(|on| on.device == *device) {
             return Ok(at);
         }
@@ -329,6 +384,7 @@ impl Engine {
                 kernels: Kernels::of(device),
                 stream: Stream::urgent(device)?,
                 host: None,
+                pack: None,
             })
         };
         match new() {
@@ -341,7 +397,7 @@ impl Engine {
     }
 
     /// Makes a call's operation, if it is new, and sets the lengths of its blocks, if they differ.
-    fn prepare_on_device(
+    pub(super) fn prepare_on_device(
         &mut self,
         call: &Call,
         blocks: Option<&Blocks>,
@@ -425,7 +481,7 @@ impl Engine {
     }
 
     /// Ends the communicator, for all ranks, because this rank's GPU failed.
-    fn fail_on_device(&mut self, error: CudaError) -> Error {
+    pub(super) fn fail_on_device(&mut self, error: CudaError) -> Error {
         self.driver.control.abort(&format!("its GPU failed: {error}"));
         self.fail(error.into())
     }

@@ -2,6 +2,7 @@
 //! operations, and the wait for them.
 
 mod device;
+mod device_group;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::driver::{Driven, Driver, Single};
 use crate::prepared::{Blocks, Call, Entry, Part, Prepared, entry};
 use crate::reduce::{self, Pass};
 use crate::selection::Shape;
-use crate::together::{Together, Waiting};
+use crate::together::{OnHost, Together};
 use crate::{Error, Factor, Op};
 use device::DeviceEngine;
 pub(crate) use device::DevicePlace;
@@ -241,7 +242,8 @@ impl Engine {
         messages: impl Iterator<Item = (Call, Place)>,
     ) -> Result<(), Error> {
         self.check()?;
-        let mut together = Together::new(self.driver.recorder.clone());
+        let mut nothing = ();
+        let mut together = Together::new(self.driver.recorder.clone(), &mut nothing);
         let mut peers = Vec::new();
         let mut first = None;
         for (call, place) in messages {
@@ -255,7 +257,7 @@ impl Engine {
             let named = Named { stream: call.stream, sequence, record };
             first.get_or_insert(named);
             peers.extend_from_slice(operation.peers());
-            together.add(Waiting { operation, named, input, output });
+            together.add(named, OnHost { operation, input, output });
         }
         peers.sort_unstable();
         peers.dedup();

@@ -52,6 +52,9 @@ pub fn open_memory(handle: Handle, context: &Arc<Context>, flags: u32) -> Result
     let [MEMORY, process, descriptor, inode, len_bytes, file_offset, home, _] = handle else {
         return Err(Code::INVALID_VALUE);
     };
+    if !settings::get().ipc_opens {
+        return Err(Code::INVALID_VALUE);
+    }
     let file = open_file(process, descriptor, inode)?;
     let home = device(home as i32)?.ordinal;
     if home != context.device && !settings::get().can_access_peer(context.device, home) {

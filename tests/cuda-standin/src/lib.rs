@@ -25,7 +25,7 @@
 //! | `LOST_PEER` | none | pairs of devices, or `all`, between which copies are lost without an error, as an IOMMU that is set up wrongly loses them |
 //! | `NO_DMA_BUF` | 0 | 1: memory cannot be exported as a dma-buf |
 //! | `REMOTE_WRITES` | ordered | what the device says of network adapters' writes in its memory: kernels find them (`ordered`), or once the host has flushed them (`flushed`), or never surely (`unordered`). They do always; flushes are counted |
-//! | `NO_IPC` | 0 | 1: no legacy IPC |
+//! | `NO_IPC` | 0 | 1: no legacy IPC; `open`: memory has handles, and no process opens another's, as between containers |
 //! | `NO_VMM` | 0 | 1: no virtual memory management |
 //! | `NO_READ_ONLY_REGISTRATION` | 0 | 1: memory that the process may only read cannot be registered |
 //! | `NO_STREAM_MEMORY_OPS` | 0 | 1: streams cannot wait for and write values |

@@ -61,6 +61,8 @@ pub struct Settings {
     pub remote_writes: RemoteWrites,
     /// Whether legacy IPC is supported.
     pub ipc: bool,
+    /// Whether other processes can open what has a handle of legacy IPC: between some containers they cannot.
+    pub ipc_opens: bool,
     /// Whether virtual memory management is supported.
     pub virtual_memory: bool,
     /// Whether memory that the process may only read can be registered.
@@ -126,6 +128,7 @@ impl Default for Settings {
             dma_buf: true,
             remote_writes: RemoteWrites::Ordered,
             ipc: true,
+            ipc_opens: true,
             virtual_memory: true,
             read_only_registration: true,
             stream_memory_operations: true,
@@ -196,7 +199,8 @@ impl Settings {
                     _ => return Err(format!("{value:?} is not ordered, flushed or unordered")),
                 }
             }
-            "NO_IPC" => self.ipc = !flag(value)?,
+            "NO_IPC" if value == "open" => (self.ipc, self.ipc_opens) = (true, false),
+            "NO_IPC" => (self.ipc, self.ipc_opens) = (!flag(value)?, true),
             "NO_VMM" => self.virtual_memory = !flag(value)?,
             "NO_READ_ONLY_REGISTRATION" => self.read_only_registration = !flag(value)?,
             "NO_STREAM_MEMORY_OPS" => self.stream_memory_operations = !flag(value)?,

@@ -12,7 +12,11 @@ struct Other(Child, BufReader<std::process::ChildStdout>);
 
 impl Other {
     fn start(name: &str) -> Other {
-        let mut command = process(name, &[("HOLD_MS", "60000")]);
+        Other::start_with(name, &[("HOLD_MS", "60000")])
+    }
+
+    fn start_with(name: &str, settings: &[(&str, &str)]) -> Other {
+        let mut command = process(name, settings);
         command.env("STANDIN_TEST_OTHER", "1");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
@@ -127,6 +131,31 @@ fn another_process_opens_memory() {
         other.end();
         ok(configure("NO_IPC", "1"));
         assert_eq!(cuIpcGetMemHandle(&mut [0; 8], address), NOT_SUPPORTED);
+    });
+}
+
+#[test]
+fn another_process_is_refused_as_between_containers() {
+    const NAME: &str = "another_process_is_refused_as_between_containers";
+    if is_other(NAME) {
+        use_device(0);
+        let input = &mut std::io::stdin().lock();
+        let told = hear(input);
+        let mut address = 0;
+        assert_eq!(cuIpcOpenMemHandle_v2(&mut address, handle(&told), 1), INVALID_VALUE);
+        ok(configure("NO_IPC", "0"));
+        ok(cuIpcOpenMemHandle_v2(&mut address, handle(&told), 1));
+        return;
+    }
+    isolated(NAME, &[], || {
+        use_device(0);
+        let address = allocate(3000);
+        // It has a handle all the same.
+        ok(configure("NO_IPC", "open"));
+        let words = get(|to: &mut Handle64| cuIpcGetMemHandle(to, address));
+        let mut other = Other::start_with(NAME, &[("HOLD_MS", "60000"), ("NO_IPC", "open")]);
+        other.tell(&words);
+        other.end();
     });
 }
 

@@ -86,6 +86,9 @@ pub struct DoctorArguments {
     /// Try what GPUs can do, for the doctor that has started this process
     #[arg(long, hide = true)]
     gpu_probe: bool,
+    /// Try to read memory of a GPU of the process that tries what GPUs can do
+    #[arg(long, hide = true)]
+    gpu_reads: Option<String>,
 }
 
 /// What the doctor can be asked about alone.
@@ -122,6 +125,9 @@ impl Topic {
 pub fn run(arguments: &DoctorArguments) -> ExitCode {
     if arguments.gpu_probe {
         return gpu::probe(arguments.topic);
+    }
+    if let Some(told) = &arguments.gpu_reads {
+        return gpu::read(told);
     }
     if Settings::in_env() { take_part(arguments) } else { start_ranks(arguments) }
 }

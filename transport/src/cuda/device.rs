@@ -170,6 +170,11 @@ impl Device {
         String::from_utf8_lossy(text.split(|byte| *byte == 0).next().unwrap_or(&[])).into_owned()
     }
 
+    /// By what the driver knows it.
+    pub(super) fn number(&self) -> DeviceNumber {
+        self.0.number
+    }
+
     #[inline]
     pub(super) fn functions(&self) -> &'static Functions {
         &self.0.driver.functions

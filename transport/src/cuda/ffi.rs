@@ -32,6 +32,39 @@ pub const IPC_HANDLE_BYTES: usize = 64;
 #[repr(C)]
 pub struct IpcHandle(pub [u8; IPC_HANDLE_BYTES]);
 
+/// `CUmemGenericAllocationHandle`: physical memory.
+pub type PhysicalHandle = u64;
+
+/// `CUmemLocation`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct MemoryLocation {
+    pub kind: c_int,
+    pub id: c_int,
+}
+
+/// `CUmemAllocationProp`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct AllocationProperties {
+    pub kind: c_int,
+    pub handle_types: c_int,
+    pub location: MemoryLocation,
+    pub windows_metadata: *mut c_void,
+    pub compression: u8,
+    pub is_rdma_capable: u8,
+    pub usage: u16,
+    pub reserved: [u8; 4],
+}
+
+/// `CUmemAccessDesc`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct AccessDescription {
+    pub location: MemoryLocation,
+    pub flags: c_int,
+}
+
 pub const SUCCESS: Code = 0;
 pub const INVALID_VALUE: Code = 1;
 pub const OUT_OF_MEMORY: Code = 2;
@@ -82,6 +115,22 @@ pub const FLUSH_FOR_OWNER: c_int = 100;
 pub const RANGE_HANDLE_DMA_BUF: c_int = 1;
 /// `CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`.
 pub const ATTRIBUTE_READ_ONLY_HOST_REGISTER: c_int = 113;
+/// `CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED`.
+pub const ATTRIBUTE_VIRTUAL_MEMORY: c_int = 102;
+/// `CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED`.
+pub const ATTRIBUTE_FILE_DESCRIPTOR: c_int = 103;
+/// `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED`.
+pub const ATTRIBUTE_RDMA_OF_VIRTUAL_MEMORY: c_int = 110;
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`: the only one of devices.
+pub const ALLOCATION_PINNED: c_int = 1;
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
+pub const HANDLE_FILE_DESCRIPTOR: c_int = 1;
+/// `CU_MEM_LOCATION_TYPE_DEVICE`.
+pub const LOCATION_DEVICE: c_int = 1;
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
+pub const ACCESS_READ_WRITE: c_int = 3;
+/// `CU_MEM_ALLOC_GRANULARITY_MINIMUM`.
+pub const GRANULARITY_MINIMUM: c_int = 0;
 /// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`.
 pub const POINTER_MEMORY_TYPE: c_int = 2;
 /// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
@@ -147,6 +196,18 @@ functions! {
     ipc_export: c"cuIpcGetMemHandle", fn(*mut IpcHandle, DeviceAddress);
     ipc_open: c"cuIpcOpenMemHandle_v2", fn(*mut DeviceAddress, IpcHandle, c_uint);
     ipc_close: c"cuIpcCloseMemHandle", fn(DeviceAddress);
+    synchronize: c"cuCtxSynchronize", fn();
+    granularity: c"cuMemGetAllocationGranularity", fn(*mut usize, *const AllocationProperties, c_int);
+    physical_create: c"cuMemCreate", fn(*mut PhysicalHandle, usize, *const AllocationProperties, u64);
+    physical_release: c"cuMemRelease", fn(PhysicalHandle);
+    physical_retain: c"cuMemRetainAllocationHandle", fn(*mut PhysicalHandle, DeviceAddress);
+    physical_export: c"cuMemExportToShareableHandle", fn(*mut c_int, PhysicalHandle, c_int, u64);
+    physical_import: c"cuMemImportFromShareableHandle", fn(*mut PhysicalHandle, *mut c_void, c_int);
+    reserve: c"cuMemAddressReserve", fn(*mut DeviceAddress, usize, usize, DeviceAddress, u64);
+    unreserve: c"cuMemAddressFree", fn(DeviceAddress, usize);
+    map: c"cuMemMap", fn(DeviceAddress, usize, usize, PhysicalHandle, u64);
+    unmap: c"cuMemUnmap", fn(DeviceAddress, usize);
+    set_access: c"cuMemSetAccess", fn(DeviceAddress, usize, *const AccessDescription, usize);
     host_alloc: c"cuMemHostAlloc", fn(*mut *mut c_void, usize, c_uint);
     host_free: c"cuMemFreeHost", fn(*mut c_void);
     host_register: c"cuMemHostRegister_v2", fn(*mut c_void, usize, c_uint);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::device::Device;
 use super::error::CudaError;
 use super::ffi::{self, DeviceAddress};
+use super::mapped::Mapping;
 use super::reaper::{self, Freed};
 use crate::memory::SharedMemory;
 
@@ -17,6 +18,8 @@ pub struct DeviceMemory {
     device: Device,
     address: DeviceAddress,
     len_bytes: usize,
+    /// Where it is mapped, if it has a descriptor; else it was allocated as a whole, and has a handle.
+    mapping: Option<Mapping>,
 }
 
 impl DeviceMemory {
@@ -43,7 +46,24 @@ impl DeviceMemory {
             return Err(CudaError::Memory { ordinal, len_bytes, free_bytes });
         }
         device.check("cuMemAlloc", code)?;
-        Ok(DeviceMemory { device: device.clone(), address, len_bytes })
+        Ok(DeviceMemory { device: device.clone(), address, len_bytes, mapping: None })
+    }
+
+    /// As [`DeviceMemory::alloc`], memory that other processes use by its descriptor; it takes whole pages of 2 MiB.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if the device has no such memory, or what the driver says.
+    pub(super) fn alloc_mapped(
+        device: &Device,
+        len_bytes: usize,
+    ) -> Result<DeviceMemory, CudaError> {
+        let mapping = Mapping::alloc(device, len_bytes)?;
+        let address = mapping.address();
+        Ok(DeviceMemory { device: device.clone(), address, len_bytes, mapping: Some(mapping) })
+    }
+
+    pub(super) fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_ref()
     }
 
     /// Its first byte.
@@ -64,7 +84,10 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        reaper::free(&self.device, Freed::Device(self.address));
+        // A mapping gives itself back.
+        if self.mapping.is_none() {
+            reaper::free(&self.device, Freed::Device(self.address));
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 //! not learn when one has read it for the last time.
 
 use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::device::Device;
 use super::error::CudaError;
-use super::export::{Exported, PeerMemory};
+use super::export::{PeerMemory, Told, Way};
 use super::ffi::DeviceAddress;
 use super::memory::DeviceMemory;
 use super::stream::Stream;
@@ -18,15 +19,10 @@ use crate::secure::random_bytes;
 pub struct PublicMemory {
     memory: ManuallyDrop<Arc<DeviceMemory>>,
     told: Told,
+    /// What other processes must have beside that, where it goes by descriptor.
+    descriptor: Option<OwnedFd>,
     /// Freeing memory that another process has mapped is undefined: then it goes with this process.
     is_read_elsewhere: AtomicBool,
-}
-
-/// What peers must know to read it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
-    exported: Exported,
-    nonce: u64,
 }
 
 /// Such memory of a peer, which stays as long as this.
@@ -52,12 +48,14 @@ impl PublicMemory {
     /// Its first bytes, which are not the owner's.
     pub const NONCE_BYTES: usize = size_of::<u64>();
 
-    /// Allocates and exports `len_bytes`, which are zero but for the first [`PublicMemory::NONCE_BYTES`].
+    /// Allocates `len_bytes`, which get to other processes by that way; they are zero but for the first
+    /// [`PublicMemory::NONCE_BYTES`].
     ///
     /// # Errors
     /// What the driver says.
-    pub fn new(device: &Device, len_bytes: usize) -> Result<PublicMemory, CudaError> {
-        let memory = Arc::new(DeviceMemory::alloc(device, len_bytes.max(Self::NONCE_BYTES))?);
+    pub fn new(device: &Device, len_bytes: usize, way: Way) -> Result<PublicMemory, CudaError> {
+        let len_bytes = len_bytes.max(Self::NONCE_BYTES);
+        let memory = Arc::new(DeviceMemory::alloc_by(device, len_bytes, way)?);
         let random = random_bytes().map_err(|error| CudaError::Argument(error.to_string()))?;
         let nonce = u64::from_le_bytes(random);
         let stream = Stream::new(device)?;
@@ -71,9 +69,13 @@ impl PublicMemory {
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(_, memory)| memory.strong_count() > 0);
         all.push((nonce, Arc::downgrade(&memory)));
-        let told = Told { exported: memory.export(), nonce };
-        let memory = ManuallyDrop::new(memory);
-        Ok(PublicMemory { memory, told, is_read_elsewhere: AtomicBool::new(false) })
+        // Those of this process use it without.
+        let (exported, descriptor) = memory.export().unwrap_or_else(|error| {
+            tracing::info!("no other process reads memory of GPU {}: {error}", device.ordinal());
+            (memory.told(), None)
+        });
+        let (told, memory) = (Told::new(exported, nonce), ManuallyDrop::new(memory));
+        Ok(PublicMemory { memory, told, descriptor, is_read_elsewhere: AtomicBool::new(false) })
     }
 
     /// Its first byte.
@@ -86,23 +88,33 @@ impl PublicMemory {
         self.told
     }
 
-    /// Opens a peer's, and looks whether this device finds it there.
+    /// What peers of other processes must be handed beside that, if anything.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptor.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Opens a peer's, with the descriptor that was handed over, if one was, and looks whether this device finds it
+    /// there.
     ///
     /// # Errors
     /// It does not, or what the driver says.
-    pub fn open(&self, told: &Told) -> Result<OpenedMemory, CudaError> {
+    pub fn open(
+        &self,
+        told: &Told,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<OpenedMemory, CudaError> {
         let device = self.memory.device();
         let own = {
             let all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = all.iter().find(|(nonce, _)| *nonce == told.nonce);
+            let found = all.iter().find(|(nonce, _)| *nonce == told.nonce());
             found.and_then(|(_, memory)| memory.upgrade())
         };
         if own.is_none() {
             // Whom this one reads reads this one.
             self.is_read_elsewhere.store(true, Ordering::Relaxed);
         }
-        let opened = PeerMemory::open(device, &told.exported, own.is_some())?;
-        let Some(address) = opened.address_of(0, told.exported.len_bytes()) else {
+        let opened = PeerMemory::open(device, told.exported(), descriptor, own.is_some())?;
+        let Some(address) = opened.address_of(0, told.exported().len_bytes()) else {
             return Err(CudaError::Argument("a peer's memory is shorter than it says".into()));
         };
         let keep = own.map_or(Keep::Mapped(opened), Keep::Owned);
@@ -111,7 +123,7 @@ impl PublicMemory {
         // SAFETY: both have as many bytes and stay until the stream is through.
         unsafe { stream.copy_to_host((&raw mut found).cast(), address, Self::NONCE_BYTES)? };
         stream.synchronize()?;
-        if found != told.nonce {
+        if found != told.nonce() {
             return Err(CudaError::Argument(format!(
                 "GPU {} does not find in a peer's memory what the peer has written there",
                 device.ordinal()
@@ -134,28 +146,5 @@ impl OpenedMemory {
     /// Its first byte, where kernels of the device that opened it find it.
     pub fn address(&self) -> DeviceAddress {
         self.address
-    }
-}
-
-impl Told {
-    /// How long it is as it is told.
-    pub const BYTES: usize = Exported::BYTES + size_of::<u64>();
-
-    /// As it is told.
-    pub fn to_bytes(&self) -> [u8; Told::BYTES] {
-        let mut bytes = [0; Told::BYTES];
-        let (exported, nonce) = bytes.split_at_mut(Exported::BYTES);
-        exported.copy_from_slice(&self.exported.to_bytes());
-        nonce.copy_from_slice(&self.nonce.to_le_bytes());
-        bytes
-    }
-
-    /// What was told.
-    pub fn from_bytes(bytes: &[u8; Told::BYTES]) -> Told {
-        let mut exported = [0; Exported::BYTES];
-        exported.copy_from_slice(&bytes[..Exported::BYTES]);
-        let mut nonce = [0; size_of::<u64>()];
-        nonce.copy_from_slice(&bytes[Exported::BYTES..]);
-        Told { exported: Exported::from_bytes(&exported), nonce: u64::from_le_bytes(nonce) }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::capture::Relaxed;
 use super::device::Device;
-use super::ffi::{self, Code, DeviceAddress};
+use super::ffi::{self, Code, DeviceAddress, Functions};
 use crate::memory::SharedMemory;
 
 /// How long an allocation waits for memory to be given back, before it fails.
@@ -21,8 +21,10 @@ pub(super) enum Freed {
     Pinned(usize),
     /// The registration of a mapping of the host's.
     Registered(Arc<SharedMemory>),
-    /// Memory of another process, which is mapped there.
-    Mapped(DeviceAddress),
+    /// Memory of another process, which was opened by its handle.
+    Opened(DeviceAddress),
+    /// A mapping, and how long it is.
+    Mapping(DeviceAddress, usize),
 }
 
 enum Order {
@@ -82,7 +84,8 @@ fn carry_out(order: Order) {
             Freed::Registered(mapping) => {
                 ("cuMemHostUnregister", (functions.host_unregister)(mapping.start().cast()))
             }
-            Freed::Mapped(address) => ("cuIpcCloseMemHandle", (functions.ipc_close)(address)),
+            Freed::Opened(address) => ("cuIpcCloseMemHandle", (functions.ipc_close)(address)),
+            Freed::Mapping(address, len_bytes) => unmap(functions, address, len_bytes),
             Freed::Pinned(start) => {
                 ("cuMemFreeHost", (functions.host_free)(start as *mut std::ffi::c_void))
             }
@@ -91,5 +94,27 @@ fn carry_out(order: Order) {
     // What cannot be given back is only worth a line: a kernel has failed before.
     if code != ffi::SUCCESS {
         tracing::debug!("{call} on GPU {}: code {code}", device.ordinal());
+    }
+}
+
+/// Unmaps memory. Unlike the others this does not wait for what is queued on the device.
+///
+/// # Safety
+/// The range must be a mapping that nothing uses but what was queued before.
+unsafe fn unmap(
+    functions: &Functions,
+    address: DeviceAddress,
+    len_bytes: usize,
+) -> (&'static str, Code) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (functions.synchronize)() {
+            ffi::SUCCESS => {}
+            code => return ("cuCtxSynchronize", code),
+        }
+        match (functions.unmap)(address, len_bytes) {
+            ffi::SUCCESS => ("cuMemAddressFree", (functions.unreserve)(address, len_bytes)),
+            code => ("cuMemUnmap", code),
+        }
     }
 }

@@ -1,18 +1,24 @@
 //! Memory of GPUs that one side lends to the other, read in place by the kernels of the other's GPU.
 //!
-//! Each side tells the other of its GPU, once its program has used one, with some exported memory; the other looks
-//! whether its own GPU finds there what it should, and says so. From then on memory of the library on that GPU is lent
-//! as shared memory is: named on the socket before the first frame that lends some of it. A rank whose buffers are on
-//! the host for once copies what is lent to it, and so does one whose buffers are on another GPU than the first that it
-//! used: a link serves one of each side. Memory must not be freed while another process has it mapped: what the
-//! peer has been told of is kept until that has unmapped it, which the next calls bring about, or the link ends.
+//! Each side tells the other of its GPU, once its program has used one, with some exported memory of each way that
+//! there is: by handle and by descriptor. The other looks whether its own GPU finds there what it should, and says by
+//! which way it does. From then on memory of the library on that GPU which goes by such a way is lent as shared
+//! memory is: named on the socket before the first frame that lends some of it. A rank whose buffers are on the host
+//! for once copies what is lent to it, and so does one whose buffers are on another GPU than the first that it used:
+//! a link serves one of each side. Memory must not be freed while another process has it mapped: what the peer has
+//! been told of is kept until that has unmapped it, which the next calls bring about, or the link ends.
 
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Weak};
 
 use super::lending::send;
-use crate::cuda::{CudaError, DeviceAddress, DeviceMemory, Exported, PeerMemory, Probe, Stream};
+use crate::cuda::{
+    self, CudaError, DeviceAddress, DeviceMemory, Exported, PeerMemory, Probe, Stream, Told, Way,
+    Ways,
+};
 use crate::memory::Registration;
 
 /// First bytes of the messages on the socket that are about GPUs.
@@ -21,17 +27,23 @@ pub(super) const READS: u8 = 5;
 pub(super) const LEND: u8 = 6;
 pub(super) const WITHDRAW: u8 = 7;
 pub(super) const WITHDRAWN: u8 = 8;
+pub(super) const PASS: u8 = 9;
 
 /// Length of a message by its first byte.
 pub(super) const fn message_bytes(kind: u8) -> Option<usize> {
     match kind {
-        GPU => Some(1 + Exported::BYTES + 8),
-        READS => Some(1),
+        GPU => Some(1 + MOST_WAYS * Told::BYTES),
+        READS => Some(2),
         LEND => Some(1 + 4 + Exported::BYTES),
         WITHDRAW | WITHDRAWN => Some(5),
+        PASS => Some(9),
         _ => None,
     }
 }
+
+/// Ways by which memory gets to another process: [`GPU`] has room for all, and zeros in place of those that there are
+/// not.
+const MOST_WAYS: usize = 2;
 
 /// Memories of one peer that are kept mapped at most, as of [`super::lending`].
 const MOST_BORROWED: usize = 4096;
@@ -44,16 +56,20 @@ pub(super) struct Devices {
     /// This side's GPU, of which the peer has been told.
     own: Option<Arc<Probe>>,
     /// What the peer has told of its.
-    theirs: Option<(Exported, u64)>,
-    /// Whether this side's GPU reads the peer's memory, once that was tried.
-    reads: Option<bool>,
-    /// Whether the peer's GPU reads this side's.
-    is_read: bool,
+    theirs: Option<Vec<(Told, Option<OwnedFd>)>>,
+    /// How this side's GPU reads the peer's memory, once that was tried.
+    reads: Option<Ways>,
+    /// The peer has been told so.
+    has_said: bool,
+    /// How the peer's GPU reads this side's.
+    is_read: Ways,
     lent: Vec<Lent>,
     next_id: u32,
     borrowed: Vec<(u32, PeerMemory)>,
     /// What is being unmapped, because the peer wants it back.
     returned: Vec<(u32, Receiver<()>)>,
+    /// A descriptor that the peer has passed on, and its number.
+    passed: Option<(u64, OwnedFd)>,
     /// By which what is lent is copied, for buffers of the host.
     stream: Option<Stream>,
     /// Why a message of the peer could not be taken in, where that is this side's matter.
@@ -68,6 +84,7 @@ struct Lent {
     len_bytes: u64,
     /// Its GPU.
     ordinal: u32,
+    way: Way,
     /// What the peer has been told of.
     kept: Option<Arc<DeviceMemory>>,
     /// The peer has been told to unmap it.
@@ -89,10 +106,8 @@ impl Devices {
     /// Tells the peer of this side's GPU, once, and looks whether it reads the peer's memory.
     pub(super) fn use_device(&mut self, probe: &Arc<Probe>, socket: &UnixStream) {
         if self.own.is_none() {
-            let (exported, nonce) = probe.told();
-            let message = [&[GPU][..], &exported.to_bytes(), &nonce.to_le_bytes()].concat();
             // Where it cannot be sent now, it is the next time.
-            if send(socket, &message, None).is_some() {
+            if self.tell(probe, socket).is_some() {
                 self.own = Some(probe.clone());
             }
         }
@@ -112,19 +127,36 @@ impl Devices {
 
     /// Whether there is nothing to tell the peer, nor to be told by it.
     pub(super) fn is_settled(&self) -> bool {
-        let knows = self.reads == Some(false) || self.reads.is_some() && self.is_read;
+        let knows = self.reads == Some(Ways::NONE) || self.has_said && self.is_read.any();
         let wants = |lent: &Lent| lent.kept.is_some() && lent.is_dropped();
         knows && self.returned.is_empty() && !self.lent.iter().any(wants)
     }
 
-    fn look(&mut self, socket: &UnixStream) {
-        let (None, Some(own), Some((exported, nonce))) = (self.reads, &self.own, &self.theirs)
-        else {
-            return;
+    fn tell(&self, probe: &Probe, socket: &UnixStream) -> Option<()> {
+        let all = if self.is_one_process {
+            probe.told().into_iter().map(|told| (told, None)).collect()
+        } else {
+            probe.exported()
         };
-        let reads = own.reads(exported, *nonce, self.is_one_process);
-        if !reads || send(socket, &[READS], None).is_some() {
-            self.reads = Some(reads);
+        let mut message = vec![GPU];
+        all.iter().for_each(|(told, _)| message.extend_from_slice(&told.to_bytes()));
+        message.resize(1 + MOST_WAYS * Told::BYTES, 0);
+        // There is one way at most that has a descriptor.
+        let descriptor = all.iter().find_map(|(_, descriptor)| descriptor.as_ref());
+        send(socket, &message, descriptor.map(AsRawFd::as_raw_fd))
+    }
+
+    fn look(&mut self, socket: &UnixStream) {
+        let (Some(own), Some(theirs)) = (&self.own, &mut self.theirs) else { return };
+        if self.reads.is_none() {
+            let is_one_process = self.is_one_process;
+            let ways = theirs.drain(..).filter_map(|(told, descriptor)| {
+                own.reads(&told, descriptor, is_one_process).then_some(told.way())
+            });
+            self.reads = Some(Ways::of(&ways.collect::<Vec<Way>>()));
+        }
+        if let Some(ways) = self.reads.filter(|ways| ways.any() && !self.has_said) {
+            self.has_said = send(socket, &[READS, ways.to_byte()], None).is_some();
         }
     }
 
@@ -138,6 +170,7 @@ impl Devices {
             start: memory.address(),
             len_bytes: memory.len_bytes() as u64,
             ordinal: memory.device().ordinal(),
+            way: memory.way(),
             kept: None,
             is_withdrawn: false,
         });
@@ -146,13 +179,34 @@ impl Devices {
 
     /// Whether a range lies in memory that may be lent to this peer.
     pub(super) fn lends(&self, address: DeviceAddress, len_bytes: usize) -> bool {
-        self.is_read && self.lent.iter().any(|lent| self.may_lend(lent, address, len_bytes))
+        let has_room = || self.announced() < MOST_BORROWED;
+        let may = |lent: &Lent| {
+            self.may_lend(lent, address, len_bytes) && (lent.kept.is_some() || has_room())
+        };
+        self.is_read.any() && self.lent.iter().any(may)
     }
 
-    /// Whether a range is of a memory, and that of the GPU that the peer's reads.
+    /// As [`Devices::lends`], and the peer has been told of the memory, so that nothing but room for a frame is
+    /// missing.
+    pub(super) fn announces(
+        &mut self,
+        address: DeviceAddress,
+        len_bytes: usize,
+        socket: &UnixStream,
+    ) -> bool {
+        self.lends(address, len_bytes) && self.place(address, len_bytes, socket).is_some()
+    }
+
+    /// Memories that the peer has been told of, and keeps mapped.
+    fn announced(&self) -> usize {
+        self.lent.iter().filter(|lent| lent.kept.is_some()).count()
+    }
+
+    /// Whether a range is of a memory, and that of the GPU that the peer's reads, by a way by which it does.
     fn may_lend(&self, lent: &Lent, address: DeviceAddress, len_bytes: usize) -> bool {
         let own = self.own.as_ref().map(|own| own.device().ordinal());
-        own == Some(lent.ordinal) && lent.holds(address, len_bytes)
+        let is_read = own == Some(lent.ordinal) && self.is_read.has(lent.way);
+        is_read && lent.holds(address, len_bytes)
     }
 
     /// The place of a range, announced to the peer; `None` where it cannot be lent now.
@@ -162,17 +216,14 @@ impl Devices {
         len_bytes: usize,
         socket: &UnixStream,
     ) -> Option<DevicePlace> {
-        if !self.is_read {
-            return None;
-        }
-        let announced = self.lent.iter().filter(|lent| lent.kept.is_some()).count();
+        let announced = self.announced();
         let at = self.lent.iter().position(|lent| self.may_lend(lent, address, len_bytes))?;
         let lent = &mut self.lent[at];
         if lent.kept.is_none() {
             if announced >= MOST_BORROWED {
                 return None;
             }
-            lent.announce(socket)?;
+            lent.announce(self.is_one_process, socket)?;
         }
         Some(DevicePlace { id: lent.id, offset: address - lent.start })
     }
@@ -221,27 +272,68 @@ impl Devices {
         stream.synchronize()
     }
 
-    /// Takes in a message of the peer, without its first byte. Returns whether it makes sense.
-    pub(super) fn take(&mut self, kind: u8, message: &[u8]) -> bool {
+    /// Hands the peer a descriptor under a number. Returns whether it was sent.
+    pub(super) fn pass(
+        &self,
+        number: u64,
+        descriptor: BorrowedFd<'_>,
+        socket: &UnixStream,
+    ) -> bool {
+        let message = [&[PASS][..], &number.to_le_bytes()].concat();
+        send(socket, &message, Some(descriptor.as_raw_fd())).is_some()
+    }
+
+    /// The descriptor that the peer has passed on last, if it has that number.
+    pub(super) fn take_passed(&mut self, number: u64) -> Option<OwnedFd> {
+        self.passed.take_if(|(of, _)| *of == number).map(|(_, descriptor)| descriptor)
+    }
+
+    /// Takes in a message of the peer, without its first byte, and the descriptor that came with it, if it needs one.
+    /// Returns whether it makes sense.
+    pub(super) fn take(
+        &mut self,
+        kind: u8,
+        message: &[u8],
+        descriptors: &mut VecDeque<OwnedFd>,
+    ) -> bool {
+        let is_one_process = self.is_one_process;
+        if kind == PASS {
+            let number = message.try_into().map(u64::from_le_bytes).ok();
+            self.passed = number.zip(descriptors.pop_front());
+            return self.passed.is_some();
+        }
+        let mut descriptor = |way: Way| match (is_one_process, way) {
+            (false, Way::Descriptor) => descriptors.pop_front().map(Some),
+            _ => Some(None),
+        };
         match kind {
             GPU => {
-                let Some((exported, nonce)) = message.split_first_chunk() else { return false };
-                let Ok(nonce) = nonce.try_into().map(u64::from_le_bytes) else { return false };
+                let (told, _) = message.as_chunks();
+                let told = told.iter().filter_map(Told::from_bytes);
+                let theirs = told.map(|told| Some((told, descriptor(told.way())?)));
+                let Some(theirs) = theirs.collect() else { return false };
                 // It tells of one.
-                self.theirs.replace((Exported::from_bytes(exported), nonce)).is_none()
+                self.theirs.replace(theirs).is_none()
             }
             READS => {
-                self.is_read = self.own.is_some();
-                self.is_read
+                let (Some(own), Some(ways)) = (&self.own, Ways::from_byte(message[0])) else {
+                    return false;
+                };
+                if !ways.has(Way::Handle) && ways.has(Way::Descriptor) {
+                    cuda::share_by_descriptor(own.device());
+                }
+                self.is_read = ways;
+                true
             }
             LEND => {
                 let Some((id, exported)) = message.split_first_chunk() else { return false };
-                let Ok(exported) = exported.try_into().map(Exported::from_bytes) else {
-                    return false;
-                };
-                let may = self.reads == Some(true) && self.borrowed.len() < MOST_BORROWED;
+                let exported = exported.try_into().ok().and_then(Exported::from_bytes);
+                let Some(exported) = exported else { return false };
+                let Some(descriptor) = descriptor(exported.way()) else { return false };
+                let reads = self.reads.is_some_and(|ways| ways.has(exported.way()));
+                let may = reads && self.borrowed.len() < MOST_BORROWED;
                 let Some(own) = self.own.as_ref().filter(|_| may) else { return false };
-                match PeerMemory::open(own.device(), &exported, self.is_one_process) {
+                match PeerMemory::open(own.device(), &exported, descriptor, is_one_process) {
                     Ok(memory) => self.borrowed.push((u32::from_le_bytes(*id), memory)),
                     Err(error) => {
                         self.failure =
@@ -276,12 +368,17 @@ impl Lent {
         self.registration.strong_count() == 0
     }
 
-    fn announce(&mut self, socket: &UnixStream) -> Option<()> {
+    fn announce(&mut self, is_one_process: bool, socket: &UnixStream) -> Option<()> {
         let registration = self.registration.upgrade()?;
         let memory = registration.device_memory()?;
-        let exported = memory.export();
+        let (exported, descriptor) = if is_one_process {
+            (memory.told(), None)
+        } else {
+            let failed = |error: &CudaError| tracing::debug!("memory is not lent: {error}");
+            memory.export().inspect_err(failed).ok()?
+        };
         let message = [&[LEND][..], &self.id.to_le_bytes(), &exported.to_bytes()].concat();
-        send(socket, &message, None)?;
+        send(socket, &message, descriptor.as_ref().map(AsRawFd::as_raw_fd))?;
         self.kept = Some(memory.clone());
         Some(())
     }

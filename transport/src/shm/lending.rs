@@ -259,7 +259,9 @@ impl Borrower {
                     self.memories.retain(|(other, _)| *other != id);
                 }
                 WAKE => {}
-                _ if !self.devices.take(kind, message) => return Socket::Broken,
+                _ if !self.devices.take(kind, message, &mut self.descriptors) => {
+                    return Socket::Broken;
+                }
                 _ => {}
             }
             at += len;

@@ -1,6 +1,6 @@
 //! A shared-memory link: one ring of lines a channel and direction, and a pool of slots.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence, fence};
@@ -282,6 +282,15 @@ impl ShmLink {
         }
     }
 
+    pub(crate) fn pass_memory(&self, number: u64, descriptor: BorrowedFd<'_>) -> bool {
+        self.borrower.devices.pass(number, descriptor, &self.socket)
+    }
+
+    pub(crate) fn passed_memory(&mut self, number: u64) -> Option<OwnedFd> {
+        self.take_in();
+        self.borrower.devices.take_passed(number)
+    }
+
     pub(crate) fn lends_device(
         &self,
         channel: Channel,
@@ -291,6 +300,17 @@ impl ShmLink {
         // A sender waits for the receiver then, which may come much later.
         let awaits = channel != POINT_TO_POINT || len_bytes > MOST_UNAWAITED_BYTES;
         awaits && self.borrower.devices.lends(address, len_bytes)
+    }
+
+    pub(crate) fn takes_device(
+        &mut self,
+        channel: Channel,
+        address: DeviceAddress,
+        len_bytes: usize,
+        message_bytes: usize,
+    ) -> bool {
+        let awaits = channel != POINT_TO_POINT || message_bytes > MOST_UNAWAITED_BYTES;
+        awaits && self.borrower.devices.announces(address, len_bytes, &self.socket)
     }
 
     pub(crate) fn lend_device(

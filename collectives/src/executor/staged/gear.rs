@@ -1,22 +1,17 @@
-//! What operations on a GPU run with, one after the other: streams, and pinned memory that a lane sends from where a link
-//! has no slot that the GPU could write: the GPU fills a piece, and the link sends it.
+//! What operations on a GPU run with, one after the other: streams, and memory that lanes send from and copy to.
 
 use std::sync::Arc;
 
 use ringtree_transport::cuda::{
-    CudaError, Device, DeviceAddress, Event, PinnedMemory, Probe, RemoteWrites, Stream,
+    CudaError, Device, DeviceAddress, Event, PinnedMemory, Probe, RemoteWrites, Stream, Way,
 };
+use ringtree_transport::memory::Registration;
 use ringtree_transport::{Channel, Link};
 
 use super::landing::LandingMemory;
+use super::lane::Via;
+use super::pieces::{Pieces, Room};
 use crate::device::{Activity, Pins, Recording, Work};
-
-/// Pieces of a lane: some are filled while others are being sent.
-const PIECES: usize = 8;
-
-/// Bytes of a piece: as many as a frame over TCP has, so that the first ones leave soon. Starting a copy costs more beside
-/// so few, but others of the lane are under way meanwhile.
-pub(super) const PIECE_BYTES: usize = 128 << 10;
 
 /// Copies of own spans that all lanes have under way at once: enough that the bus always has the next one, and no more, so
 /// that the oldest round's go first.
@@ -33,7 +28,12 @@ pub(crate) struct Gear {
     pub(crate) pins: Pins,
     /// By which peers find out whether they reach the GPU's memory.
     pub(crate) probe: Arc<Probe>,
-    pub(super) lanes: Vec<LaneGear>,
+    lanes: Vec<LaneGear>,
+    /// Which of them is the first one of the operation in hand: those that are under way at once have lanes of their
+    /// own.
+    pub(crate) first_lane: usize,
+    /// By lane, pieces of the GPU's memory: of memory that peers' GPUs cannot read in place, they read copies there.
+    device_pieces: Vec<Pieces>,
     /// What the operation in hand does and when, if that is asked for.
     pub(crate) recording: Option<Recording>,
     /// How kernels come to find what RDMA devices write in the GPU's memory.
@@ -53,29 +53,10 @@ pub(super) struct LaneGear {
     pub(super) copies: Stream,
     /// Mark the ends of copies, which take turns with them.
     pub(super) copy_events: Vec<Event>,
-    /// Memory of the pieces, once one is needed.
-    memory: Option<PinnedMemory>,
-    pieces: [Piece; PIECES],
+    /// Pieces of the host's memory, once one is needed.
+    pieces: Option<Pieces>,
     /// Where arrivals go that the GPU cannot read in place, once there are any.
     arrivals: Option<PinnedMemory>,
-}
-
-#[derive(Debug, Default)]
-struct Piece {
-    /// Somebody fills it.
-    is_taken: bool,
-    /// Who still reads it: peers, and where its bytes end in the channel's stream.
-    readers: Vec<(u32, u64)>,
-}
-
-/// Room in a piece.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
-    number: usize,
-    /// Where the host finds it.
-    pub(super) data: *mut u8,
-    /// Where the GPU finds it.
-    pub(super) address: DeviceAddress,
 }
 
 impl Gear {
@@ -83,8 +64,10 @@ impl Gear {
         Ok(Gear {
             device: device.clone(),
             pins: Pins::new(device, ranks),
-            probe: Arc::new(Probe::new(device)?),
+            probe: Probe::of(device)?,
             lanes: Vec::new(),
+            first_lane: 0,
+            device_pieces: Vec::new(),
             recording: None,
             remote_writes: device.remote_writes()?,
             landing: None,
@@ -104,6 +87,11 @@ impl Gear {
         }
     }
 
+    /// What records, and the stream that times are told from.
+    pub(super) fn recorder(&mut self) -> (Option<&mut Recording>, &Stream) {
+        (self.recording.as_mut(), &self.lanes[self.first_lane].stream)
+    }
+
     /// Waits until the GPU is through with all that operations have queued.
     pub(crate) fn settle(&self) {
         for lane in &self.lanes {
@@ -115,22 +103,42 @@ impl Gear {
         }
     }
 
-    /// Sees to it that there is something for so many lanes.
+    /// Sees to it that there is something for so many lanes of the operation in hand.
     pub(super) fn provide(&mut self, lanes: usize) -> Result<(), CudaError> {
         let device = &self.device;
         let event = || Event::new(device);
-        while self.lanes.len() < lanes {
+        while self.lanes.len() < self.first_lane + lanes {
             self.lanes.push(LaneGear {
                 stream: Stream::urgent(device)?,
                 event: event()?,
                 copies: Stream::urgent(device)?,
                 copy_events: (0..COPIES).map(|_| event()).collect::<Result<_, _>>()?,
-                memory: None,
-                pieces: Default::default(),
+                pieces: None,
                 arrivals: None,
             });
         }
         Ok(())
+    }
+
+    /// Sees to it that so many lanes have pieces of the GPU's memory, which gets to peers by the way that is best by
+    /// now. Returns leave to read those that are new.
+    pub(crate) fn provide_pieces(
+        &mut self,
+        lanes: usize,
+    ) -> Result<Vec<Arc<Registration>>, CudaError> {
+        let best = Way::best(&self.device);
+        self.device_pieces.retain(|pieces| pieces.way() == Some(best));
+        let first_new = self.device_pieces.len();
+        while self.device_pieces.len() < lanes {
+            self.device_pieces.push(Pieces::on_device(&self.device)?);
+        }
+        let new = self.device_pieces[first_new..].iter();
+        Ok(new.filter_map(Pieces::registration).cloned().collect())
+    }
+
+    /// That of a lane of the operation in hand.
+    pub(super) fn lane(&mut self, lane: usize) -> &mut LaneGear {
+        &mut self.lanes[self.first_lane + lane]
     }
 
     /// Queues a slice's work.
@@ -140,14 +148,15 @@ impl Gear {
         work: Work,
         queue: impl FnOnce(&Stream) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let stream = &self.lanes[lane].stream;
+        let stream = &self.lanes[self.first_lane + lane].stream;
         match &mut self.recording {
             None => queue(stream),
             Some(recording) => recording.queue(lane, stream, work, queue),
         }
     }
 
-    /// Queues a copy of an own span to where it is sent from, and marks its end by one of the events.
+    /// Queues a copy of an own span to where it is sent from, on the host or the GPU, and marks its end by one of the
+    /// events.
     ///
     /// # Safety
     /// As of [`Stream::copy`].
@@ -155,42 +164,74 @@ impl Gear {
         &mut self,
         lane: usize,
         event: usize,
-        to: DeviceAddress,
+        to: (DeviceAddress, Activity),
         from: DeviceAddress,
         len_bytes: usize,
     ) -> Result<(), CudaError> {
-        let (number, lane) = (lane, &self.lanes[lane]);
+        let (to, activity) = to;
+        let (number, lane) = (lane, &self.lanes[self.first_lane + lane]);
         // SAFETY: the caller's promise.
         let copy = |stream: &Stream| unsafe { stream.copy(to, from, len_bytes) };
         match &mut self.recording {
             None => copy(&lane.copies)?,
             Some(recording) => {
                 let bytes = len_bytes as u64;
-                let (activity, from_host_bytes) = (Activity::CopyUp, 0);
-                let work = Work { activity, bytes, from_host_bytes, to_host_bytes: bytes };
+                let to_host_bytes = if activity == Activity::CopyUp { bytes } else { 0 };
+                let work = Work { activity, bytes, from_host_bytes: 0, to_host_bytes };
                 recording.queue(number, &lane.copies, work, copy)?;
             }
         }
         lane.copy_events[event].record(&lane.copies)
     }
 
-    /// A piece of a lane that nobody reads or fills.
+    /// A piece of a lane, of the host's memory, that nobody uses.
     pub(super) fn piece(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        links: &[Option<Link>],
+        channel: Channel,
+    ) -> Result<Option<Room>, CudaError> {
+        let lane = &mut self.lanes[self.first_lane + lane];
+        if lane.pieces.is_none() {
+            lane.pieces = Some(Pieces::on_host(&self.device)?);
+        }
+        Ok(lane.pieces.as_mut().and_then(|pieces| pieces.take(peer, links, channel)))
+    }
+
+    /// A lane's pieces of the GPU's memory, if it has such.
+    pub(super) fn device_pieces(&mut self, lane: usize) -> Option<&mut Pieces> {
+        self.device_pieces.get_mut(self.first_lane + lane)
+    }
+
+    /// The pieces that bytes leave from, if they leave from such.
+    pub(super) fn pieces_of(&mut self, lane: usize, via: Via) -> Option<(&mut Pieces, Room)> {
+        match via {
+            Via::Piece(room) => self.lane(lane).pieces.as_mut().map(|pieces| (pieces, room)),
+            Via::Lent(room) => self.device_pieces(lane).map(|pieces| (pieces, room)),
+            Via::Slot | Via::Nothing | Via::Own => None,
+        }
+    }
+
+    /// Forgets who uses the pieces of so many lanes: the operation before is over. The next one has so many peers.
+    pub(super) fn restart(&mut self, lanes: usize, peers: usize) {
+        for lane in 0..lanes {
+            self.lane(lane).pieces.iter_mut().for_each(|pieces| pieces.restart(peers));
+            self.device_pieces(lane).into_iter().for_each(|pieces| pieces.restart(peers));
+        }
+    }
+
+    /// A peer that has not taken all that is sent from pieces of a lane.
+    pub(super) fn reader(
         &mut self,
         lane: usize,
         links: &[Option<Link>],
         channel: Channel,
-    ) -> Result<Option<Room>, CudaError> {
-        let lane = &mut self.lanes[lane];
-        if lane.memory.is_none() {
-            lane.memory = Some(PinnedMemory::alloc(&self.device, PIECES * PIECE_BYTES)?);
-        }
-        let free = (0..PIECES).find(|number| lane.is_free(*number, links, channel));
-        let (Some(number), Some(memory)) = (free, &lane.memory) else { return Ok(None) };
-        lane.pieces[number].is_taken = true;
-        let offset = number * PIECE_BYTES;
-        let data = memory.start().wrapping_add(offset);
-        Ok(Some(Room { number, data, address: memory.address() + offset as u64 }))
+    ) -> Option<u32> {
+        let lane = self.first_lane + lane;
+        let of_host = self.lanes[lane].pieces.as_mut();
+        let mut all = of_host.into_iter().chain(self.device_pieces.get_mut(lane));
+        all.find_map(|pieces| pieces.reader(links, channel))
     }
 
     /// Copies an arrival to where the GPU can read it, `offset` bytes behind others of its slice.
@@ -201,7 +242,7 @@ impl Gear {
         data: *const u8,
         len_bytes: usize,
     ) -> Result<DeviceAddress, CudaError> {
-        let lane = &mut self.lanes[lane];
+        let lane = &mut self.lanes[self.first_lane + lane];
         if lane.arrivals.is_none() {
             lane.arrivals = Some(PinnedMemory::alloc(&self.device, ARRIVALS_BYTES)?);
         }
@@ -217,36 +258,5 @@ impl Gear {
             std::ptr::copy_nonoverlapping(data, into, len_bytes);
         }
         Ok(arrivals.address() + offset as u64)
-    }
-}
-
-impl LaneGear {
-    /// Forgets who reads the pieces: the operation before is over.
-    pub(super) fn restart(&mut self) {
-        self.pieces = Default::default();
-    }
-
-    /// A link reads a piece until so many bytes of its channel have been sent.
-    pub(super) fn read_by(&mut self, room: Room, peer: u32, end: u64) {
-        self.pieces[room.number].readers.push((peer, end));
-    }
-
-    /// Nobody fills the piece any more.
-    pub(super) fn give_back(&mut self, room: Room) {
-        self.pieces[room.number].is_taken = false;
-    }
-
-    /// A peer that has not taken all that is sent from pieces.
-    pub(super) fn reader(&mut self, links: &[Option<Link>], channel: Channel) -> Option<u32> {
-        (0..PIECES).find(|number| !self.is_free(*number, links, channel))?;
-        self.pieces.iter().flat_map(|piece| &piece.readers).map(|(peer, _)| *peer).next()
-    }
-
-    fn is_free(&mut self, number: usize, links: &[Option<Link>], channel: Channel) -> bool {
-        let piece = &mut self.pieces[number];
-        piece.readers.retain(|(peer, end)| {
-            links[*peer as usize].as_ref().is_some_and(|link| link.sent_bytes(channel) < *end)
-        });
-        !piece.is_taken && piece.readers.is_empty()
     }
 }

@@ -7,7 +7,8 @@ use ringtree_transport::cuda::DeviceAddress;
 use ringtree_transport::{Channel, Link};
 
 use super::super::lane::Lane;
-use super::gear::{COPIES, Room};
+use super::gear::COPIES;
+use super::pieces::Room;
 
 #[derive(Debug)]
 pub(super) struct StagedLane {
@@ -32,6 +33,8 @@ pub(super) struct Copying {
     /// Where it is, and goes on to be until the copy is done.
     pub(super) address: DeviceAddress,
     pub(super) outgoing: Outgoing,
+    /// How long its message is.
+    pub(super) message_bytes: usize,
     /// Which event marks the copy's end.
     pub(super) event: usize,
 }
@@ -45,8 +48,8 @@ pub(super) struct Slice {
     pub(super) ends_action: bool,
     /// The own span that the slice was written to, if it was.
     pub(super) own: Option<DeviceAddress>,
-    /// The piece that it was written to, if it was.
-    pub(super) piece: Option<Room>,
+    /// How long the message is that it is a part of.
+    pub(super) message_bytes: usize,
 }
 
 /// Bytes for a peer that the GPU puts somewhere.
@@ -65,15 +68,18 @@ pub(super) struct Outgoing {
 pub(super) enum Via {
     /// The slot that the link has reserved.
     Slot,
-    /// A piece.
+    /// A piece of the host's memory.
     Piece(Room),
+    /// A piece of the GPU's memory, which the peer's GPU reads in place.
+    Lent(Room),
     /// Nothing: an empty message.
     Nothing,
     /// The own span, when there is room.
     Own,
 }
 
-/// A part of an own span that waits for room on its way to a peer.
+/// A part of an own span that waits on its way to a peer: for room, or, where it was copied to a piece that the
+/// peer's GPU reads, for a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
     pub(super) address: DeviceAddress,
@@ -81,6 +87,10 @@ pub(super) struct Waiting {
     /// Length of the message that it begins, if it does.
     pub(super) begins: Option<usize>,
     pub(super) last: bool,
+    /// How long its message is.
+    pub(super) message_bytes: usize,
+    /// The piece that it was copied to, from which it can only be lent.
+    pub(super) piece: Option<Room>,
 }
 
 impl Via {

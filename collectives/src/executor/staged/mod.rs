@@ -15,6 +15,7 @@
 mod gear;
 mod landing;
 mod lane;
+mod pieces;
 mod sending;
 mod slice;
 
@@ -121,7 +122,7 @@ impl Staged {
             StagedLane::new(lane, lanes, channel, &program, peers.len())
         });
         let lanes: Vec<StagedLane> = lanes.collect();
-        let scratch = DeviceMemory::alloc(device, lanes.len() * geometry.scratch_bytes())?;
+        let scratch = DeviceMemory::alloc_shared(device, lanes.len() * geometry.scratch_bytes())?;
         let scratch = Arc::new(scratch);
         let lends = !program.actions.iter().any(is_guard);
         let of_variant = |variant| if lends { offers(&program, variant) } else { Vec::new() };
@@ -187,10 +188,15 @@ impl Staged {
         if scratch_bytes <= self.scratch.len_bytes() {
             return Ok(false);
         }
-        let scratch = DeviceMemory::alloc(self.scratch.device(), scratch_bytes)?;
+        let scratch = DeviceMemory::alloc_shared(self.scratch.device(), scratch_bytes)?;
         self.scratch = Arc::new(scratch);
         self.scratch_registration = Registration::of_device(self.scratch.clone());
         Ok(true)
+    }
+
+    /// How many rounds it has in flight at most.
+    pub(crate) fn lanes(&self) -> usize {
+        self.lanes.len()
     }
 
     /// What its frames say about the call.
@@ -215,10 +221,8 @@ impl Staged {
         self.counters = DeviceCounters::default();
         self.failures.fill(None);
         gear.provide(self.lanes.len())?;
-        for (lane, gear) in self.lanes.iter_mut().zip(&mut gear.lanes) {
-            lane.restart();
-            gear.restart();
-        }
+        self.lanes.iter_mut().for_each(StagedLane::restart);
+        gear.restart(self.lanes.len(), self.peers.len());
         let lanes = self.lanes.len();
         for &peer in &self.peers {
             if let Some(link) = &mut links[peer as usize] {
@@ -227,8 +231,9 @@ impl Staged {
                 link.use_device(&gear.probe);
             }
         }
-        if let Some(recording) = &mut gear.recording {
-            recording.begin_call(&gear.lanes[0].stream)?;
+        let (recording, stream) = gear.recorder();
+        if let Some(recording) = recording {
+            recording.begin_call(stream)?;
             self.look(recording, links);
         }
         Ok(())
@@ -301,16 +306,16 @@ impl Staged {
 
     fn is_lane_done(&mut self, lane: usize, links: &[Option<Link>], gear: &mut Gear) -> bool {
         let rounds = self.geometry.rounds();
-        let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
-        if !lane.counter.is_done(rounds) {
+        if !self.lanes[lane].counter.is_done(rounds) {
             return false;
         }
         // What pieces hold leaves in later polls.
-        let channel = lane.counter.channel;
+        let channel = self.lanes[lane].counter.channel;
         let waits =
             |link: &Option<Link>| link.as_ref().is_some_and(|link| link.is_waiting(channel));
-        let reader = gear.reader(links, channel);
+        let reader = gear.reader(lane, links, channel);
         let waiting = self.peers.iter().copied().find(|peer| waits(&links[*peer as usize]));
+        let lane = &mut self.lanes[lane];
         lane.counter.blocked_on = reader.or(waiting);
         lane.counter.blocked_on.is_none()
     }
@@ -337,9 +342,7 @@ impl Staged {
         let mut moved = false;
         loop {
             let mut has_moved = self.finish_copies(lane, links, gear)?;
-            if self.lanes[lane].is_busy
-                && gear.lanes[lane].event.is_done().map_err(Fault::Device)?
-            {
+            if self.lanes[lane].is_busy && gear.lane(lane).event.is_done().map_err(Fault::Device)? {
                 self.finish_slice(lane, links, gear)?;
                 has_moved = true;
             }
@@ -352,7 +355,7 @@ impl Staged {
                 on.counter.blocked_on = None;
                 match begun {
                     Begun::Slice => {
-                        let gear = &gear.lanes[lane];
+                        let gear = gear.lane(lane);
                         gear.event.record(&gear.stream).map_err(Fault::Device)?;
                         on.is_busy = true;
                         has_moved = true;
@@ -395,14 +398,14 @@ impl Staged {
             match (outgoing.via, slice.own) {
                 (Via::Own, Some(address)) => {
                     let Outgoing { peer, len_bytes, begins, last, .. } = outgoing;
-                    let waiting = Waiting { address, len_bytes, begins, last };
+                    let message_bytes = slice.message_bytes;
+                    let piece = None;
+                    let waiting =
+                        Waiting { address, len_bytes, begins, last, message_bytes, piece };
                     self.send_own(lane, peer, waiting, links, gear)?;
                 }
-                _ => self.send(lane, outgoing, links, gear)?,
+                _ => self.send(lane, outgoing, slice.message_bytes, links, gear)?,
             }
-        }
-        if let Some(room) = slice.piece {
-            gear.lanes[lane].give_back(room);
         }
         let lane = &mut self.lanes[lane];
         lane.outgoing.clear();
@@ -484,9 +487,10 @@ impl Staged {
             let address = self.address(lane, span);
             for index in mv.destinations.0..mv.destinations.1 {
                 if let Destination::Send { peer, .. } = self.program.destinations[index] {
-                    let len_bytes = mv.total_bytes;
-                    let begins = Some(len_bytes);
-                    let waiting = Waiting { address, len_bytes, begins, last: true };
+                    let (len_bytes, message_bytes) = (mv.total_bytes, mv.total_bytes);
+                    let (begins, last, piece) = (Some(len_bytes), true, None);
+                    let waiting =
+                        Waiting { address, len_bytes, begins, last, message_bytes, piece };
                     self.send_own(lane, peer, waiting, links, gear)?;
                 }
             }

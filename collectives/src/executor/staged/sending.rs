@@ -6,31 +6,39 @@ use ringtree_transport::{Link, TransportKind};
 use super::super::Fault;
 use super::super::moves::link;
 use super::Staged;
-use super::gear::{COPIES, Gear, PIECE_BYTES, Room};
+use super::gear::{COPIES, Gear};
 use super::lane::{Copying, Outgoing, Via, Waiting};
+use crate::device::Activity;
 
 impl Staged {
-    /// Sends what the device has put into a slot or a piece.
+    /// Sends what the device has put into a slot or a piece, of a message of `message_bytes`.
     pub(super) fn send(
         &mut self,
         lane: usize,
         outgoing: Outgoing,
+        message_bytes: usize,
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<(), Fault> {
-        if let Some(recording) = &mut gear.recording {
-            recording.posted(lane, outgoing.peer, outgoing.len_bytes);
+        let Outgoing { peer, len_bytes, begins, last, via } = outgoing;
+        if let Via::Lent(room) = via {
+            let (address, piece) = (room.address, Some(room));
+            let waiting = Waiting { address, len_bytes, begins, last, message_bytes, piece };
+            return self.send_piece(lane, peer, waiting, links, gear);
         }
-        let (lane, gear) = (&mut self.lanes[lane], &mut gear.lanes[lane]);
-        let (channel, tag) = (lane.counter.channel, self.tag);
-        let Outgoing { peer, len_bytes, last, via, .. } = outgoing;
+        if let Some(recording) = &mut gear.recording {
+            recording.posted(lane, peer, len_bytes);
+        }
+        let (channel, tag) = (self.lanes[lane].counter.channel, self.tag);
         let link = link(links, peer);
         match via {
             Via::Slot => link.commit(channel, tag, len_bytes, last),
             Via::Piece(room) => {
                 // SAFETY: the piece stays as it is until the link has sent that much.
                 let posted = unsafe { link.post(channel, tag, room.data, len_bytes, last) };
-                gear.read_by(room, peer, link.posted_bytes(channel));
+                if let Some((pieces, room)) = gear.pieces_of(lane, via) {
+                    pieces.read_by(room, peer, link.posted_bytes(channel));
+                }
                 posted
             }
             Via::Nothing => {
@@ -38,9 +46,53 @@ impl Staged {
                 unsafe { link.post(channel, tag, std::ptr::dangling(), 0, last) }
             }
             // Lowering gives every message that may lack room a span of this rank to wait in.
-            Via::Own => unreachable!("a message without room, and without a span behind it"),
+            Via::Own | Via::Lent(_) => {
+                unreachable!("a message without room, and no span behind it")
+            }
         }
         .map_err(Fault::Link)
+    }
+
+    /// Lends a piece that the device has filled, or has it wait for a frame, behind others that do.
+    fn send_piece(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        waiting: Waiting,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<(), Fault> {
+        let index = self.peers.binary_search(&peer).expect("a peer of the program");
+        let sends = &self.lanes[lane].sends[index];
+        let before = sends.iter().take_while(|other| other.piece.is_some()).count();
+        if before == 0 && self.lend_piece(lane, peer, waiting, links, gear)? {
+            return Ok(());
+        }
+        self.lanes[lane].sends[index].insert(before, waiting);
+        Ok(())
+    }
+
+    /// Lends what a piece holds, if there is a frame for it.
+    fn lend_piece(
+        &mut self,
+        lane: usize,
+        peer: u32,
+        Waiting { address, len_bytes, last, piece, .. }: Waiting,
+        links: &mut [Option<Link>],
+        gear: &mut Gear,
+    ) -> Result<bool, Fault> {
+        let (channel, link) = (self.lanes[lane].counter.channel, link(links, peer));
+        let lent = link.lend_device(channel, self.tag, address, len_bytes, last);
+        let lent = lent.map_err(Fault::Link)?;
+        if lent {
+            if let (Some(room), Some(pieces)) = (piece, gear.device_pieces(lane)) {
+                pieces.read_by(room, peer, link.posted_bytes(channel));
+            }
+            if let Some(recording) = &mut gear.recording {
+                recording.posted(lane, peer, len_bytes);
+            }
+        }
+        Ok(lent)
     }
 
     /// Sends an own span, or a part of one: lends it, or has it wait for room.
@@ -66,7 +118,7 @@ impl Staged {
         &mut self,
         lane: usize,
         peer: u32,
-        Waiting { address, len_bytes, begins, last }: Waiting,
+        Waiting { address, len_bytes, begins, last, .. }: Waiting,
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<bool, Fault> {
@@ -114,14 +166,11 @@ impl Staged {
     ) -> Result<bool, Fault> {
         let mut moved = false;
         while let Some(&copy) = self.lanes[lane].copies.front() {
-            if !gear.lanes[lane].copy_events[copy.event].is_done().map_err(Fault::Device)? {
+            if !gear.lane(lane).copy_events[copy.event].is_done().map_err(Fault::Device)? {
                 break;
             }
             self.lanes[lane].copies.pop_front();
-            self.send(lane, copy.outgoing, links, gear)?;
-            if let Via::Piece(room) = copy.outgoing.via {
-                gear.lanes[lane].give_back(room);
-            }
+            self.send(lane, copy.outgoing, copy.message_bytes, links, gear)?;
             moved = true;
         }
         Ok(moved)
@@ -139,12 +188,20 @@ impl Staged {
         for index in 0..self.peers.len() {
             let peer = self.peers[index];
             while let Some(&waiting) = self.lanes[lane].sends[index].front() {
+                if waiting.piece.is_some() {
+                    if !self.lend_piece(lane, peer, waiting, links, gear)? {
+                        break;
+                    }
+                    self.lanes[lane].sends[index].pop_front();
+                    moved = true;
+                    continue;
+                }
                 // What needs no copy must not overtake what does.
                 if self.lanes[lane].copies_for(peer).next().is_none() {
                     let Waiting { len_bytes, begins, last, .. } = waiting;
                     let is_sent = if len_bytes == 0 {
                         let nothing = Outgoing { peer, len_bytes, begins, last, via: Via::Nothing };
-                        self.send(lane, nothing, links, gear)?;
+                        self.send(lane, nothing, 0, links, gear)?;
                         true
                     } else {
                         self.lend(lane, peer, waiting, links, gear)?
@@ -179,7 +236,8 @@ impl Staged {
         if has_slot || waiting.len_bytes == 0 || under_way >= COPIES {
             return Ok(false);
         }
-        let room = self.room(lane, peer, waiting.len_bytes, None, links, gear)?;
+        let wanted = (waiting.len_bytes, waiting.message_bytes);
+        let room = self.room(lane, peer, wanted, [None; 2], links, gear)?;
         let Some((via, to, room_bytes)) = room else { return Ok(false) };
         // A channel has one slot reserved at a time, and what is posted first takes it.
         if via.is_slot() && !is_first {
@@ -188,15 +246,21 @@ impl Staged {
         let len_bytes = waiting.len_bytes.min(room_bytes);
         let last = waiting.last && len_bytes == waiting.len_bytes;
         let (event, address) = (self.lanes[lane].next_event, waiting.address);
+        let (activity, to_host_bytes) = match via {
+            Via::Lent(_) => (Activity::CopyAcross, 0),
+            _ => (Activity::CopyUp, len_bytes as u64),
+        };
         // SAFETY: the room is the message's. The span is not written before the copy is done, as long as it is among the
         // lane's copies or in what waits to be sent.
-        unsafe { gear.copy(lane, event, to, address, len_bytes) }.map_err(Fault::Device)?;
+        let copied = unsafe { gear.copy(lane, event, (to, activity), address, len_bytes) };
+        copied.map_err(Fault::Device)?;
         self.counters.copies += 1;
-        self.counters.to_host_bytes += len_bytes as u64;
+        self.counters.to_host_bytes += to_host_bytes;
         let lane = &mut self.lanes[lane];
         lane.next_event = (event + 1) % COPIES;
         let outgoing = Outgoing { peer, len_bytes, begins: waiting.begins, last, via };
-        lane.copies.push_back(Copying { address, outgoing, event });
+        let message_bytes = waiting.message_bytes;
+        lane.copies.push_back(Copying { address, outgoing, message_bytes, event });
         let rest = lane.sends[index].front_mut().expect("looked at before");
         rest.address += len_bytes as u64;
         rest.len_bytes -= len_bytes;
@@ -207,28 +271,39 @@ impl Staged {
         Ok(true)
     }
 
-    /// Room for bytes for a peer, which the GPU can write: a slot, or a piece, of which a slice has one for all
-    /// of its peers.
+    /// Room for bytes of a message for a peer, which the GPU can write: a piece of its own memory where the peer's
+    /// GPU reads that, else a slot, or a piece of the host's. A slice has one piece of each kind for all of its
+    /// peers: `pieces`.
     pub(super) fn room(
         &mut self,
         lane: usize,
         peer: u32,
-        wanted_bytes: usize,
-        piece: Option<Room>,
+        (wanted_bytes, message_bytes): (usize, usize),
+        pieces: [Option<Via>; 2],
         links: &mut [Option<Link>],
         gear: &mut Gear,
     ) -> Result<Option<(Via, DeviceAddress, usize)>, Fault> {
         let channel = self.lanes[lane].counter.channel;
+        if let Some(own) = gear.device_pieces(lane) {
+            let (start, len_bytes) = own.range();
+            if link(links, peer).takes_device(channel, start, len_bytes, message_bytes) {
+                let room = match pieces[1] {
+                    Some(Via::Lent(room)) => own.share(room, peer),
+                    _ => own.take(peer, links, channel),
+                };
+                return Ok(room.map(|room| (Via::Lent(room), room.address, room.len_bytes)));
+            }
+        }
         if let Some(slot) = link(links, peer).reserve(channel, wanted_bytes) {
             let len_bytes = slot.len.min(wanted_bytes);
             if let Some(address) = gear.pins.address_of(peer, slot.data, len_bytes) {
                 return Ok(Some((Via::Slot, address, len_bytes)));
             }
         }
-        let piece = match piece {
-            Some(piece) => Some(piece),
-            None => gear.piece(lane, links, channel).map_err(Fault::Device)?,
+        let room = match pieces[0].and_then(|via| gear.pieces_of(lane, via)) {
+            Some((own, room)) => own.share(room, peer),
+            None => gear.piece(lane, peer, links, channel).map_err(Fault::Device)?,
         };
-        Ok(piece.map(|room| (Via::Piece(room), room.address, PIECE_BYTES)))
+        Ok(room.map(|room| (Via::Piece(room), room.address, room.len_bytes)))
     }
 }

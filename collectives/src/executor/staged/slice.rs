@@ -41,7 +41,7 @@ impl Staged {
         self.destinations.clear();
         self.host_destinations = 0;
         let mut own_needed = own.is_some_and(|(_, backing)| !backing);
-        let mut piece = None;
+        let mut pieces: [Option<Via>; 2] = [None; 2];
         for index in mv.destinations.0..mv.destinations.1 {
             let Destination::Send { peer, .. } = self.program.destinations[index] else { continue };
             let position = self.peers.binary_search(&peer).expect("a peer of the program");
@@ -54,17 +54,19 @@ impl Staged {
             } else if part == 0 {
                 Via::Nothing
             } else {
-                match self.room(lane, peer, part, piece, links, gear)? {
+                match self.room(lane, peer, (part, mv.total_bytes), pieces, links, gear)? {
                     None => Via::Own,
                     Some((via, address, room_bytes)) => {
                         part = part.min(room_bytes);
-                        // One piece does for all.
-                        if !(matches!(via, Via::Piece(_)) && piece.is_some()) {
+                        let piece = match via {
+                            Via::Piece(_) => Some(&mut pieces[0]),
+                            Via::Lent(_) => Some(&mut pieces[1]),
+                            Via::Slot | Via::Nothing | Via::Own => None,
+                        };
+                        // One of each kind does for all.
+                        if piece.is_none_or(|piece| piece.replace(via).is_none()) {
                             self.destinations.push(address);
-                            self.host_destinations += 1;
-                        }
-                        if let Via::Piece(room) = via {
-                            piece = Some(room);
+                            self.host_destinations += u64::from(!matches!(via, Via::Lent(_)));
                         }
                         via
                     }
@@ -89,7 +91,7 @@ impl Staged {
             sources: mv.sources,
             ends_action: last,
             own: own_start,
-            piece,
+            message_bytes: mv.total_bytes,
         });
         Ok(Begun::Slice)
     }

@@ -4,6 +4,7 @@
 //! by line what it tries and finds; this one waits for it, but not for ever.
 
 mod probe;
+mod sharing;
 
 use std::env;
 use std::io::{BufRead, BufReader};
@@ -20,6 +21,7 @@ use super::Topic;
 use super::finding::{Check, Finding, Level};
 use super::system::System;
 pub use probe::probe;
+pub use sharing::read;
 
 const DRIVER: Check = Check {
     name: "gpu-driver",

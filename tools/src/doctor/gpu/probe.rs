@@ -11,6 +11,7 @@ use ringtree::device::{CudaError, Device, Driver, Stream};
 use ringtree::{Communicator, Error, Op, Settings};
 use ringtree_transport::memory::SharedMemory;
 
+use super::sharing::processes;
 use super::{DRIVER, LOG, Line, Topic, Wish};
 use crate::doctor::finding::{Check, Finding};
 use crate::words::{bytes, counted, json, ranges};
@@ -66,11 +67,11 @@ fn say(line: &Line) {
     }
 }
 
-fn found(finding: Finding) {
+pub(super) fn found(finding: Finding) {
     say(&Line::Found(finding));
 }
 
-fn tries(what: impl Into<String>) {
+pub(super) fn tries(what: impl Into<String>) {
     say(&Line::Tries(what.into()));
 }
 
@@ -93,6 +94,7 @@ fn examine(wish: &Wish) {
     all_reduce(wish, &devices);
     dma_buf(&devices);
     peers(wish, &devices);
+    processes(&devices);
 }
 
 /// Opens the devices that can be opened.
