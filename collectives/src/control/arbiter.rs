@@ -103,7 +103,7 @@ impl Arbiter {
         }
     }
 
-    /// A rank joins. If there is a verdict, it is told; if the others are being asked, it is, too.
+    /// A rank joins. If there is a verdict, it is told.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -118,17 +118,11 @@ impl Arbiter {
             return Err(Refusal::Twice { rank, place: member.place.clone() });
         }
         let mut member = Member::new(place);
-        let mut sends = Vec::new();
-        if let (Survey::Running { missing, ends_ms, .. }, None) = (&mut self.survey, &self.verdict)
-        {
-            // Else it would be taken for one that does not answer.
-            missing.insert(rank);
-            member.asked_at_ms = Some(*ends_ms);
-            sends.push(Send { to: rank, message: ToMember::Query { id: self.surveys } });
-        }
+        // It has nothing to tell yet. Were it asked in a survey that ends soon, it would be taken for one that does not
+        // answer.
+        member.answered = self.surveys;
         self.members.insert(rank, member);
-        sends.extend(self.verdict_to(rank));
-        Ok(sends)
+        Ok(self.verdict_to(rank))
     }
 
     /// A message came from a rank that has joined.
