@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${RUNS:-20}
-right_runs=${RIGHT_RUNS:-$((runs * 9))}
+right_runs=${RIGHT_RUNS:-$((runs * 11))}
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 copy=$target/planted
 rm -rf "$copy"

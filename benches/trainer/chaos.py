@@ -202,7 +202,8 @@ class Watch:
         """Until ranks have changed behind that step, and have made another since; false where the run has ended instead."""
         with self.changed:
             done = lambda: self.events >= before and self.step > self.events or self.program.poll() is not None
-            self.changed.wait_for(done, 120)
+            if not self.changed.wait_for(done, 120):
+                sys.exit(f"two minutes later the ranks have not changed; the last step is {self.step}")
             return self.program.poll() is None
 
 
@@ -231,15 +232,23 @@ def signal_ranks(folder, ranks, number):
 
 def cut(folder, first, second):
     """Ends each connection between two ranks."""
-    (one,), (other,) = processes_of(folder, first), processes_of(folder, second)
-    lines = subprocess.run(["ss", "-Htnp"], check=True, capture_output=True, text=True).stdout.splitlines()
-    ends = [(line.split()[3], line.split()[4]) for line in lines if f"pid={one}," in line]
-    theirs = {line.split()[3] for line in lines if f"pid={other}," in line}
-    between = [(mine, peer) for mine, peer in ends if peer in theirs]
+    mine, theirs = (local_ends(processes_of(folder, rank)) for rank in (first, second))
+    between = [(end, peer) for end, peer in mine.items() if peer in theirs]
     if not between:
         sys.exit(f"ranks {first} and {second} have no connection to cut")
-    for mine, peer in between:
-        subprocess.run(["ss", "-K", "src", mine, "dst", peer], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for end, peer in between:
+        subprocess.run(["ss", "-K", "src", end, "dst", peer], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    left = local_ends(processes_of(folder, first))
+    if any(left.get(end) == peer for end, peer in between):
+        sys.exit("ss -K cuts no connection here: it needs root, and a kernel with CONFIG_INET_DIAG_DESTROY")
+
+
+def local_ends(pids):
+    """The other end of each connection that one of these processes has, by its own."""
+    lines = subprocess.run(["ss", "-Htnp"], check=True, capture_output=True, text=True).stdout.splitlines()
+    ours = [line.split() for line in lines if any(f"pid={pid}," in line for pid in pids)]
+    return {line[3]: line[4] for line in ours}
+
 
 
 if __name__ == "__main__":

@@ -546,6 +546,15 @@ impl Link {
         each!(self, l => l.reserve(channel, wanted))
     }
 
+    /// As [`Link::reserve`], for a device that writes the slot, so that what is known of this processor's stores does not
+    /// count.
+    pub fn reserve_for_device(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {
+        match self {
+            Link::Shm(link) => link.reserve_for_device(channel, wanted),
+            Link::Tcp(_) | Link::Rdma(_) | Link::Sim(_) => self.reserve(channel, wanted),
+        }
+    }
+
     /// Sends the first `len` bytes of the slot that [`Link::reserve`] gave on this channel.
     #[inline]
     pub fn commit(

@@ -342,12 +342,15 @@ impl Arbiter {
     fn answer(&mut self, now_ms: u64, from: u32, query: u64, entries: Vec<Entry>) -> Vec<Send> {
         let Some(member) = self.members.get_mut(&from) else { return Vec::new() };
         if query != self.surveys {
-            // It runs again; what it says is about a survey that is over.
-            let is_missing =
-                matches!(&self.survey, Survey::Running { missing, .. } if missing.contains(&from));
-            member.asked_at_ms = is_missing.then_some(now_ms);
-            let again = Send { to: from, message: ToMember::Query { id: self.surveys } };
-            return is_missing.then_some(again).into_iter().collect();
+            // It runs again; what it says is about a survey that is over. One that is under way waits for it.
+            member.asked_at_ms = None;
+            let Survey::Running { ends_ms, missing, .. } = &mut self.survey else {
+                return Vec::new();
+            };
+            member.asked_at_ms = Some(now_ms);
+            missing.insert(from);
+            *ends_ms = now_ms + ANSWER_MS;
+            return vec![Send { to: from, message: ToMember::Query { id: self.surveys } }];
         }
         member.asked_at_ms = None;
         member.answered = query;

@@ -438,6 +438,31 @@ fn a_rank_that_was_stopped_and_runs_again_is_asked_anew() {
     });
 }
 
+/// It was stopped for so long that surveys do not wait for it any more.
+#[test]
+fn a_rank_that_runs_again_when_a_deadline_passes_is_not_taken_for_one_that_is_stopped() {
+    let mut arbiter = Arbiter::new(2);
+    arbiter.join(0, 2, place(0)).unwrap();
+    arbiter.join(1, 2, place(1)).unwrap();
+    let op = collective(0, barrier());
+    let answer = |query| ToArbiter::Answer { query, entries: Vec::new() };
+    arbiter.handle(1000, 0, stalled(op, &[1], false));
+    assert_eq!(arbiter.handle_timeout(1000 + GATHER_MS).len(), 2, "both are asked");
+    arbiter.handle(1021, 0, answer(1));
+    assert!(arbiter.handle_timeout(1020 + ANSWER_MS).is_empty(), "nobody's deadline has passed");
+    arbiter.handle(1800, 0, stalled(op, &[1], true));
+    let now_ms = arbiter.next_timeout_ms().expect("a survey is due");
+    assert_eq!(arbiter.handle_timeout(now_ms).len(), 1, "the other one has not answered yet");
+    let asked = arbiter.handle(now_ms, 1, answer(1));
+    assert!(matches!(asked[..], [Send { to: 1, message: ToMember::Query { id: 2 } }]), "{asked:?}");
+    assert!(arbiter.handle(now_ms, 0, answer(2)).is_empty(), "one is still awaited");
+    let told = arbiter.handle(now_ms + 1, 1, answer(2));
+    let is_late = |send: &Send| {
+        matches!(&send.message, ToMember::Verdict { verdict: Verdict::Late { rank: 1, .. } })
+    };
+    assert!(told.len() == 2 && told.iter().all(is_late), "{told:?}");
+}
+
 #[test]
 fn a_rank_that_answers_but_has_not_called_is_late() {
     for_seeds(|seed| {

@@ -29,8 +29,10 @@ const FENCE_LIMIT: Duration = Duration::from_secs(1);
 /// again while that lasts.
 const ARBITER_LIMIT: Duration = Duration::from_millis(1500);
 
-/// An arbiter that has been silent for so long is given this much once a rank cannot go on.
+/// An arbiter that has been silent for so long is given this much once a rank cannot go on, or this part of the time in
+/// which that made no progress.
 const ARBITER_LAST_LIMIT: Duration = Duration::from_millis(100);
+const ARBITER_LAST_SHARE: u64 = 20;
 
 /// One communicator of this process.
 #[derive(Debug)]
@@ -334,7 +336,8 @@ impl Watched {
         if let ToArbiter::Stalled { stall } = &message {
             match self.silence {
                 Some((operation, since)) if operation == stall.operation => {
-                    due = (since + ARBITER_LIMIT).max(now + ARBITER_LAST_LIMIT);
+                    let share = Duration::from_millis(stall.stalled_ms / ARBITER_LAST_SHARE);
+                    due = (since + ARBITER_LIMIT).max(now + share.max(ARBITER_LAST_LIMIT));
                 }
                 _ => self.silence = Some((stall.operation, now)),
             }

@@ -73,6 +73,9 @@ impl MemoryStore {
     /// not come.
     pub fn abandon(&self, prefix: &str) {
         let mut state = self.lock();
+        if state.abandoned.iter().any(|known| known == prefix) {
+            return;
+        }
         let goes = |gather: &String| is_below(gather, prefix);
         state.gathers.retain(|gather, it| !goes(gather) || it.complete.is_some());
         if state.abandoned.len() == ABANDONED_LIMIT

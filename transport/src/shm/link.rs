@@ -356,6 +356,21 @@ impl ShmLink {
 
     #[inline]
     pub(crate) fn reserve(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {
+        self.reserve_by(channel, wanted, |writer| writer.unmeasured_way(wanted))
+    }
+
+    /// For a device, whose writes have nothing of this processor's stores.
+    pub(crate) fn reserve_for_device(&mut self, channel: Channel, wanted: usize) -> Option<Slot> {
+        self.reserve_by(channel, wanted, |_| Some(Way::SameSlot))
+    }
+
+    #[inline]
+    fn reserve_by(
+        &mut self,
+        channel: Channel,
+        wanted: usize,
+        way: impl FnOnce(&mut SlotWriter) -> Option<Way>,
+    ) -> Option<Slot> {
         if let Some(direct) = self.sends[channel].direct {
             return self.direct_slot(direct);
         }
@@ -370,8 +385,7 @@ impl ShmLink {
             }
             None => {
                 let has_credit = self.credit(channel).ok()?;
-                let way =
-                    if has_credit { self.writer.unmeasured_way(wanted)? } else { return None };
+                let way = if has_credit { way(&mut self.writer)? } else { return None };
                 self.take_slot(channel, way, wanted)
             }
         };

@@ -130,7 +130,14 @@ impl Gear {
         self.device_pieces.retain(|pieces| pieces.way() == Some(best));
         let first_new = self.device_pieces.len();
         while self.device_pieces.len() < lanes {
-            self.device_pieces.push(Pieces::on_device(&self.device)?);
+            match Pieces::on_device(&self.device) {
+                Ok(pieces) => self.device_pieces.push(pieces),
+                Err(error) => {
+                    // Nobody would be told of those that there are.
+                    self.device_pieces.truncate(first_new);
+                    return Err(error);
+                }
+            }
         }
         let new = self.device_pieces[first_new..].iter();
         Ok(new.filter_map(Pieces::registration).cloned().collect())

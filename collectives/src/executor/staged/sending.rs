@@ -294,7 +294,7 @@ impl Staged {
                 return Ok(room.map(|room| (Via::Lent(room), room.address, room.len_bytes)));
             }
         }
-        if let Some(slot) = link(links, peer).reserve(channel, wanted_bytes) {
+        if let Some(slot) = link(links, peer).reserve_for_device(channel, wanted_bytes) {
             let len_bytes = slot.len.min(wanted_bytes);
             if let Some(address) = gear.pins.address_of(peer, slot.data, len_bytes) {
                 return Ok(Some((Via::Slot, address, len_bytes)));
