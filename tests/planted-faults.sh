@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Plants faults in a copy of the code that moves buffers of GPUs, and sees whether the tests notice them: each in at
-# least 95 % of RUNS runs (20). The tests run on the stand-in for the CUDA driver, under its adversarial schedule. Without
+# least 95 % of RUNS runs (10). The tests run on the stand-in for the CUDA driver, under its adversarial schedule. Without
 # a fault, the same programs must pass in all of RIGHT_RUNS runs (as many for each fault).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-runs=${RUNS:-20}
+runs=${RUNS:-10}
 right_runs=${RIGHT_RUNS:-$((runs * 11))}
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 copy=$target/planted
