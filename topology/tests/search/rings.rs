@@ -267,8 +267,7 @@ fn many_links_between_many_devices_get_an_answer_in_time() {
         let total = set.total_bytes_per_s / GB;
         assert!(total >= 40.0 * f64::from(rings), "{gpus} devices: {total}");
         assert!(set.bound_bytes_per_s / GB >= 40.0 * (gpus - 2) as f64);
-        // Much more than it takes where others want the processor, too, and much less than without bounds.
-        assert!(took.as_secs() < 120, "{gpus} devices: {took:?}");
+        assert!(took.as_secs() < 10, "{gpus} devices: {took:?}");
     }
 }
 
