@@ -1,11 +1,12 @@
 //! GPUs for tests: those of the stand-in for the CUDA driver, or with `RINGTREE_TEST_GPU=real` the machine's own.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use ringtree::device::{Device, DeviceMemory, Stream};
 use ringtree::{Communicator, Element, Settings, Transports};
+use ringtree_cuda_standin::Counters;
 
 use crate::job::free_address;
 use crate::ranks::each;
@@ -49,6 +50,20 @@ pub fn function_of(library: PathBuf, function: &CStr) -> *mut c_void {
     };
     assert!(!found.is_null(), "{name:?} has {function:?}");
     found
+}
+
+/// What the stand-in has counted so far in this process.
+pub fn standin_counters() -> Counters {
+    let found = function_of(stand_in(), c"ringtree_standin_counters");
+    let mut counters = Counters::default();
+    // SAFETY: the function is as the stand-in's documentation says.
+    let code = unsafe {
+        let function: extern "C" fn(*mut Counters) -> c_int =
+            std::mem::transmute::<*mut c_void, _>(found);
+        function(&raw mut counters)
+    };
+    assert_eq!(code, 0);
+    counters
 }
 
 /// Runs a test in a process of its own, since a driver is a process's, with settings of the stand-in; on the real driver,

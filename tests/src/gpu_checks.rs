@@ -26,6 +26,25 @@ pub fn bits<T: Sample>(values: &[T]) -> Vec<u64> {
     values.iter().map(|value| value.bits()).collect()
 }
 
+/// All-reduces in which rank 1 has its buffer on the host and the others on GPUs, against those of hosts alone.
+pub fn check_mixed(communicator: &Communicator, counts: &[usize]) {
+    for &count in counts {
+        let mut own = values::<f32>(5, communicator.rank(), count);
+        let mut expected = own.clone();
+        communicator.all_reduce(&mut expected, Op::Sum).expect("an all-reduce");
+        if communicator.rank() == 1 {
+            communicator.all_reduce(&mut own, Op::Sum).expect("on the host");
+        } else {
+            let gpu = Gpu::of(communicator);
+            let mut memory = gpu.memory(communicator, &own);
+            let on = communicator.on(&gpu.stream);
+            drop(on.all_reduce(&mut memory, Op::Sum).expect("on a GPU"));
+            own = gpu.elements(&memory);
+        }
+        assert_eq!(bits(&own), bits(&expected), "{count} on {}", communicator.rank());
+    }
+}
+
 /// A collective on buffers of the host, and the same on a GPU's: in place, if the input is nothing.
 pub fn check<T: Sample>(
     communicator: &Communicator,

@@ -4,7 +4,9 @@
 use ringtree::device::{DeviceCounters, DevicePointer, Stream};
 use ringtree::{Algorithm, Collective, Communicator, Factor, Op, Transports};
 use ringtree_tests::gpu::{Gpu, alone, communicators};
-use ringtree_tests::gpu_checks::{OnGpu, OnHost, bits, check, check_all, check_every_type, values};
+use ringtree_tests::gpu_checks::{
+    OnGpu, OnHost, bits, check, check_all, check_every_type, check_mixed, values,
+};
 use ringtree_tests::ranks::{TRANSPORTS, each};
 
 /// Nothing, one element, an exchange at once, a round, several slices.
@@ -68,23 +70,7 @@ fn every_algorithm_runs_on_gpus() {
 fn hosts_and_gpus_are_ranks_of_one_communicator() {
     alone("hosts_and_gpus_are_ranks_of_one_communicator", &[], || {
         for transports in TRANSPORTS {
-            each(communicators(3, transports), |communicator| {
-                for count in COUNTS {
-                    let mut own = values::<f32>(5, communicator.rank(), count);
-                    let mut expected = own.clone();
-                    communicator.all_reduce(&mut expected, Op::Sum).expect("an all-reduce");
-                    if communicator.rank() == 1 {
-                        communicator.all_reduce(&mut own, Op::Sum).expect("on the host");
-                    } else {
-                        let gpu = Gpu::of(&communicator);
-                        let mut memory = gpu.memory(&communicator, &own);
-                        let on = communicator.on(&gpu.stream);
-                        drop(on.all_reduce(&mut memory, Op::Sum).expect("on a GPU"));
-                        own = gpu.elements(&memory);
-                    }
-                    assert_eq!(bits(&own), bits(&expected), "{count} on {}", communicator.rank());
-                }
-            });
+            each(communicators(3, transports), |communicator| check_mixed(&communicator, &COUNTS));
         }
     });
 }

@@ -1,13 +1,10 @@
 //! Memory of GPUs over RDMA, by the stand-ins for the CUDA driver and for libibverbs: RDMA devices send from it and write
 //! to it themselves, where they and the driver can; elsewhere it goes by slots of the host. The bits are the host's.
 
-use std::ffi::{c_int, c_void};
-
 use ringtree::device::DeviceCounters;
 use ringtree::{Algorithm, Communicator, Op, Settings, Transports};
-use ringtree_cuda_standin::Counters;
-use ringtree_tests::gpu::{Gpu, alone, alone_in, communicators_with, function_of, stand_in};
-use ringtree_tests::gpu_checks::{bits, check_all, check_every_type, values};
+use ringtree_tests::gpu::{Gpu, alone, alone_in, communicators_with, stand_in, standin_counters};
+use ringtree_tests::gpu_checks::{bits, check_all, check_every_type, check_mixed, values};
 use ringtree_tests::ranks::each;
 use ringtree_tests::verbs;
 
@@ -25,16 +22,7 @@ fn over_one_port(settings: &mut Settings) {
 
 /// How often what network adapters have written was flushed, in this process.
 fn flushes() -> u64 {
-    let found = function_of(stand_in(), c"ringtree_standin_counters");
-    let mut counters = Counters::default();
-    // SAFETY: the function is as the stand-in's documentation says.
-    let code = unsafe {
-        let function: extern "C" fn(*mut Counters) -> c_int =
-            std::mem::transmute::<*mut c_void, _>(found);
-        function(&raw mut counters)
-    };
-    assert_eq!(code, 0);
-    counters.remote_write_flushes
+    standin_counters().remote_write_flushes
 }
 
 /// Over all ports, on the stand-ins, whatever GPUs there are: that for libibverbs knows no memory of theirs.
@@ -90,23 +78,7 @@ fn devices_that_refuse_have_it_go_by_slots_with_the_same_bits() {
 #[test]
 fn hosts_and_gpus_are_ranks_of_one_communicator() {
     alone("hosts_and_gpus_are_ranks_of_one_communicator", &[], || {
-        each(communicators_with(3, over_rdma), |communicator| {
-            for count in COUNTS {
-                let mut own = values::<f32>(5, communicator.rank(), count);
-                let mut expected = own.clone();
-                communicator.all_reduce(&mut expected, Op::Sum).expect("an all-reduce");
-                if communicator.rank() == 1 {
-                    communicator.all_reduce(&mut own, Op::Sum).expect("on the host");
-                } else {
-                    let gpu = Gpu::of(&communicator);
-                    let mut memory = gpu.memory(&communicator, &own);
-                    let on = communicator.on(&gpu.stream);
-                    drop(on.all_reduce(&mut memory, Op::Sum).expect("on a GPU"));
-                    own = gpu.elements(&memory);
-                }
-                assert_eq!(bits(&own), bits(&expected), "{count} on {}", communicator.rank());
-            }
-        });
+        each(communicators_with(3, over_rdma), |communicator| check_mixed(&communicator, &COUNTS));
     });
 }
 

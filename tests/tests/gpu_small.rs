@@ -1,7 +1,6 @@
 //! Small calls on GPUs that have been joined: one kernel a rank, by the stand-in for the CUDA driver or on real GPUs
 //! (`tests/src/gpu.rs`), with the bits that the host gives.
 
-use std::ffi::{c_int, c_void};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use ringtree::control::Verdict;
 use ringtree::device::{DeviceCounters, Stream};
 use ringtree::{Communicator, Error, Op, Transports};
 use ringtree_cuda_standin::Counters;
-use ringtree_tests::gpu::{Gpu, alone, driver, function_of};
+use ringtree_tests::gpu::{Gpu, alone, driver, standin_counters};
 use ringtree_tests::gpu_checks::{check_all, check_every_type, values};
 use ringtree_tests::ranks::each;
 
@@ -47,17 +46,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// Copies that the stand-in has made so far, of whatever kind; none on the real driver, which does not tell.
 fn copies() -> u64 {
-    let Some(library) = driver() else { return 0 };
-    let found = function_of(library, c"ringtree_standin_counters");
-    let mut counters = Counters::default();
-    // SAFETY: the function is as the stand-in's documentation says.
-    let code = unsafe {
-        let function: extern "C" fn(*mut Counters) -> c_int =
-            std::mem::transmute::<*mut c_void, _>(found);
-        function(&raw mut counters)
-    };
-    assert_eq!(code, 0);
-    let Counters { host_to_device, device_to_host, same_device, peer, .. } = counters;
+    if driver().is_none() {
+        return 0;
+    }
+    let Counters { host_to_device, device_to_host, same_device, peer, .. } = standin_counters();
     [host_to_device, device_to_host, same_device, peer].iter().map(|copies| copies.count).sum()
 }
 
